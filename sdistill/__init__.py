@@ -1,0 +1,1 @@
+"""sdistill: self-distillation of reasoning models, in JAX."""

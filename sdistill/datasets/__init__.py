@@ -1,0 +1,1 @@
+"""TFDS builders, one folder each, and the Grain pipelines that read them."""

@@ -1,0 +1,114 @@
+"""Grain iterators: deterministic, checkpointable, fed by TFDS data sources or by plain lists."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from sdistill.config import ConfigError
+from sdistill.datasets.signs.builders import SignsCorpus, SignsProblems
+from sdistill.tasks.problem import Problem
+from sdistill.tasks.signs.puzzle import problem_from_text
+from sdistill.text.tokenizer import Tokenizer
+
+# One thread is enough for data in memory, and more of them fight the training step for the cores.
+_IN_MEMORY = grain.ReadOptions(num_threads=1, prefetch_buffer_size=256)
+
+
+def open_corpus(split: str, data_dir: str | Path | None = None) -> list[dict[str, bytes]]:
+    """The pretraining corpus, prepared first if it is not there: a list of {prompt, response}."""
+    return _open(SignsCorpus, split, data_dir)
+
+
+def open_problems(split: str, data_dir: str | Path | None = None) -> list[Problem]:
+    """The puzzles of a split such as `k3_pool`, in their fixed order."""
+    records = _open(SignsProblems, split, data_dir)
+    return [problem_from_text(record["question"].decode()) for record in records]
+
+
+def _open(builder_class: Any, split: str, data_dir: str | Path | None) -> list[dict[str, bytes]]:
+    """Reads a whole split: these data sets are small, and one read at a time costs 15 times more."""
+    builder = builder_class(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    if split not in builder.info.splits:
+        raise ConfigError(f"no split {split!r} in {builder.name}; it has {', '.join(builder.info.splits)}")
+    source = builder.as_data_source(split)
+    return list(source.__getitems__(range(len(source))))
+
+
+class TokenizeExample(grain.transforms.Map):
+    """{prompt, response} texts to next-token arrays, with weight on the response (and its end) only.
+
+    In: "a b" -> "c". Out: tokens `a b c`, targets `b c </s>`, weights `0 1 1`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int):
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+
+    def map(self, element: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Tokenizes one example. Raises ValueError if it is longer than `max_length`."""
+        prompt, response = (
+            text.decode() if isinstance(text, bytes) else text
+            for text in (element["prompt"], element["response"])
+        )
+        start = self._tokenizer.encode(prompt)
+        ids = [*start, *self._tokenizer.encode(response), self._tokenizer.eos_id]
+        if len(ids) - 1 > self._max_length:
+            raise ValueError(
+                f"an example of {len(ids) - 1} tokens does not fit a row of {self._max_length}; "
+                f"raise row_length: {prompt!r} -> {response!r}"
+            )
+        weights = np.arange(1, len(ids)) >= len(start)
+        return {
+            "tokens": np.asarray(ids[:-1], np.int32),
+            "targets": np.asarray(ids[1:], np.int32),
+            "weights": weights.astype(np.float32),
+        }
+
+
+def packed_batches(
+    source: Any, tokenizer: Tokenizer, *, rows: int, row_length: int, seed: int, epochs: int | None
+) -> grain.DatasetIterator:
+    """Batches of `rows` rows of `row_length` tokens, into which whole examples are packed.
+
+    Each batch maps `tokens`, `targets`, `weights`, `segments` (0 is padding, examples count from 1) and
+    `positions` (from 0 in each example) to arrays [rows, row_length]. The order is a function of the
+    seed; `epochs=None` goes on for ever.
+    """
+    examples = (
+        grain.MapDataset.source(source)
+        .shuffle(seed)
+        .repeat(epochs)
+        .map(TokenizeExample(tokenizer, row_length))
+        .to_iter_dataset(_IN_MEMORY)
+    )
+    packed = grain.experimental.FirstFitPackIterDataset(
+        examples,
+        length_struct={name: row_length for name in ("tokens", "targets", "weights")},
+        num_packing_bins=rows,
+    )
+    return iter(packed.map(_rename).batch(rows, drop_remainder=True))
+
+
+def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        "tokens": row["tokens"],
+        "targets": row["targets"],
+        "weights": row["weights"],
+        "segments": row["tokens_segment_ids"],
+        "positions": row["tokens_positions"],
+    }
+
+
+def problem_batches(problems: Sequence[Problem], *, batch: int, seed: int) -> grain.DatasetIterator:
+    """Endless batches of indices into `problems`; all problems once, then all again in a new order.
+
+    A batch may hold the same problem several times if there are few: |D| = 1 is one problem `batch`
+    times, as in the paper.
+    """
+    indices = grain.MapDataset.source(range(len(problems))).shuffle(seed).repeat()
+    return iter(indices.to_iter_dataset(_IN_MEMORY).batch(batch))

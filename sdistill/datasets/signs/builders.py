@@ -1,0 +1,74 @@
+"""TFDS builders of the signs puzzle, stored as `array_record`: no TensorFlow needed.
+
+Everything is generated from a seed; nothing is downloaded. `split_of` keeps the corpus, the training
+pools and the test sets disjoint as problems (same numbers and target).
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from sdistill.tasks.signs.puzzle import all_questions, question, random_question, split_of
+from sdistill.tasks.signs.reasoner import Habits, example
+
+CORPUS_SIZE = {"train": 100_000, "validation": 2_000}
+LARGEST_SET = 1_200  # problems a split holds at most; every pool of three-number puzzles fits
+
+
+class SignsCorpus(tfds.core.GeneratorBasedBuilder):
+    """The Bayesian reasoner's traces, of puzzles of three and four numbers."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=__doc__,
+            features=tfds.features.FeaturesDict(
+                {"prompt": tfds.features.Text(), "response": tfds.features.Text()}
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {name: self._generate_examples(name) for name in CORPUS_SIZE}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
+        seed = list(CORPUS_SIZE).index(split)
+        for index in range(CORPUS_SIZE[split]):
+            prompt, response = example(index, seed, ks=(3, 4), habits=Habits())
+            yield index, {"prompt": prompt, "response": response}
+
+
+class SignsProblems(tfds.core.GeneratorBasedBuilder):
+    """Puzzles in a fixed random order, so that the first n of a pool are nested in its first m > n.
+
+    Splits: `k3_pool`, `k4_pool` to train on; `k3_test`, `k4_test`, `k5_test` never to be trained on.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=__doc__,
+            features=tfds.features.FeaturesDict({"question": tfds.features.Text()}),
+            disable_shuffling=True,  # the order is part of the data: subsets are its prefixes
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {
+            f"k{k}_{split}": self._generate_examples(k, split)
+            for k, split in [(3, "pool"), (4, "pool"), (3, "test"), (4, "test"), (5, "test")]
+        }
+
+    def _generate_examples(self, k: int, split: str) -> Iterator[tuple[int, dict[str, str]]]:
+        rng = random.Random(f"{k}/{split}")
+        if k <= 4:
+            texts = [question(*q) for q in all_questions(k) if split_of(*q) == split]
+        else:  # too many to enumerate quickly; draws are distinct with a set
+            texts = sorted({question(*random_question(k, rng)) for _ in range(LARGEST_SET)})
+        rng.shuffle(texts)
+        for index, text in enumerate(texts[:LARGEST_SET]):
+            yield index, {"question": text}

@@ -1,0 +1,1 @@
+"""One decoder, its configuration and its weights."""

@@ -1,0 +1,1 @@
+"""What a problem is and how an answer to it is judged."""

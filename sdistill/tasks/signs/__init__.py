@@ -1,0 +1,1 @@
+"""The signs puzzle, the embedded default task: put + or - between numbers to reach a target."""

@@ -1,0 +1,115 @@
+"""The puzzle itself: `8 4 7 = 19` asks for the signs that make it true, `+ +`.
+
+Each of the k numbers is 1..9, the first has no sign of its own, and so there are 2^(k-1) candidate
+patterns, of which several may be right. Two problems with the same numbers and target are the same.
+"""
+
+import itertools
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+
+from sdistill.tasks.problem import THINK_END, Problem, Verdict, strip_thinking
+
+SIGNS = ("+", "-")
+BLANK = "_"  # an unrevealed sign in a partial solution
+
+Pattern = tuple[str, ...]
+
+
+def patterns(k: int) -> list[Pattern]:
+    """All 2^(k-1) sign patterns of a puzzle of k numbers."""
+    return list(itertools.product(SIGNS, repeat=k - 1))
+
+
+def evaluate(numbers: Sequence[int], pattern: Pattern) -> int:
+    """Value of the expression. In: (8, 4, 7), ("+", "-"). Out: 5."""
+    total = numbers[0]
+    for sign, number in zip(pattern, numbers[1:], strict=True):
+        total += number if sign == "+" else -number
+    return total
+
+
+def solutions(numbers: Sequence[int], target: int) -> list[Pattern]:
+    """The patterns that reach the target, in the order of `patterns`."""
+    return [p for p in patterns(len(numbers)) if evaluate(numbers, p) == target]
+
+
+def question(numbers: Sequence[int], target: int) -> str:
+    """The text of a puzzle, which is also its identity. Out: `8 4 7 = 19`."""
+    return f"{' '.join(map(str, numbers))} = {target}"
+
+
+def parse_question(text: str) -> tuple[tuple[int, ...], int]:
+    """Inverse of `question`. Raises ValueError, naming the text, if it is not a puzzle."""
+    try:
+        left, right = text.split(" = ")
+        return tuple(int(n) for n in left.split(" ")), int(right)
+    except ValueError as error:
+        raise ValueError(f"not a signs puzzle: {text!r}; expected e.g. '8 4 7 = 19'") from error
+
+
+def make_problem(numbers: Sequence[int], target: int) -> Problem:
+    """The puzzle as a `Problem`. Raises ValueError if no pattern reaches the target."""
+    right = solutions(numbers, target)
+    text = question(numbers, target)
+    if not right:
+        raise ValueError(f"{text!r} has no solution")
+    return Problem(
+        id=text,
+        messages=({"role": "user", "content": text},),
+        answer=" ".join(right[0]),
+        metadata={"k": len(numbers)},
+    )
+
+
+def problem_from_text(text: str) -> Problem:
+    """The `Problem` a stored question stands for."""
+    return make_problem(*parse_question(text))
+
+
+def all_questions(k: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Every solvable puzzle of k numbers, each once, in lexicographic order."""
+    for numbers in itertools.product(range(1, 10), repeat=k):
+        for target in sorted({evaluate(numbers, p) for p in patterns(k)}):
+            yield numbers, target
+
+
+def random_question(k: int, rng: random.Random) -> tuple[tuple[int, ...], int]:
+    """A solvable puzzle: numbers uniform, target reached by a uniform pattern."""
+    numbers = tuple(rng.randint(1, 9) for _ in range(k))
+    return numbers, evaluate(numbers, tuple(rng.choice(SIGNS) for _ in range(k - 1)))
+
+
+def split_of(numbers: Sequence[int], target: int) -> str:
+    """Which split owns a puzzle: `corpus`, `pool` (training on-policy) or `test`.
+
+    A hash of the problem decides, so the splits are disjoint by construction, whoever draws the
+    puzzles and in whatever order. There are few puzzles of three numbers (about 2,600), which is why
+    the shares differ with k; those of five or more belong to no training split.
+    """
+    bucket = zlib.crc32(question(numbers, target).encode()) % 100
+    if len(numbers) > 4:
+        return "test"
+    corpus, pool = (45, 85) if len(numbers) == 3 else (80, 90)
+    return "corpus" if bucket < corpus else "pool" if bucket < pool else "test"
+
+
+class SignsTask:
+    """Verifies by evaluating the expression that the response ends with."""
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """A response is right if what follows its `</think>` is a pattern that hits the target.
+
+        No `</think>`, anything but k-1 signs after it, or a wrong value: not correct. The feedback
+        says which.
+        """
+        numbers, target = parse_question(problem.id)
+        if THINK_END not in response:
+            return Verdict(False, None, "no final answer")
+        answer = strip_thinking(response)
+        signs = tuple(answer.split())
+        if len(signs) != len(numbers) - 1 or any(sign not in SIGNS for sign in signs):
+            return Verdict(False, answer, f"not {len(numbers) - 1} signs")
+        value = evaluate(numbers, signs)
+        return Verdict(value == target, answer, "" if value == target else f"gives {value}")

@@ -1,0 +1,77 @@
+"""Tokenizers behind one small protocol; here SentencePiece."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+SIGNS_TOKENIZER = Path(__file__).parent / "assets" / "signs.model"
+"""The shipped tokenizer of the signs puzzle; `configs/signs/tokenizer.py` makes it."""
+
+
+class Tokenizer(Protocol):
+    """What the rest of the code needs of a tokenizer."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with no special token added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; padding and end-of-sequence are dropped."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model. Text it cannot represent is an error, never an unknown token."""
+
+    def __init__(self, path: str | Path):
+        """Loads a `.model` file; FileNotFoundError says how to make the shipped one."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"no SentencePiece model at {path}; the signs puzzle's is made by "
+                "`python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py`"
+            )
+        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.vocab_size: int = self._processor.vocab_size()
+        self.pad_id: int = self._processor.pad_id()
+        self.eos_id: int = self._processor.eos_id()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Raises ValueError that quotes the first word outside the vocabulary."""
+        ids: list[int] = self._processor.encode(text)
+        if self._processor.unk_id() in ids:
+            unknown = next(w for w in text.split() if self._processor.unk_id() in self._processor.encode(w))
+            raise ValueError(f"word {unknown!r} of {text!r} is not in the tokenizer's vocabulary")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; control tokens (padding, end of sequence) decode to nothing."""
+        return str(self._processor.decode([int(i) for i in ids]))
+
+
+def train_word_model(words: Iterable[str], prefix: str | Path) -> None:
+    """Writes `{prefix}.model`: a SentencePiece `word` model with exactly these words.
+
+    Ids 0, 1, 2 are padding, unknown and end of sequence; the words follow in order of frequency,
+    which is equal, and so alphabetically.
+    """
+    words = list(words)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words),
+        model_prefix=str(prefix),
+        model_type="word",
+        vocab_size=len(words) + 3,
+        normalization_rule_name="identity",
+        character_coverage=1.0,
+        pad_id=0,
+        unk_id=1,
+        eos_id=2,
+        bos_id=-1,
+        minloglevel=1,
+    )
+    Path(f"{prefix}.vocab").unlink()

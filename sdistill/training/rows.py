@@ -1,0 +1,70 @@
+"""How prompts and responses become the fixed-shape arrays of a training step."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sdistill.models.decoder import Decoder, causal_mask
+
+
+class Rows(NamedTuple):
+    """Sequences of P prompt and T response columns.
+
+    Prompts end at column P, responses begin there, and so the prediction of response token t is always
+    at column P - 1 + t. Student and teacher rows of one batch differ in P and share the response columns.
+
+    Attributes:
+      tokens: Ids; padding is 0.
+      positions: Position of each token in its own sequence; 0 on padding.
+      segments: 1 on tokens, 0 on padding, which `causal_mask` hides.
+      response_mask: 1.0 on response tokens (the end token included), 0.0 after.
+    """
+
+    tokens: Int[Array, "B P+T"]
+    positions: Int[Array, "B P+T"]
+    segments: Int[Array, "B P+T"]
+    response_mask: Float[Array, "B T"]
+
+
+def layout(
+    prompts: Sequence[Sequence[int]],
+    responses: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, " B"],
+    max_prompt: int,
+) -> Rows:
+    """Lays out B prompts and their responses (of which the first `lengths` tokens count).
+
+    Raises:
+      ValueError: if a prompt is empty or longer than `max_prompt`.
+    """
+    batch, response_length = responses.shape
+    tokens = np.zeros((batch, max_prompt + response_length), np.int32)
+    segments = np.zeros_like(tokens)
+    starts = np.empty(batch, np.int32)
+    for row, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= max_prompt:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; it must have 1 to {max_prompt} "
+                "(raise max_prompt or max_teacher_prompt)"
+            )
+        starts[row] = max_prompt - len(prompt)
+        tokens[row, starts[row] : max_prompt] = prompt
+        segments[row, starts[row] : max_prompt + lengths[row]] = 1
+    mask = np.arange(response_length) < lengths[:, None]
+    tokens[:, max_prompt:] = np.where(mask, responses, 0)
+    positions = (np.arange(tokens.shape[1]) - starts[:, None]) * segments
+    return Rows(tokens, positions.astype(np.int32), segments, mask.astype(np.float32))
+
+
+def response_hidden(model: Decoder, rows: Rows) -> Float[Array, "B T D"]:
+    """Hidden states that predict the response tokens."""
+    hidden, _ = model(rows.tokens, rows.positions, causal_mask(rows.segments))
+    response_length = rows.response_mask.shape[1]
+    return hidden[:, -response_length - 1 : -1]
+
+
+def response_ids(rows: Rows) -> Int[Array, "B T"]:
+    """The response columns."""
+    return rows.tokens[:, -rows.response_mask.shape[1] :]
