@@ -2,9 +2,9 @@
 
     python -m sdistill.report DIR     # writes DIR/report.html and prints the tables
 
-The page needs nothing but itself: style and figures are inside, no script, no request. Whatever comes
-from a run (responses, settings) is escaped. A run that was interrupted is reported as far as it got,
-and what is missing is named.
+The page needs nothing but itself: style and figures are inside, no script, no request. Whatever
+comes from a run (responses, settings) is escaped. A run that was interrupted is reported as far as
+it got, and what is missing is named.
 """
 
 import argparse
@@ -13,11 +13,13 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -38,12 +40,13 @@ from sdistill.analysis.claims import (
     name,
 )
 
-KEYS = frozenset("section condition seed step dataset metric value n ci_low ci_high".split())
-STYLE = Path(__file__).parent / "assets" / "report.css"
+KEYS = {"section", "condition", "seed", "step", "dataset", "metric", "value", "n", "ci_low", "ci_high"}
+ASSETS = Path(__file__).parent / "assets"
 EPISTEMIC = re.compile(
     r"\b(wait|hmm|perhaps|maybe|actually|alternatively|seems|might|likely|check)\b", re.IGNORECASE
 )
-DIGITS = {"length": 1, "words": 2, "words_substring": 2, "bits_per_response": 2}  # others 3
+DIGITS = {"accuracy": 3, "length": 1, "words": 2, "words_substring": 2, "bits_per_response": 2}
+TERMINAL = {"condition", "data", *DIGITS} - {"words_substring"}
 ORDER = ("accuracy", "pass@", "maj@", "length", "words", "words_substring", "finished", "bits_per")
 EXPECTED = {
     "richness": list(figures.CONTEXT_MARKS),
@@ -71,7 +74,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; rows hold text and `Cell`s and are as long as `columns`."""
+    """A titled table; rows hold text (conditions by their key) and `Cell`s, one for each column."""
 
     title: str
     columns: list[str]
@@ -130,7 +133,7 @@ def _rank(metric: str) -> tuple[int, str]:
 
 
 def _condition_rank(condition: str) -> tuple[int, str, int]:
-    """Known conditions in the paper's order, then runs of the coverage section by method and |D|."""
+    """Known conditions in the paper's order, then those of the coverage section by |D|."""
     known = list(NAMES)
     method, _, size = condition.partition("_")
     rank = known.index(condition) if condition in known else len(known)
@@ -144,62 +147,49 @@ def _cell(r: Record | None) -> str | Cell:
     return Cell(r["value"], r["ci_low"], r["ci_high"], digits)
 
 
-def _tabulate(title: str, records: Sequence[Record], lead: str, all_seeds: list[int]) -> Table:
-    """One row for each condition, opponent, data set and seed, at its last step; a column a metric.
-
-    `lead` names the column of what is subtracted, empty for values.
-    """
-    rows: dict[tuple[Any, ...], dict[str, Record]] = {}
+def _tabulate(title: str, records: Sequence[Record], all_seeds: list[int]) -> Table:
+    """One row for each condition, data set and seed, at its last step; a column for each metric."""
+    rows: dict[tuple[str, str, str], dict[str, Record]] = {}
     for r in records:
-        metric, _, other = r["metric"].partition("_minus:")
-        row = rows.setdefault((r["condition"], other, r["dataset"], r["seed"]), {})
+        row = rows.setdefault((r["condition"], r["dataset"], str(r["seed"])), {})
+        metric = r["metric"].partition("_minus:")[0]
         if metric not in row or r["step"] >= row[metric]["step"]:
             row[metric] = r
     metrics = sorted({metric for row in rows.values() for metric in row}, key=_rank)
     body: list[list[str | Cell]] = []
-    for key in sorted(rows, key=lambda k: (_condition_rank(k[0]), k[2], k[1], str(k[3]))):
-        condition, other, dataset, seed = key
-        row = rows[key]
-        step = max(r["step"] for r in row.values())
-        current = {m: r for m, r in row.items() if r["step"] == step}
-        seeds = ", ".join(map(str, all_seeds)) if seed == POOLED else str(seed)
-        body.append(
-            [
-                name(condition),
-                *([name(other)] if lead else []),
-                dataset,
-                str(step),
-                *(_cell(current.get(m)) for m in metrics),
-                str(max(r["n"] for r in current.values())),
-                seeds,
-            ]
-        )
-    columns = ["condition", *([lead] if lead else []), "data", "step", *metrics, "n", "seeds"]
-    return Table(title, columns, body)
+    for key in sorted(rows, key=lambda k: (_condition_rank(k[0]), k)):
+        condition, dataset, seed = key
+        step = max(r["step"] for r in rows[key].values())
+        row = {m: r for m, r in rows[key].items() if r["step"] == step}
+        cells = [_cell(row.get(m)) for m in metrics]
+        n = str(max(r["n"] for r in row.values()))
+        seeds = ", ".join(map(str, all_seeds)) or seed if seed == POOLED else seed
+        body.append([condition, dataset, str(step), *cells, n, seeds])
+    return Table(title, ["condition", "data", "step", *metrics, "n", "seeds"], body)
 
 
 def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
     """The tables of one section: values, paired differences, training metrics; each if it has rows.
 
-    Rows are pooled over seeds. A section that was interrupted before pooling shows single seeds.
+    Rows are pooled over seeds; what was not pooled (training metrics, a condition that was
+    interrupted) is shown seed by seed.
     """
     mine = [r for r in records if r["section"] == section]
-    groups: dict[str, list[Record]] = {"values": [], "differences": [], "training": []}
+    groups: dict[str, list[Record]] = {"Values at the last step": []}
     for r in mine:
-        paired = "_minus:" in r["metric"]
-        kind = "training" if r["dataset"] == "train" else "differences" if paired else "values"
-        groups[kind].append(r)
-    titles = {
-        "values": ("Values at the last step", ""),
-        "differences": ("Differences, paired by problem", "minus"),
-        "training": ("Training metrics at the last step", ""),
-    }
+        title = "Values at the last step"
+        if r["dataset"] == "train":
+            title = "Training metrics at the last step"
+        elif other := r["metric"].partition("_minus:")[2]:
+            title = f"Minus {name(other)}, paired by problem"
+        groups.setdefault(title, []).append(r)
     tables = []
-    for kind, rows in groups.items():
-        pooled = [r for r in rows if r["seed"] == POOLED]
-        title, lead = titles[kind]
-        if rows:
-            tables.append(_tabulate(title, pooled or rows, lead, integer_seeds(mine)))
+    for title in sorted(groups, key=lambda t: (t.startswith("Training"), not t.startswith("Values"))):
+        rows = groups[title]
+        pooled = {r["condition"] for r in rows if r["seed"] == POOLED}
+        shown = [r for r in rows if r["seed"] == POOLED or r["condition"] not in pooled]
+        if shown:
+            tables.append(_tabulate(title, shown, integer_seeds(mine)))
     return tables
 
 
@@ -208,21 +198,29 @@ def _number(value: float | None, digits: int, sign: str = "-") -> str:
 
 
 def print_section(section: str, records: Sequence[Record], console: Console) -> None:
-    """Prints the tables of one section; ± is half the width of the interval."""
+    """Prints what matters most of one section: values and differences, ± half the interval."""
     for table in section_tables(section, records):
-        shown = RichTable(title=f"{SECTIONS[section]}: {table.title.lower()}", title_justify="left")
-        numeric = {i for row in table.rows for i, cell in enumerate(row) if isinstance(cell, Cell)}
-        for i, column in enumerate(table.columns):
-            shown.add_column(Text(column), justify="right" if i in numeric else "left")
+        kept = [i for i, c in enumerate(table.columns) if c in TERMINAL]
+        if not any(table.columns[i] in DIGITS for i in kept):
+            continue
+        shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for i in kept:
+            numeric = any(isinstance(row[i], Cell) for row in table.rows)
+            header = table.columns[i].replace("_per_", "\nper ")
+            shown.add_column(header, justify="right" if numeric else "left", no_wrap=True)
         for row in table.rows:
-            texts = []
-            for cell in row:
-                text = cell if isinstance(cell, str) else _number(cell.value, cell.digits)
-                if isinstance(cell, Cell) and cell.low is not None and cell.high is not None:
-                    text += " ±" + _number((cell.high - cell.low) / 2, cell.digits)
-                texts.append(Text(text))
-            shown.add_row(*texts)
+            shown.add_row(*(_terminal(row[i]) for i in kept))
+        console.print(Text(f"\n{SECTIONS[section]}: {table.title[0].lower()}{table.title[1:]}", style="bold"))
         console.print(shown)
+
+
+def _terminal(cell: str | Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(cell)
+    text = _number(cell.value, cell.digits)
+    if cell.low is not None and cell.high is not None:
+        text += " ±" + _number((cell.high - cell.low) / 2, cell.digits)
+    return Text(text)
 
 
 def print_tables(records: Sequence[Record], console: Console | None = None) -> None:
@@ -231,9 +229,11 @@ def print_tables(records: Sequence[Record], console: Console | None = None) -> N
     for section in SECTIONS:
         print_section(section, records, console)
     colours = {Outcome.REPRODUCED: "green", Outcome.NOT_REPRODUCED: "red"}
-    verdicts = RichTable("claim of the paper", "verdict", title="Claims", title_justify="left")
-    for claim in judge(records):
+    verdicts = RichTable("claim of the paper", "verdict", box=box.SIMPLE_HEAD, show_edge=False)
+    claims = judge(records)
+    for claim in claims:
         verdicts.add_row(Text(claim.text), Text(claim.outcome, colours.get(claim.outcome, "")))
+    console.print(Text(f"\n{summary(claims).partition('. ')[0]}", style="bold"))
     console.print(verdicts)
 
 
@@ -259,7 +259,7 @@ def summary(claims: Sequence[Claim]) -> str:
     if not measured:
         return "Nothing that the paper claims was measured in this run."
     held = len(texts[Outcome.REPRODUCED])
-    sentences = [f"On this run {held} of {measured} directions that the paper reports reproduced."]
+    sentences = [f"On this run {held} of {measured} measured directions of the paper were reproduced."]
     for outcome in (Outcome.NOT_REPRODUCED, Outcome.INCONCLUSIVE, Outcome.NOT_MEASURED):
         if texts[outcome]:
             label = outcome.capitalize()
@@ -277,7 +277,8 @@ def _evidence(e: Evidence) -> str:
     more = [] if e.paired else ["not paired"]
     if len(e.seeds) > 1:
         more.append("by seed " + ", ".join(_number(v, digits, "+") for v in e.seeds))
-    return f"{_esc(text)}<b>{figure}</b> <small>{'; '.join(more)}</small>"
+    remark = f"<small>({'; '.join(more)})</small>" if more else ""
+    return f"{_esc(text)}<b>{figure}</b> {remark}"
 
 
 def _claims_table(claims: Sequence[Claim]) -> str:
@@ -291,8 +292,8 @@ def _claims_table(claims: Sequence[Claim]) -> str:
         lines += [f'<li class="also">{_evidence(e)}</li>' for e in claim.also]
         note = f'<p class="note">{_esc(claim.note)}</p>' if claim.note else ""
         rows.append(
-            f"<tr><td>{_esc(claim.text)}</td><td>{_badge(claim.outcome)}</td>"
-            f"<td><ul>{''.join(lines)}</ul>{note}</td></tr>"
+            f"<tr><td>{_esc(claim.text[0].upper() + claim.text[1:])}</td>"
+            f"<td>{_badge(claim.outcome)}</td><td><ul>{''.join(lines)}</ul>{note}</td></tr>"
         )
     head = "<tr><th>The paper's claim</th><th>Verdict</th><th>Rests on (95 % interval)</th></tr>"
     return f'<table class="claims"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
@@ -303,16 +304,16 @@ def _badge(text: str) -> str:
 
 
 def _html_table(table: Table) -> str:
-    def td(cell: str | Cell) -> str:
+    def td(column: str, cell: str | Cell) -> str:
         if isinstance(cell, str):
-            return f"<td>{_esc(cell)}</td>"
+            text = name(cell) if column == "condition" else cell
+            return f"<td>{_esc(text)}</td>"
         interval = _interval(cell.low, cell.high, cell.digits)
-        return (
-            f'<td class="number">{_number(cell.value, cell.digits)}<small>{interval}</small></td>'
-        )
+        return f'<td class="number">{_number(cell.value, cell.digits)}<small>{interval}</small></td>'
 
     head = "".join(f"<th>{_esc(column)}</th>" for column in table.columns)
-    body = "".join(f"<tr>{''.join(map(td, row))}</tr>" for row in table.rows)
+    rows = ("".join(map(td, table.columns, row)) for row in table.rows)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
         f'<h3>{_esc(table.title)}</h3><div class="scroll"><table class="data">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -342,7 +343,7 @@ def _section(number: int, section: str, records: Sequence[Record]) -> str:
 
 
 def highlight(text: str) -> str:
-    """Text as HTML with its epistemic words marked. In: `wait <b>`. Out: `<mark>wait</mark> &lt;b&gt;`."""
+    """HTML with epistemic words marked. In: `wait <b>`. Out: `<mark>wait</mark> &lt;b&gt;`."""
     pieces = EPISTEMIC.split(text)  # odd pieces are the words
     return "".join(f"<mark>{_esc(p)}</mark>" if i % 2 else _esc(p) for i, p in enumerate(pieces))
 
@@ -407,45 +408,21 @@ def _json_block(path: Path, title: str) -> str:
     return f"<details><summary>{title}</summary><pre>{_esc(text)}</pre></details>"
 
 
-READING = f"""<p class="note">A direction is <i>reproduced</i> if the 95 % interval of the difference
-lies wholly on the claimed side of zero, <i>not reproduced</i> if wholly on the other, else
-<i>inconclusive</i>. Claims of no loss allow {MARGIN} of accuracy. Intervals are over problems, stratified
-by seed, so they do not show how much another seed would differ: the figures by seed do. Nothing is
-corrected for the number of claims. Trained runs are judged at their last step. Indented lines did not
-enter the verdict. Data: k3 unseen problems of the trained difficulty, k4 harder ones, never trained on.
-</p>"""
-
-BUILT_IN = """<section><h2>What is built in, and what is measured</h2>
-<p><b>Built in</b>, by the corpus that the base model of the signs puzzle learned from: confident words
-go with few open candidates; a solved trace in the context is not verified again, a bare answer is
-verified once. That a richer context makes this base shorter and surer is therefore a check of the
-instrument, not a finding.</p>
-<p><b>Measured</b>: everything that training does afterwards. What happens to accuracy, length and
-uncertainty words, on trained, unseen and harder problems, after SFT on guided responses, after SDPO,
-after GRPO and as |D| grows was put in nowhere.</p></section>"""
-
-
-def _page(run_dir: Path, records: Sequence[Record]) -> Iterable[str]:
+def _page(run_dir: Path, records: Sequence[Record]) -> str:
     claims = judge(records)
-    title = "Why does self-distillation degrade reasoning? One run, claim by claim"
-    seeds = ", ".join(map(str, integer_seeds(records))) or "none"
-    yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield '<meta name="color-scheme" content="light dark">'
-    yield f"<title>{title}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
-    yield f'<body><main><h1>{title}</h1><p class="summary">{_esc(summary(claims))}</p>'
-    yield f'<p class="note">Run {_esc(run_dir.resolve().name)}, seeds {seeds}.</p>'
-    yield f"<section><h2>Claims</h2>{_claims_table(claims)}{READING}</section>"
-    for number, section in enumerate(SECTIONS, 1):
-        yield _section(number, section, records)
-    yield '<section id="traces"><h2>Sample traces</h2><p class="note">Chosen by position, not by'
-    yield " outcome: the first problems that all conditions have. <mark>Epistemic words</mark> are"
-    yield " marked.</p>"
-    yield from (_trace_group(run_dir, section) for section in TRACES)
-    yield f"</section>{BUILT_IN}<section><h2>Settings and versions</h2>"
-    yield _json_block(run_dir / "config.json", "Settings")
-    yield _json_block(run_dir / "environment.json", "Versions, devices, seeds")
-    yield "</section></main></body></html>\n"
+    sections = [_section(i, section, records) for i, section in enumerate(SECTIONS, 1)]
+    settings = (("config.json", "Settings"), ("environment.json", "Versions, devices, seeds"))
+    return Template((ASSETS / "report.html").read_text(encoding="utf-8")).substitute(
+        run=_esc(run_dir.resolve().name),
+        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
+        summary=_esc(summary(claims)),
+        seeds=", ".join(map(str, integer_seeds(records))) or "none",
+        claims=_claims_table(claims),
+        margin=MARGIN,
+        sections="\n".join(sections),
+        traces="\n".join(_trace_group(run_dir, section) for section in TRACES),
+        settings="\n".join(_json_block(run_dir / file, title) for file, title in settings),
+    )
 
 
 def write_report(run_dir: Path) -> Path:
@@ -454,7 +431,7 @@ def write_report(run_dir: Path) -> Path:
     Raises:
       FileNotFoundError, ValueError: as `read_records`.
     """
-    page = "\n".join(_page(run_dir, read_records(run_dir)))
+    page = _page(run_dir, read_records(run_dir))
     path = run_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path

@@ -132,9 +132,15 @@ def select(
     seed: Seed = POOLED,
 ) -> list[Record]:
     """The records of one curve that have a value, by step; of several for a step the last one."""
-    wanted = (section, condition, dataset, metric, seed)
-    keys = ("section", "condition", "dataset", "metric", "seed")
-    found = {r["step"]: r for r in records if tuple(r[key] for key in keys) == wanted}
+    found = {
+        r["step"]: r
+        for r in records
+        if r["metric"] == metric
+        and r["condition"] == condition
+        and r["dataset"] == dataset
+        and r["seed"] == seed
+        and r["section"] == section
+    }
     return [found[step] for step in sorted(found) if found[step]["value"] is not None]
 
 
@@ -169,9 +175,7 @@ def _minus(left: Record, right: Record) -> tuple[float, float | None, float | No
     return value, value - below, value + above
 
 
-def _difference(
-    records: Sequence[Record], c: Comparison, seed: Seed, step: int | None
-) -> Evidence | None:
+def _difference(records: Sequence[Record], c: Comparison, seed: Seed, step: int | None) -> Evidence | None:
     """`difference` for one seed, at `step` or the last one measured."""
     trains = c.section in ("on_policy", "coverage")  # where nothing differs yet at step 0
 
@@ -203,9 +207,7 @@ def _difference(
     return None if s is None else Evidence(c, *_minus(left[s], right[s]), s, paired=False)
 
 
-def difference(
-    records: Sequence[Record], comparison: Comparison, step: int | None = None
-) -> Evidence | None:
+def difference(records: Sequence[Record], comparison: Comparison, step: int | None = None) -> Evidence | None:
     """The measured difference, pooled over seeds, and that of every seed.
 
     A paired difference is taken if the run recorded one, in either order; otherwise the two values
@@ -266,7 +268,7 @@ def _compare(text: str, *deciding: Comparison, also: tuple[Comparison, ...] = ()
         notes = []
         if found and len(found) < len(deciding):
             notes.append(f"Only {len(found)} of {len(deciding)} comparisons were measured.")
-        if any(c.claimed == "not below" for c in deciding):
+        if found and any(c.claimed == "not below" for c in deciding):
             notes.append(f"Up to {MARGIN} below counts as level.")
         outcome = _together([decide(e) for e in found])
         section = deciding[0].section

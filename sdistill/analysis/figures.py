@@ -65,7 +65,7 @@ UNITS = {
     "length": "length (tokens)",
     "words": "epistemic words per response",
 }
-PLACES = {"walk": "", "trained": "trained problems", "k3": "unseen", "k4": "harder (OOD)"}
+PLACES = {"walk": "", "trained": "trained on", "k3": "unseen", "k4": "harder (OOD)"}
 Line = tuple[str, str, str]  # colour, marker, dash
 
 CONTEXT_MARKS = {
@@ -126,6 +126,8 @@ def _legend(figure: Figure, columns: int) -> None:
 
 def _title(axes: Axes, metric: str, dataset: str) -> None:
     axes.set_title(", ".join(filter(None, (UNITS[metric], PLACES[dataset]))))
+    if metric != "accuracy":
+        axes.set_ylim(bottom=0)  # lengths and counts are compared as ratios
     if not axes.has_data():
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
         axes.set_xticks([])
@@ -168,7 +170,6 @@ def richness(records: Sequence[Record]) -> Figure:
         if path:
             axes.plot(*zip(*path, strict=True), color=GREY, linewidth=1, zorder=1)
         axes.set_xlabel("measured bits per response")
-        axes.set_ylim(bottom=0)
         _title(axes, metric, "walk")
     _legend(figure, 3)
     return figure
@@ -225,6 +226,14 @@ def _curve(axes: Axes, rows: Sequence[Record], line: Line, label: str) -> None:
     )
 
 
+def _same_scale(panels: Sequence[Axes]) -> None:
+    """One vertical scale for panels that are compared with each other."""
+    limits = [axes.get_ylim() for axes in panels if axes.has_data()]
+    for axes in panels:
+        if axes.has_data():
+            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
 def _baseline(axes: Axes, rows: Sequence[Record]) -> None:
     if rows:
         axes.axhline(rows[0]["value"], color=GREY, linestyle="--", linewidth=1.3, label="base")
@@ -275,9 +284,8 @@ def coverage(records: Sequence[Record]) -> Figure:
             axes.set_xlabel("training step")
             _title(axes, metric, dataset)
             axes.set_title(f"{method.upper()}: {axes.get_title('left')}", fontsize=9)
-        accuracy = [axes for axes, cell in zip(row, cells, strict=True) if cell[0] == "accuracy"]
-        for axes in accuracy[1:]:
-            axes.sharey(accuracy[0])
+    _same_scale([axes for axes, cell in zip(panels, cells * 2, strict=True) if cell[0] == "accuracy"])
+    _same_scale([axes for axes, cell in zip(panels, cells * 2, strict=True) if cell[0] == "length"])
     _legend(figure, 6)
     return figure
 

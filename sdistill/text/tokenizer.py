@@ -50,8 +50,8 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens (padding, end of sequence) decode to nothing."""
-        return str(self._processor.decode([int(i) for i in ids]))
+        """Text of ids; control tokens, and the spare rows of a model's embedding, decode to nothing."""
+        return str(self._processor.decode([int(i) for i in ids if i < self.vocab_size]))
 
 
 def train_word_model(words: Iterable[str], prefix: str | Path) -> None:

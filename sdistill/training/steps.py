@@ -10,15 +10,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import bind, causal_mask
 from sdistill.models.scoring import score_tokens
+from sdistill.training.objectives import (
+    GRPOConfig,
+    Metrics,
+    OnPolicyBatch,
+    SDPOConfig,
+    grpo_loss,
+    masked_sum,
+    sdpo_loss,
+)
 from sdistill.training.optimizer import OptimizerConfig, make_optimizer
 from sdistill.training.state import TrainState, apply_gradients
-
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class PackedBatch(NamedTuple):
@@ -31,25 +39,69 @@ class PackedBatch(NamedTuple):
     positions: Int[Array, "B S"]
 
 
-def masked_sum(values: Float[Array, "..."], mask: Float[Array, "..."]) -> tuple[jax.Array, jax.Array]:
-    """A metric: the sum of the values where the mask is set, and how many there are."""
-    return jnp.sum(jnp.where(mask > 0, values, 0.0)), jnp.sum(mask)
+def cross_entropy_loss(
+    params: nnx.State, batch: PackedBatch, *, model: ModelConfig, chunk: int
+) -> tuple[Float[Array, ""], Metrics]:
+    """Mean cross-entropy over the tokens with weight, in nats."""
+    decoder = bind(model, params)
+    hidden, _ = decoder(batch.tokens, batch.positions, causal_mask(batch.segments))
+    scores = score_tokens(hidden, decoder.head(), batch.targets, chunk=chunk)
+    total, count = masked_sum(-scores.log_prob_BT, batch.weights)
+    metrics = {"loss": (total, count), "entropy": masked_sum(scores.entropy_BT, batch.weights)}
+    return total / jnp.maximum(count, 1.0), metrics
 
 
 def cross_entropy_step(
     state: TrainState, batch: PackedBatch, *, model: ModelConfig, optimizer: OptimizerConfig, chunk: int
 ) -> tuple[TrainState, Metrics]:
-    """Pretraining and SFT: mean cross-entropy over the tokens with weight, in nats."""
+    """One step of pretraining or SFT."""
+    loss = functools.partial(cross_entropy_loss, batch=batch, model=model, chunk=chunk)
+    return _update(state, loss, optimizer)
 
-    def loss_function(params: Any) -> tuple[jax.Array, Metrics]:
-        decoder = bind(model, params)
-        hidden, _ = decoder(batch.tokens, batch.positions, causal_mask(batch.segments))
-        scores = score_tokens(hidden, decoder.head(), batch.targets, chunk=chunk)
-        total, count = masked_sum(-scores.log_prob_BT, batch.weights)
-        metrics = {"loss": (total, count), "entropy": masked_sum(scores.entropy_BT, batch.weights)}
-        return total / jnp.maximum(count, 1.0), metrics
 
-    gradients, metrics = jax.grad(loss_function, has_aux=True)(state.params)
+def sdpo_step(
+    state: TrainState,
+    teacher: nnx.State | None,
+    batch: OnPolicyBatch,
+    *,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    config: SDPOConfig,
+    temperature: float,
+    chunk: int,
+) -> tuple[TrainState, Metrics]:
+    """One step of SDPO."""
+
+    def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
+        return sdpo_loss(
+            params, teacher, batch, model=model, config=config, temperature=temperature, chunk=chunk
+        )
+
+    return _update(state, loss, optimizer)
+
+
+def grpo_step(
+    state: TrainState,
+    batch: OnPolicyBatch,
+    *,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    config: GRPOConfig,
+    temperature: float,
+    chunk: int,
+) -> tuple[TrainState, Metrics]:
+    """One step of GRPO."""
+
+    def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
+        return grpo_loss(params, batch, model=model, config=config, temperature=temperature, chunk=chunk)
+
+    return _update(state, loss, optimizer)
+
+
+def _update(
+    state: TrainState, loss: Callable[[nnx.State], tuple[jax.Array, Metrics]], optimizer: OptimizerConfig
+) -> tuple[TrainState, Metrics]:
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
     metrics["gradient_norm"] = (optax.global_norm(gradients), jnp.ones(()))
     return apply_gradients(state, gradients, make_optimizer(optimizer)), metrics
 

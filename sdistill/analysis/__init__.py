@@ -1,0 +1,1 @@
+"""What is measured on responses, and how sure the figures are."""

@@ -1,0 +1,43 @@
+"""Epistemic words: how often a response verbalises uncertainty (arXiv 2603.24472, released list)."""
+
+import re
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sdistill.text.tokenizer import Tokenizer
+
+WORDS = (
+    "wait",
+    "hmm",
+    "perhaps",
+    "maybe",
+    "actually",
+    "alternatively",
+    "seems",
+    "might",
+    "likely",
+    "check",
+)
+_WHOLE = re.compile(rf"\b(?:{'|'.join(WORDS)})\b")
+
+
+def count_words(text: str) -> int:
+    """Occurrences as whole words, in any case."""
+    return len(_WHOLE.findall(text.lower()))
+
+
+def count_substrings(text: str) -> int:
+    """Occurrences anywhere, as the paper's code counts: "unlikely" is one, "checking" is one."""
+    lowered = text.lower()
+    return sum(lowered.count(word) for word in WORDS)
+
+
+def token_mask(tokenizer: Tokenizer, ids: Int[np.ndarray, "B T"]) -> Float[np.ndarray, "B T"]:
+    """1 where a token alone holds an epistemic word.
+
+    Words that a tokenizer splits over several tokens are not found; the puzzle's are all single.
+    """
+    unique, inverse = np.unique(ids, return_inverse=True)
+    marked = np.asarray([count_words(tokenizer.decode([int(i)])) > 0 for i in unique], np.float32)
+    return marked[inverse].reshape(ids.shape)

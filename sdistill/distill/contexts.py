@@ -1,0 +1,125 @@
+"""What the teacher is shown besides the problem, as text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sdistill.config import require
+from sdistill.tasks.problem import Problem, strip_thinking
+
+Kind = Literal["solution", "answer", "partial", "other_problem"]
+
+BLANK = "_"  # stands for a word of the solution that is not revealed
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """The teacher's context.
+
+    Attributes:
+      kind: `solution`: a correct response, thinking included (c = s). `answer`: the same with its
+        thinking removed (c = s∖think). `partial`: the first words of that, the others blank.
+        `other_problem`: another problem with a correct response to it.
+      fraction: Share of the words that `partial` reveals, rounded up; for no other kind.
+      template: The teacher's user turn, from `{prompt}` and `{solution}`.
+      example_template: What comes before the prompt for `other_problem`, from `{example}`, the other
+        problem already in `template`, and `{prompt}`.
+    """
+
+    kind: Kind
+    fraction: float | None = None
+    template: str = "{prompt} solution {solution}"
+    example_template: str = "{example} ; {prompt}"
+
+    def __post_init__(self) -> None:
+        require(
+            (self.kind == "partial") == (self.fraction is not None),
+            f"fraction={self.fraction} goes with kind='partial' and only with it",
+        )
+        require(
+            self.fraction is None or 0 <= self.fraction <= 1, f"fraction={self.fraction} must be 0 to 1"
+        )
+        require(
+            "{prompt}" in self.template and "{solution}" in self.template,
+            f"template={self.template!r} must contain {{prompt}} and {{solution}}",
+        )
+
+
+def first_other_success(correct: Sequence[bool], own: int) -> int | None:
+    """Index of the group's first success that is not one's own; None if there is none.
+
+    In: [False, True, True]. Out: 1 for own = 0, 2 for own = 1, 1 for own = 2. A lone success has no
+    teacher, as in the released code.
+    """
+    return next((i for i, success in enumerate(correct) if success and i != own), None)
+
+
+def demonstration(config: ContextConfig, response: str) -> str:
+    """The part of a correct response that the teacher is shown."""
+    if config.kind in ("solution", "other_problem"):
+        return response
+    answer = strip_thinking(response)
+    if config.fraction is None:
+        return answer
+    words = answer.split()
+    shown = math.ceil(config.fraction * len(words))
+    return " ".join(words[:shown] + [BLANK] * (len(words) - shown))
+
+
+def guided_content(
+    config: ContextConfig, problem: Problem, response: str, source: Problem | None = None
+) -> str:
+    """The teacher's user turn: the problem with a correct response to it (or to `source`)."""
+    shown = demonstration(config, response)
+    prompt = problem.messages[-1]["content"]
+    if config.kind != "other_problem":
+        return config.template.format(prompt=prompt, solution=shown)
+    require(source is not None and source.id != problem.id, "kind='other_problem' needs another problem")
+    assert source is not None
+    example = config.template.format(prompt=source.messages[-1]["content"], solution=shown)
+    return config.example_template.format(example=example, prompt=prompt)
+
+
+def sibling_contents(
+    config: ContextConfig,
+    problems: Sequence[Problem],
+    responses: Sequence[Sequence[str]],
+    correct: Sequence[Sequence[bool]],
+) -> list[list[str | None]]:
+    """The teacher's user turn for every rollout of a batch, None where it has no teacher.
+
+    Args:
+      config: The kind of context.
+      problems: One a group.
+      responses: Texts, groups × samples.
+      correct: Verdicts on them.
+    """
+    contents: list[list[str | None]] = []
+    for group, problem in enumerate(problems):
+        row: list[str | None] = []
+        for own in range(len(responses[group])):
+            if config.kind == "other_problem":
+                other = _next_solved(problems, correct, group)
+                chosen = None if other is None else (other, first_other_success(correct[other], -1))
+            else:
+                sibling = first_other_success(correct[group], own)
+                chosen = None if sibling is None else (group, sibling)
+            if chosen is None or chosen[1] is None:
+                row.append(None)
+            else:
+                source, index = chosen
+                row.append(guided_content(config, problem, responses[source][index], problems[source]))
+        contents.append(row)
+    return contents
+
+
+def _next_solved(
+    problems: Sequence[Problem], correct: Sequence[Sequence[bool]], group: int
+) -> int | None:
+    """The next group, going round, that is about another problem and has a success."""
+    for offset in range(1, len(problems)):
+        other = (group + offset) % len(problems)
+        if problems[other].id != problems[group].id and any(correct[other]):
+            return other
+    return None

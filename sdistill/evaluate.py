@@ -1,0 +1,177 @@
+"""Samples responses to problems, verifies them, and measures: accuracy, length, epistemic words.
+
+    python -m sdistill.evaluate --model DIR --split k3_test
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from sdistill.analysis.epistemic import count_substrings, count_words
+from sdistill.analysis.statistics import bootstrap_mean, maj_at_k, pass_at_k
+from sdistill.datasets.pipelines import open_problems
+from sdistill.models.weights import SIGNS_BASE, load_pretrained
+from sdistill.parallel.mesh import MeshConfig, make_mesh
+from sdistill.rollout.engine import Engine, Request, Rollouts
+from sdistill.rollout.sampling import Sampling
+from sdistill.tasks.problem import Problem, Task
+from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.text.chat import render
+from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, Tokenizer
+
+Generation = dict[str, Any]
+"""One response and its verdict, as it is kept on disk: problem, sample, prompt, response, correct,
+answer, finish (`stop` or `length`), length in tokens, words and substrings (epistemic)."""
+
+
+def requests_for(
+    problems: Sequence[Problem], contents: Sequence[str], tokenizer: Tokenizer, samples: int
+) -> list[Request]:
+    """One request a problem, with user turn `contents`; a repeated problem goes on counting samples."""
+    seen: dict[str, int] = {}
+    requests = []
+    for problem, content in zip(problems, contents, strict=True):
+        first = seen.get(problem.id, 0)
+        seen[problem.id] = first + samples
+        requests.append(Request(tokenizer.encode(render(problem, content)), problem.id, first))
+    return requests
+
+
+def judge(
+    problems: Sequence[Problem],
+    requests: Sequence[Request],
+    rollouts: Rollouts,
+    tokenizer: Tokenizer,
+    task: Task,
+) -> list[Generation]:
+    """Decodes and verifies rollouts, in their order."""
+    samples = len(rollouts.lengths) // len(problems)
+    generations = []
+    for index, (ids, length, finished) in enumerate(
+        zip(rollouts.ids, rollouts.lengths, rollouts.finished, strict=True)
+    ):
+        problem, request = problems[index // samples], requests[index // samples]
+        response = tokenizer.decode(ids[:length])
+        verdict = task.verify(problem, response)
+        generations.append(
+            {
+                "problem": problem.id,
+                "sample": request.first_sample + index % samples,
+                "prompt": tokenizer.decode(request.prompt),
+                "response": response,
+                # A response that was cut is wrong even if its last words happen to read as an answer.
+                "correct": verdict.correct and bool(finished),
+                "answer": verdict.answer,
+                "finish": "stop" if finished else "length",
+                "length": int(length),
+                "words": count_words(response),
+                "substrings": count_substrings(response),
+            }
+        )
+    return generations
+
+
+def sample(
+    engine: Engine,
+    params: nnx.State,
+    problems: Sequence[Problem],
+    contents: Sequence[str],
+    *,
+    tokenizer: Tokenizer,
+    task: Task,
+    samples: int,
+    seed: int,
+    step: int,
+    sampling: Sampling,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[Generation], Rollouts]:
+    """Samples and judges `samples` responses a problem, posed with user turn `contents`."""
+    requests = requests_for(problems, contents, tokenizer, samples)
+    rollouts = engine.generate(
+        params, requests, samples=samples, seed=seed, step=step, sampling=sampling, progress=progress
+    )
+    return judge(problems, requests, rollouts, tokenizer, task), rollouts
+
+
+METRICS: Mapping[str, Callable[[list[Generation]], float]] = {
+    "accuracy": lambda group: float(np.mean([g["correct"] for g in group])),
+    "length": lambda group: float(np.mean([g["length"] for g in group])),
+    "words": lambda group: float(np.mean([g["words"] for g in group])),
+    "words_substring": lambda group: float(np.mean([g["substrings"] for g in group])),
+    "finished": lambda group: float(np.mean([g["finish"] == "stop" for g in group])),
+}
+"""From the generations of one problem to a figure."""
+
+
+def by_problem(generations: Sequence[Generation]) -> dict[str, dict[str, float]]:
+    """Metric → problem → figure. Adds pass@n and maj@n, n being the samples a problem has."""
+    groups: dict[str, list[Generation]] = {}
+    for generation in generations:
+        groups.setdefault(generation["problem"], []).append(generation)
+    figures = {
+        name: {problem: metric(group) for problem, group in groups.items()}
+        for name, metric in METRICS.items()
+    }
+    n = min(len(group) for group in groups.values())
+    correct = {p: [g["correct"] for g in group] for p, group in groups.items()}
+    answers = {p: [g["answer"] for g in group] for p, group in groups.items()}
+    figures[f"pass@{n}"] = {p: pass_at_k(correct[p], n) for p in groups}
+    figures[f"maj@{n}"] = {p: maj_at_k(answers[p], correct[p], n) for p in groups}
+    return figures
+
+
+def main() -> None:
+    """Evaluates a model folder on a split of the signs puzzle and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default=str(SIGNS_BASE), help="model folder (default: the shipped base)")
+    parser.add_argument("--split", default="k3_test", help="k3_test, k4_test, k5_test, k3_pool or k4_pool")
+    parser.add_argument("--problems", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--max_response", type=int, default=112, help="tokens")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
+    model = load_pretrained(args.model)
+    problems = open_problems(args.split)[: args.problems]
+    engine = Engine(
+        model.config,
+        mesh=make_mesh(MeshConfig()),
+        eos_id=tokenizer.eos_id,
+        slots=256,
+        max_prompt=16,
+        max_response=args.max_response,
+    )
+    generations, _ = sample(
+        engine,
+        nnx.state(model, nnx.Param),
+        problems,
+        [problem.messages[-1]["content"] for problem in problems],
+        tokenizer=tokenizer,
+        task=SignsTask(),
+        samples=args.samples,
+        seed=args.seed,
+        step=0,
+        sampling=Sampling(temperature=args.temperature),
+    )
+    table = Table("metric", "value", "95 % interval", title=f"{args.model} on {args.split}")
+    for name, figures in by_problem(generations).items():
+        estimate = bootstrap_mean([np.asarray(list(figures.values()))])
+        table.add_row(name, f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{len(problems)} problems × {args.samples} samples, seed {args.seed}, temperature "
+        f"{args.temperature}, at most {args.max_response} tokens, {jax.devices()[0].platform}"
+    )
+
+
+if __name__ == "__main__":
+    main()

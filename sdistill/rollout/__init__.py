@@ -1,0 +1,1 @@
+"""Sampling: token ids in, rollouts out."""
