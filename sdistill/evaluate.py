@@ -4,8 +4,7 @@
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sdistill.analysis.epistemic import count_substrings, count_words
-from sdistill.analysis.statistics import bootstrap_mean, maj_at_k, pass_at_k
+from sdistill.analysis.measure import Generation, by_problem
+from sdistill.analysis.statistics import bootstrap_mean
 from sdistill.datasets.pipelines import open_problems
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
 from sdistill.parallel.mesh import MeshConfig, make_mesh
@@ -24,11 +24,6 @@ from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs.puzzle import SignsTask
 from sdistill.text.chat import render
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, Tokenizer
-
-Generation = dict[str, Any]
-"""One response and its verdict, as it is kept on disk: problem, sample, prompt, response, correct,
-answer, finish (`stop` or `length`), length in tokens, words and substrings (epistemic)."""
-
 
 def requests_for(
     problems: Sequence[Problem], contents: Sequence[str], tokenizer: Tokenizer, samples: int
@@ -97,33 +92,6 @@ def sample(
         params, requests, samples=samples, seed=seed, step=step, sampling=sampling, progress=progress
     )
     return judge(problems, requests, rollouts, tokenizer, task), rollouts
-
-
-METRICS: Mapping[str, Callable[[list[Generation]], float]] = {
-    "accuracy": lambda group: float(np.mean([g["correct"] for g in group])),
-    "length": lambda group: float(np.mean([g["length"] for g in group])),
-    "words": lambda group: float(np.mean([g["words"] for g in group])),
-    "words_substring": lambda group: float(np.mean([g["substrings"] for g in group])),
-    "finished": lambda group: float(np.mean([g["finish"] == "stop" for g in group])),
-}
-"""From the generations of one problem to a figure."""
-
-
-def by_problem(generations: Sequence[Generation]) -> dict[str, dict[str, float]]:
-    """Metric → problem → figure. Adds pass@n and maj@n, n being the samples a problem has."""
-    groups: dict[str, list[Generation]] = {}
-    for generation in generations:
-        groups.setdefault(generation["problem"], []).append(generation)
-    figures = {
-        name: {problem: metric(group) for problem, group in groups.items()}
-        for name, metric in METRICS.items()
-    }
-    n = min(len(group) for group in groups.values())
-    correct = {p: [g["correct"] for g in group] for p, group in groups.items()}
-    answers = {p: [g["answer"] for g in group] for p, group in groups.items()}
-    figures[f"pass@{n}"] = {p: pass_at_k(correct[p], n) for p in groups}
-    figures[f"maj@{n}"] = {p: maj_at_k(answers[p], correct[p], n) for p in groups}
-    return figures
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Grain iterators: deterministic, checkpointable, fed by TFDS data sources or by plain lists."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def open_problems(split: str, data_dir: str | Path | None = None) -> list[Proble
 def _open(builder_class: Any, split: str, data_dir: str | Path | None) -> list[dict[str, bytes]]:
     """Reads a whole split: these data sets are small, and one read at a time costs 15 times more."""
     builder = builder_class(data_dir=data_dir, file_format="array_record")
+    tfds.disable_progress_bar()  # it draws three bars for what takes seconds
     builder.download_and_prepare()
     if split not in builder.info.splits:
         raise ConfigError(f"no split {split!r} in {builder.name}; it has {', '.join(builder.info.splits)}")
@@ -70,28 +71,41 @@ class TokenizeExample(grain.transforms.Map):
         }
 
 
-def packed_batches(
-    source: Any, tokenizer: Tokenizer, *, rows: int, row_length: int, seed: int, epochs: int | None
+def example_batches(
+    source: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    rows: int,
+    row_length: int,
+    packed: bool,
+    seed: int,
 ) -> grain.DatasetIterator:
-    """Batches of `rows` rows of `row_length` tokens, into which whole examples are packed.
+    """Endless batches of `rows` rows of `row_length` tokens, holding one example or as many as fit.
 
     Each batch maps `tokens`, `targets`, `weights`, `segments` (0 is padding, examples count from 1) and
     `positions` (from 0 in each example) to arrays [rows, row_length]. The order is a function of the
-    seed; `epochs=None` goes on for ever.
+    seed.
     """
     examples = (
-        grain.MapDataset.source(source)
-        .shuffle(seed)
-        .repeat(epochs)
-        .map(TokenizeExample(tokenizer, row_length))
-        .to_iter_dataset(_IN_MEMORY)
+        grain.MapDataset.source(source).shuffle(seed).repeat().map(TokenizeExample(tokenizer, row_length))
     )
-    packed = grain.experimental.FirstFitPackIterDataset(
-        examples,
+    if not packed:
+        single = examples.map(lambda example: _single_row(example, row_length))
+        return iter(single.to_iter_dataset(_IN_MEMORY).batch(rows))
+    fitted = grain.experimental.FirstFitPackIterDataset(
+        examples.to_iter_dataset(_IN_MEMORY),
         length_struct={name: row_length for name in ("tokens", "targets", "weights")},
         num_packing_bins=rows,
     )
-    return iter(packed.map(_rename).batch(rows, drop_remainder=True))
+    return iter(fitted.map(_rename).batch(rows, drop_remainder=True))
+
+
+def _single_row(example: dict[str, np.ndarray], row_length: int) -> dict[str, np.ndarray]:
+    length = len(example["tokens"])
+    row = {name: np.pad(values, (0, row_length - length)) for name, values in example.items()}
+    row["segments"] = (np.arange(row_length) < length).astype(np.int32)
+    row["positions"] = np.arange(row_length, dtype=np.int32) * row["segments"]
+    return row
 
 
 def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,9 +3,9 @@
     python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py
 """
 
-from absl import app
 from ml_collections import config_flags
 
+from sdistill import command
 from sdistill.tasks.signs.reasoner import vocabulary
 from sdistill.text.tokenizer import train_word_model
 
@@ -21,4 +21,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -1,0 +1,138 @@
+"""From generations to the records of `results.jsonl`: figures by seed, pooled, and differences.
+
+A record has the keys section, condition, seed (a number, or "all"), step, dataset, metric, value, n
+(responses behind it), ci_low, ci_high (95 %, bootstrap over problems).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdistill.analysis.measure import Generation, by_problem
+from sdistill.analysis.statistics import Estimate, bootstrap_mean
+
+Record = dict[str, Any]
+
+DIFFERENCES = ("accuracy", "length", "words")
+"""Metrics whose paired differences between conditions are recorded."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was evaluated: one condition on one data set after a number of steps."""
+
+    condition: str
+    step: int
+    dataset: str
+
+
+class Results:
+    """Figures of one section: for each cell and seed, metric → problem → value."""
+
+    def __init__(self, section: str):
+        """No figures yet."""
+        self.section = section
+        self._figures: dict[Cell, dict[int, dict[str, dict[str, float]]]] = {}
+        self._counts: dict[Cell, dict[int, int]] = {}
+
+    def add(self, cell: Cell, seed: int, generations: Sequence[Generation]) -> None:
+        """Measures the generations of one cell and seed."""
+        self._figures.setdefault(cell, {})[seed] = by_problem(generations)
+        self._counts.setdefault(cell, {})[seed] = len(generations)
+
+    def records(self) -> list[Record]:
+        """Every metric of every cell: one record a seed, and one over all of them."""
+        records = []
+        for cell, seeds in self._figures.items():
+            metrics = set.intersection(*(set(figures) for figures in seeds.values()))
+            for metric in sorted(metrics):
+                strata = {seed: np.asarray(list(f[metric].values())) for seed, f in seeds.items()}
+                records += self._estimates(cell, metric, strata, self._counts[cell])
+        return records
+
+    def differences(self, pairs: Iterable[tuple[Cell, Cell]]) -> list[Record]:
+        """Paired differences, first minus second, over the problems and seeds that both have."""
+        records = []
+        for cell, other in pairs:
+            ours, theirs = self._figures.get(cell, {}), self._figures.get(other, {})
+            shared = [seed for seed in ours if seed in theirs]
+            for metric in DIFFERENCES if shared else ():
+                strata = {
+                    seed: np.asarray(
+                        [
+                            value - theirs[seed][metric][problem]
+                            for problem, value in ours[seed][metric].items()
+                            if problem in theirs[seed][metric]
+                        ]
+                    )
+                    for seed in shared
+                }
+                if all(len(values) for values in strata.values()):
+                    name = f"{metric}_minus:{other.condition}"
+                    records += self._estimates(cell, name, strata, self._counts[cell])
+        return records
+
+    def _estimates(
+        self, cell: Cell, metric: str, strata: Mapping[int, np.ndarray], counts: Mapping[int, int]
+    ) -> list[Record]:
+        rows = [
+            (seed, bootstrap_mean([values]), counts[seed]) for seed, values in sorted(strata.items())
+        ]
+        pooled = bootstrap_mean([values for _, values in sorted(strata.items())])
+        total = sum(counts[seed] for seed in strata)
+        return [
+            self.record(cell, seed, metric, estimate, n)
+            for seed, estimate, n in [*rows, ("all", pooled, total)]
+        ]
+
+    def record(
+        self, cell: Cell, seed: int | str, metric: str, value: Estimate | float, n: int
+    ) -> Record:
+        """One record; a bare number has no interval."""
+        low, high = (value.low, value.high) if isinstance(value, Estimate) else (None, None)
+        return {
+            "section": self.section,
+            "condition": cell.condition,
+            "seed": seed,
+            "step": cell.step,
+            "dataset": cell.dataset,
+            "metric": metric,
+            "value": value.value if isinstance(value, Estimate) else value,
+            "n": n,
+            "ci_low": low,
+            "ci_high": high,
+        }
+
+
+TRAINING_METRICS = (
+    "train_accuracy",
+    "solved_groups",
+    "length",
+    "words",
+    "finished",
+    "teacher_fraction",
+    "loss",
+    "divergence",
+    "divergence_epistemic",
+    "divergence_other",
+    "entropy",
+    "teacher_entropy",
+    "gradient_norm",
+)
+
+
+def training_records(
+    results: Results, condition: str, seed: int, metrics: Sequence[Mapping[str, float]], every: int, n: int
+) -> list[Record]:
+    """Training metrics as means over each `every` steps, `n` responses a step, without interval."""
+    records = []
+    for start in range(0, len(metrics), every):
+        window = metrics[start : start + every]
+        cell = Cell(condition, int(window[-1]["step"]), "train")
+        for name in TRAINING_METRICS:
+            if name in window[0]:
+                mean = float(np.mean([row[name] for row in window]))
+                records.append(results.record(cell, seed, name, mean, n * len(window)))
+    return records

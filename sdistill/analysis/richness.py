@@ -1,0 +1,65 @@
+"""Measured context richness: how many bits a context changes the responses by.
+
+For y drawn from p(·|x, c), the mean of log p(y|x, c) - log p(y|x) over responses estimates
+E_c KL(p(y|x,c) ‖ p(y|x)), which is at least I(y; c|x), with equality where p(y|x) is the true marginal
+over contexts. The paper (arXiv 2603.24472) orders contexts by this and does not measure it.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sdistill.models.config import ModelConfig
+from sdistill.models.decoder import bind
+from sdistill.models.scoring import score_tokens
+from sdistill.rollout.engine import Rollouts
+from sdistill.training.rows import Rows, layout, response_hidden, response_ids
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def response_log_probs(
+    params: nnx.State, rows: Rows, *, model: ModelConfig, chunk: int
+) -> Float[Array, "B T"]:
+    """Log-probability of each response token at temperature 1, in nats; 0 after the end."""
+    decoder = bind(model, params)
+    scores = score_tokens(
+        response_hidden(decoder, rows), decoder.head(), response_ids(rows), chunk=chunk
+    )
+    return scores.log_prob_BT * rows.response_mask
+
+
+def richness_bits(
+    params: nnx.State,
+    model: ModelConfig,
+    plain_prompts: Sequence[Sequence[int]],
+    rollouts: Rollouts,
+    *,
+    max_prompt: int,
+    batch: int,
+    chunk: int,
+) -> Float[np.ndarray, " N"]:
+    """log2 p(y|x, c) - log2 p(y|x) of each rollout, which was sampled with a context at temperature 1.
+
+    Args:
+      params: The weights that sampled.
+      model: Their shape.
+      plain_prompts: For each rollout the prompt without context, x.
+      rollouts: y, with its log-probabilities under the context.
+      max_prompt: Columns for the prompts.
+      batch: Rows scored at a time.
+      chunk: Positions a row whose logits exist at the same time.
+    """
+    count = len(plain_prompts)
+    unguided = []
+    for start in range(0, count, batch):
+        indices = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up
+        prompts = [plain_prompts[i] for i in indices]
+        rows = layout(prompts, rollouts.ids[indices], rollouts.lengths[indices], max_prompt)
+        log_probs = response_log_probs(params, rows, model=model, chunk=chunk)
+        unguided.append(np.asarray(log_probs).sum(axis=1))
+    return (rollouts.full_log_probs.sum(axis=1) - np.concatenate(unguided)[:count]) / math.log(2)

@@ -1,0 +1,413 @@
+"""One training run: pretrain, SFT, GRPO or SDPO, as the config says.
+
+    python -m sdistill.train --config configs/signs/sdpo.py --workdir runs/sdpo
+
+One on-policy step: (1) a Grain iterator yields problems, (2) the engine samples responses, (3) the task
+verifies them, (4) contexts are made from the verdicts, (5) student and teacher rows are laid out,
+(6) one jitted step scores, differentiates and updates, (7) the teacher's weights follow.
+
+What a run directory holds:
+
+    config.json                    resolved settings; a run is only continued under the same ones
+    metrics.jsonl                  one record a step
+    train-000020.jsonl.gz          the rollouts up to that step, with verdicts
+    k3_test-000020.jsonl.gz        the responses of the evaluation at that step
+    checkpoints/                   state, teacher and iterator position
+    model/                         the final weights, written last: a run that has them is finished
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import config_flags
+from rich.progress import Progress
+
+from sdistill import command
+from sdistill.analysis.epistemic import token_mask
+from sdistill.analysis.measure import Generation
+from sdistill.config import ConfigError, parse, to_json
+from sdistill.datasets.pipelines import example_batches, open_corpus, open_problems, problem_batches
+from sdistill.distill.contexts import sibling_contents
+from sdistill.distill.teacher import first_teacher, next_teacher
+from sdistill.evaluate import sample
+from sdistill.models.config import ModelConfig
+from sdistill.models.decoder import Decoder, bind
+from sdistill.models.weights import SIGNS_BASE, load_pretrained, new_model, save_pretrained
+from sdistill.parallel.mesh import make_mesh
+from sdistill.parallel.rules import TRAINING, place, place_batch
+from sdistill.rollout.engine import Engine, Rollouts
+from sdistill.storage import read_records, write_atomically, write_records
+from sdistill.tasks.problem import Problem
+from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.text.chat import render
+from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, Tokenizer
+from sdistill.training.checkpoints import Checkpoints
+from sdistill.training.config import EvaluationConfig, RolloutsConfig, TrainConfig
+from sdistill.training.objectives import OnPolicyBatch, group_advantages
+from sdistill.training.optimizer import make_optimizer
+from sdistill.training.rows import layout
+from sdistill.training.state import TrainState, new_state
+from sdistill.training.steps import (
+    PackedBatch,
+    compile_step,
+    cross_entropy_step,
+    grpo_step,
+    sdpo_step,
+)
+
+logger = logging.getLogger(__name__)
+
+STEPS_WITHOUT_SUCCESS = 20  # after so many in a row the run is reported as going nowhere
+
+
+def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = None) -> Decoder:
+    """Runs, or continues, the training that `config` describes; returns the trained model.
+
+    Raises:
+      ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
+      FloatingPointError: naming the step, if the loss or the gradient is not finite.
+    """
+    claim_workdir(workdir, to_json(config))
+    if (workdir / "model").exists():
+        return load_pretrained(workdir / "model")
+    tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
+    mesh = make_mesh(config.mesh)
+
+    # Data: an iterator whose position is part of every checkpoint.
+    problems: list[Problem] = []
+    if config.rollouts is not None:
+        problems = training_problems(config.rollouts, config.data_dir)
+        iterator = problem_batches(problems, batch=config.rollouts.prompts, seed=config.seed)
+    else:
+        iterator = example_iterator(config, tokenizer)
+
+    # Model and state: resume, else init_from, else scratch.
+    model = initial_model(config)
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"the model's vocab_size={model.config.vocab_size} is smaller than the tokenizer's "
+            f"{tokenizer.vocab_size}; they do not belong together"
+        )
+    params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
+    state = new_state(params, make_optimizer(config.optimizer))
+    teacher = first_teacher(config.sdpo.teacher, params) if config.sdpo else None
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    metrics: list[dict[str, Any]] = []
+    if restored := checkpoints.restore((state, teacher)):
+        start, (state, teacher), position = restored
+        iterator.set_state(position)
+        metrics = [r for r in read_records(workdir / "metrics.jsonl") if r["step"] <= start]
+        logger.info("%s: continuing from step %d", workdir, start)
+
+    # Loop.
+    learn = learner(config, model.config, mesh, tokenizer, problems)
+    evaluate = evaluator(config, model.config, mesh, tokenizer, problems, workdir)
+    rollouts: list[Generation] = []
+    barren = 0
+    task = progress and progress.add_task(str(workdir.name), total=config.steps, completed=int(state.step))
+    for step in range(int(state.step), config.steps):
+        evaluate(state.params, step)
+        state, teacher, record, generations = learn(state, teacher, next(iterator), step)
+        check_finite(record, step)
+        metrics.append({"step": step + 1, **record})
+        rollouts += generations
+        barren = barren + 1 if record.get("train_accuracy") == 0 else 0
+        if barren == STEPS_WITHOUT_SUCCESS:
+            logger.warning(
+                "%s: no rollout was correct for %d steps, so there is nothing to learn from; look at "
+                "rollouts.max_response=%s, at optimizer.learning_rate=%s, or start from a better model",
+                workdir, barren, config.rollouts.max_response if config.rollouts else None,
+                config.optimizer.learning_rate,
+            )
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            if rollouts:
+                write_records(workdir / f"train-{step + 1:06d}.jsonl.gz", rollouts)
+                rollouts = []
+            write_records(workdir / "metrics.jsonl", metrics)
+            checkpoints.save(step + 1, (state, teacher), iterator.get_state())
+        if progress and task is not None:
+            progress.update(task, completed=step + 1, description=describe(workdir, record))
+    evaluate(state.params, config.steps)
+    checkpoints.close()
+    final = bind(model.config, state.params)
+    save_pretrained(final, workdir / "model")
+    if progress and task is not None:
+        progress.remove_task(task)
+    return final
+
+
+def claim_workdir(workdir: Path, settings: str) -> None:
+    """Takes a new directory for these settings, or accepts one that was theirs before.
+
+    Raises:
+      ConfigError: if the directory holds a run with other settings; names the first difference.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        write_atomically(path, settings.encode())
+        return
+    found = path.read_text()
+    if found != settings:
+        ours, theirs = settings.splitlines(), found.splitlines()
+        differing = [(a.strip(), b.strip()) for a, b in zip(theirs, ours, strict=False) if a != b]
+        there, here = differing[0] if differing else ("", "")
+        raise ConfigError(
+            f"{workdir} holds a run with other settings ({there!r} there, {here!r} here); "
+            "give another --workdir, or the settings in its config.json"
+        )
+
+
+def initial_model(config: TrainConfig) -> Decoder:
+    """The model before training."""
+    if config.init_from is None:
+        assert config.model is not None  # TrainConfig has checked
+        return new_model(config.model, config.seed)
+    return load_pretrained(SIGNS_BASE if config.init_from == "signs_base" else config.init_from)
+
+
+def example_iterator(config: TrainConfig, tokenizer: Tokenizer) -> grain.DatasetIterator:
+    """Batches for pretraining or SFT."""
+    settings = config.examples
+    assert settings is not None
+    if settings.source == "signs_corpus":
+        source: Sequence[dict[str, Any]] = open_corpus("train", config.data_dir)
+    else:
+        source = read_records(Path(settings.source))
+    if len(source) == 0:
+        raise ConfigError(f"config.examples.source={settings.source!r} holds no examples")
+    return example_batches(
+        source,
+        tokenizer,
+        rows=settings.rows,
+        row_length=settings.row_length,
+        packed=settings.packed,
+        seed=config.seed,
+    )
+
+
+def training_problems(config: RolloutsConfig, data_dir: str | None) -> list[Problem]:
+    """The |D| problems to train on."""
+    problems = open_problems(config.split, data_dir)
+    if config.problems is not None and config.problems > len(problems):
+        raise ConfigError(
+            f"config.rollouts.problems={config.problems}: {config.split} has only {len(problems)}"
+        )
+    return problems[: config.problems]
+
+
+Learner = Callable[
+    [TrainState, nnx.State | None, Any, int],
+    tuple[TrainState, nnx.State | None, dict[str, float], list[Generation]],
+]
+
+
+def learner(
+    config: TrainConfig, model: ModelConfig, mesh: Mesh, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> Learner:
+    """The objective's way from (state, teacher, batch of the iterator, step) to the next state."""
+    common = {"model": model, "optimizer": config.optimizer, "chunk": config.chunk}
+    if config.rollouts is None:
+        cross_entropy = compile_step(cross_entropy_step, **common)
+
+        def learn_examples(
+            state: TrainState, teacher: nnx.State | None, batch: Any, step: int
+        ) -> tuple[TrainState, nnx.State | None, dict[str, float], list[Generation]]:
+            state, metrics = cross_entropy(state, place_batch(PackedBatch(**batch), mesh))
+            return state, teacher, to_floats(metrics), []
+
+        return learn_examples
+
+    settings = config.rollouts
+    temperature = settings.sampling.temperature
+    engine = Engine(
+        model,
+        mesh=mesh,
+        eos_id=tokenizer.eos_id,
+        slots=config.slots,
+        max_prompt=settings.max_prompt,
+        max_response=settings.max_response,
+    )
+    if config.sdpo is not None:
+        update = compile_step(sdpo_step, config=config.sdpo, temperature=temperature, **common)
+    else:
+        update = compile_step(grpo_step, config=config.grpo, temperature=temperature, **common)
+
+    def learn_rollouts(
+        state: TrainState, teacher: nnx.State | None, batch: Any, step: int
+    ) -> tuple[TrainState, nnx.State | None, dict[str, float], list[Generation]]:
+        posed = [problems[i] for i in batch]
+        generations, rollouts = sample(
+            engine,
+            state.params,
+            posed,
+            [problem.messages[-1]["content"] for problem in posed],
+            tokenizer=tokenizer,
+            task=SignsTask(),
+            samples=settings.samples,
+            seed=config.seed,
+            step=step,
+            sampling=settings.sampling,
+        )
+        rows, figures = on_policy_batch(config, posed, generations, rollouts, tokenizer)
+        rows = place_batch(rows, mesh)
+        if config.sdpo is not None:
+            state, metrics = update(state, teacher, rows)
+            teacher = next_teacher(config.sdpo.teacher, teacher, state.params)
+        else:
+            state, metrics = update(state, rows)
+        generations = [{"step": step + 1, **generation} for generation in generations]
+        return state, teacher, figures | to_floats(metrics), generations
+
+    return learn_rollouts
+
+
+def on_policy_batch(
+    config: TrainConfig,
+    problems: Sequence[Problem],
+    generations: Sequence[Generation],
+    rollouts: Rollouts,
+    tokenizer: Tokenizer,
+) -> tuple[OnPolicyBatch, dict[str, float]]:
+    """Lays out judged rollouts for the step, and says how the batch looks."""
+    settings = config.rollouts
+    assert settings is not None
+    groups = [list(generations[i : i + settings.samples]) for i in range(0, len(generations), settings.samples)]
+    correct = np.asarray([[g["correct"] for g in group] for group in groups])
+    prompts = [tokenizer.encode(render(p)) for p in problems for _ in range(settings.samples)]
+    student = layout(prompts, rollouts.ids, rollouts.lengths, settings.max_prompt)
+    figures = {
+        "train_accuracy": float(correct.mean()),
+        "solved_groups": float(correct.any(axis=1).mean()),
+        "length": float(rollouts.lengths.mean()),
+        "words": float(np.mean([g["words"] for g in generations])),
+        "finished": float(rollouts.finished.mean()),
+    }
+    batch = OnPolicyBatch(student, rollouts.full_log_probs, token_mask(tokenizer, rollouts.ids))
+    if config.grpo is not None:
+        advantages = group_advantages(correct.astype(np.float32), config.grpo.divide_by_std)
+        return batch._replace(advantages=advantages.ravel()), figures
+    assert config.sdpo is not None and settings.max_teacher_prompt is not None
+    texts = [[g["response"] for g in group] for group in groups]
+    contents = [c for row in sibling_contents(config.sdpo.context, problems, texts, correct) for c in row]
+    has_teacher = np.asarray([c is not None for c in contents], np.float32)
+    figures["teacher_fraction"] = float(has_teacher.mean())
+    teacher_prompts = [
+        prompt if content is None else tokenizer.encode(render(problems[i // settings.samples], content))
+        for i, (prompt, content) in enumerate(zip(prompts, contents, strict=True))
+    ]
+    teacher = layout(teacher_prompts, rollouts.ids, rollouts.lengths, settings.max_teacher_prompt)
+    return batch._replace(teacher=teacher, has_teacher=has_teacher), figures
+
+
+def evaluator(
+    config: TrainConfig,
+    model: ModelConfig,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    workdir: Path,
+) -> Callable[[nnx.State, int], None]:
+    """A function of (parameters, step) that writes the evaluations due at that step."""
+    settings = config.evaluation
+    if settings is None:
+        return lambda params, step: None
+    datasets = evaluation_problems(settings, problems, config.data_dir)
+    engine = evaluation_engine(settings, model, mesh, tokenizer)
+
+    def evaluate(params: nnx.State, step: int) -> None:
+        due = settings.at_start if step == 0 else settings.datasets
+        if step % settings.every and step != config.steps:
+            return
+        for name in due:
+            path = workdir / f"{name}-{step:06d}.jsonl.gz"
+            if path.exists():
+                continue
+            generations, _ = sample(
+                engine,
+                params,
+                datasets[name],
+                [problem.messages[-1]["content"] for problem in datasets[name]],
+                tokenizer=tokenizer,
+                task=SignsTask(),
+                samples=settings.samples,
+                seed=config.seed,
+                step=step,
+                sampling=settings.sampling,
+            )
+            write_records(path, generations)
+
+    return evaluate
+
+
+def evaluation_engine(
+    settings: EvaluationConfig, model: ModelConfig, mesh: Mesh, tokenizer: Tokenizer
+) -> Engine:
+    """An engine for the evaluation's longer responses."""
+    return Engine(
+        model,
+        mesh=mesh,
+        eos_id=tokenizer.eos_id,
+        slots=256,
+        max_prompt=16,
+        max_response=settings.max_response,
+    )
+
+
+def evaluation_problems(
+    settings: EvaluationConfig, problems: Sequence[Problem], data_dir: str | None
+) -> dict[str, list[Problem]]:
+    """The problems of each evaluation data set."""
+    datasets = {}
+    for name in {*settings.datasets, *settings.at_start}:
+        if name == "trained":
+            distinct = list(problems[: settings.problems])
+            copies = -(-settings.problems // len(distinct))
+            datasets[name] = (distinct * copies)[: settings.problems]
+        else:
+            datasets[name] = open_problems(name, data_dir)[: settings.problems]
+    return datasets
+
+
+def to_floats(metrics: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Sum over count; 0 where nothing was counted."""
+    return {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics.items()}
+
+
+def check_finite(record: dict[str, float], step: int) -> None:
+    """Raises FloatingPointError naming the metric and the step if a figure is not finite."""
+    for name, value in record.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(
+                f"{name}={value} at step {step + 1}; lower optimizer.learning_rate or clip_norm. "
+                "The last checkpoint is from before."
+            )
+
+
+def describe(workdir: Path, record: dict[str, float]) -> str:
+    """The progress bar's text."""
+    shown = "train_accuracy" if "train_accuracy" in record else "loss"
+    return f"{workdir.parent.name}/{workdir.name} {shown} {record[shown]:.3f}"
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+
+
+def main(argv: list[str]) -> None:
+    """Trains as the command line says."""
+    del argv
+    with Progress() as progress:
+        train(parse(TrainConfig, _CONFIG.value.to_dict()), Path(_WORKDIR.value), progress=progress)
+    print(f"trained model in {_WORKDIR.value}/model")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    command.run(main)

@@ -1,0 +1,71 @@
+"""Orbax checkpoints of everything that decides a run's future, and the way back from damaged ones."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run, at most two kept, each written whole or not at all.
+
+    A checkpoint holds `arrays` (a tree: parameters, optimizer state, teacher, step) and `position`
+    (JSON: where the data iterator is). Random numbers need no state: they are functions of the seed and
+    the step.
+    """
+
+    def __init__(self, directory: Path):
+        """Opens, or creates, the directory."""
+        self._directory = directory.resolve()
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, arrays: Any, position: dict[str, Any]) -> None:
+        """Starts to write a checkpoint; training may go on meanwhile."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(position)
+            ),
+        )
+
+    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, as (step, arrays, position); None if there is none.
+
+        Damaged ones are reported, removed, and so made again on the way.
+
+        Args:
+          like: A tree of the shapes, types and shardings that `arrays` must have.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        arrays=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
+                    ),
+                )
+                return step, restored.arrays, restored.position
+            except Exception as error:  # whatever a damaged file makes of the reader
+                logger.warning(
+                    "checkpoint of step %d in %s cannot be read (%s); falling back to the one before",
+                    step, self._directory, str(error).splitlines()[0] if str(error) else type(error).__name__,
+                )
+                self._manager.close()
+                shutil.rmtree(self._directory / str(step))
+                self._manager = self._open()
+        return None
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,152 @@
+"""The settings of one training run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sdistill.config import require
+from sdistill.models.config import ModelConfig
+from sdistill.parallel.mesh import MeshConfig
+from sdistill.rollout.sampling import Sampling
+from sdistill.training.objectives import GRPOConfig, SDPOConfig
+from sdistill.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class ExamplesConfig:
+    """What pretraining and SFT read.
+
+    Attributes:
+      source: `signs_corpus`, or the path of a `.jsonl.gz` file with `prompt` and `response` fields.
+      rows: Rows of a batch.
+      row_length: Tokens of a row.
+      packed: Fill each row with as many examples as fit; otherwise one example a row.
+    """
+
+    source: str
+    rows: int
+    row_length: int
+    packed: bool
+
+
+@dataclass(frozen=True)
+class RolloutsConfig:
+    """How GRPO and SDPO sample.
+
+    Attributes:
+      split: Problems to train on.
+      problems: |D|: only the first so many of the split; None for all.
+      prompts: Problems a step.
+      samples: Rollouts a problem, G.
+      max_prompt: Tokens of a prompt without context, at most.
+      max_response: Tokens after which a rollout is cut.
+      max_teacher_prompt: Tokens of a prompt with context, at most (SDPO only).
+      sampling: How tokens are drawn.
+    """
+
+    split: str
+    problems: int | None
+    prompts: int
+    samples: int
+    max_prompt: int
+    max_response: int
+    max_teacher_prompt: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        require(self.samples > 1, f"samples={self.samples} must be 2 or more: both objectives compare siblings")
+        require(self.problems is None or self.problems > 0, f"problems={self.problems} must be positive")
+        require(self.sampling.temperature > 0, "sampling.temperature=0 has no distribution to learn from")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation during training.
+
+    Attributes:
+      every: Steps between evaluations; the last step is always evaluated.
+      at_start: Data sets to evaluate before the first step.
+      datasets: Splits of problems; `trained` stands for the run's own training problems.
+      problems: Problems a data set. Fewer `trained` ones are repeated up to this number.
+      samples: Responses a problem.
+      max_response: Tokens after which a response is cut.
+      sampling: How tokens are drawn.
+    """
+
+    every: int
+    datasets: tuple[str, ...]
+    at_start: tuple[str, ...] = ()
+    problems: int = 128
+    samples: int = 4
+    max_response: int = 112
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      objective: What is minimised.
+      seed: Of initial weights, order of data and sampling.
+      steps: Updates to make.
+      optimizer: How.
+      init_from: Where the weights come from: `signs_base` (shipped) or a model folder; None to draw them.
+      model: Shape of the model to draw weights for; only where `init_from` is None.
+      examples: Data of `pretrain` and `sft`.
+      rollouts: Data of `grpo` and `sdpo`.
+      sdpo: Settings of SDPO.
+      grpo: Settings of GRPO.
+      evaluation: When and on what to evaluate; None for never.
+      checkpoint_every: Steps between checkpoints.
+      chunk: Response positions a row whose logits exist at the same time.
+      slots: Responses decoded at a time.
+      mesh: Sizes of the device mesh.
+      data_dir: Where data sets are prepared; None for the TFDS default.
+    """
+
+    objective: Literal["pretrain", "sft", "grpo", "sdpo"]
+    seed: int
+    steps: int
+    optimizer: OptimizerConfig
+    init_from: str | None = "signs_base"
+    model: ModelConfig | None = None
+    examples: ExamplesConfig | None = None
+    rollouts: RolloutsConfig | None = None
+    sdpo: SDPOConfig | None = None
+    grpo: GRPOConfig | None = None
+    evaluation: EvaluationConfig | None = None
+    checkpoint_every: int = 20
+    chunk: int = 64
+    slots: int = 128
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0, f"steps={self.steps} must be positive")
+        require(
+            (self.model is None) == (self.init_from is not None),
+            "model is needed where init_from is None, and has no effect otherwise",
+        )
+        on_policy = self.objective in ("grpo", "sdpo")
+        for name, used in (
+            ("examples", not on_policy),
+            ("rollouts", on_policy),
+            ("sdpo", self.objective == "sdpo"),
+            ("grpo", self.objective == "grpo"),
+        ):
+            given = getattr(self, name) is not None
+            require(given or not used, f"{name} is needed by objective={self.objective!r}")
+            require(used or not given, f"{name} has no effect with objective={self.objective!r}; remove it")
+        if self.rollouts is not None:
+            require(
+                (self.rollouts.max_teacher_prompt is not None) == (self.objective == "sdpo"),
+                "rollouts.max_teacher_prompt goes with objective='sdpo' and only with it",
+            )
+            rows = self.rollouts.prompts * self.rollouts.samples
+            ways = self.mesh.data * self.mesh.fsdp
+            require(rows % ways == 0, f"rollouts.prompts × samples = {rows} rows must divide over {ways} devices")
+        if self.evaluation is not None and not on_policy:
+            require(
+                "trained" not in self.evaluation.datasets,
+                "evaluation.datasets: 'trained' needs training problems, which only grpo and sdpo have",
+            )
