@@ -1,27 +1,38 @@
-"""How every command of the project starts and fails."""
+"""How every command that takes a config file starts and fails."""
 
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from sdistill.config import ConfigError
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and runs `main`; what the user can mend ends in one line and exit code 2."""
+def run(main: Callable[[dict[str, Any], Path], None]) -> None:
+    """Calls `main` with the values of --config and the path of --workdir.
 
-    def quiet_main(argv: list[str]) -> None:
+    What the user can mend ends in one line and exit code 1, without a traceback.
+    """
+    config = config_flags.DEFINE_config_file("config", lock_config=True)
+    workdir = flags.DEFINE_string("workdir", None, "Directory that the command writes to.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def start(argv: list[str]) -> None:
+        del argv
         absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax reports every file it writes
         logging.getLogger("sdistill").setLevel(logging.INFO)
-        main(argv)
+        main(config.value.to_dict(), Path(workdir.value))
 
     try:
-        app.run(quiet_main, flags_parser=_parse_flags)
-    except (ConfigError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}" if isinstance(error, ConfigError) else f"error: no such file: {error}")
+        app.run(start, flags_parser=_parse_flags)
+    except (ConfigError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -29,9 +40,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)  # type: ignore[no-any-return]
     except (AttributeError, KeyError) as error:
-        raise ConfigError(
-            f"an override names a field that the config file does not have: {error.args[0]}; "
-            f"given {' '.join(a for a in argv if a.startswith('--config.'))}"
-        ) from error
+        given = " ".join(argument for argument in argv if argument.startswith("--config."))
+        raise ConfigError(f"{given} names a field the config file does not have: {error.args[0]}") from error
     except (TypeError, ValueError, flags.Error) as error:
-        raise ConfigError(f"a flag is missing, unknown or of the wrong type: {error}") from error
+        raise ConfigError(str(error)) from error

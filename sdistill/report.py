@@ -357,7 +357,7 @@ def _shorten(text: str, limit: int) -> str:
 
 def _find(run_dir: Path, section: str, condition: str, dataset: str) -> Path | None:
     """The generations of the last step, of the lowest seed."""
-    folder = run_dir / "generations" / section / condition
+    folder = run_dir / "runs" / section / condition
     found = [
         (-int(match[1]), int(match[2]), path)
         for path in folder.glob(f"seed*/{dataset}-*.jsonl.gz")

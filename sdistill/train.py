@@ -23,10 +23,8 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import config_flags
 from rich.progress import Progress
 
 from sdistill import command
@@ -81,7 +79,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
     mesh = make_mesh(config.mesh)
 
     # Data: an iterator whose position is part of every checkpoint.
-    problems: list[Problem] = []
+    problems: Sequence[Problem] = ()
     if config.rollouts is not None:
         problems = training_problems(config.rollouts, config.data_dir)
         iterator = problem_batches(problems, batch=config.rollouts.prompts, seed=config.seed)
@@ -96,7 +94,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
             f"{tokenizer.vocab_size}; they do not belong together"
         )
     params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
-    state = new_state(params, make_optimizer(config.optimizer))
+    state = new_state(params, make_optimizer(config.optimizer), mesh)
     teacher = first_teacher(config.sdpo.teacher, params) if config.sdpo else None
     checkpoints = Checkpoints(workdir / "checkpoints")
     metrics: list[dict[str, Any]] = []
@@ -192,7 +190,7 @@ def example_iterator(config: TrainConfig, tokenizer: Tokenizer) -> grain.Dataset
     )
 
 
-def training_problems(config: RolloutsConfig, data_dir: str | None) -> list[Problem]:
+def training_problems(config: RolloutsConfig, data_dir: str | None) -> Sequence[Problem]:
     """The |D| problems to train on."""
     problems = open_problems(config.split, data_dir)
     if config.problems is not None and config.problems > len(problems):
@@ -235,7 +233,7 @@ def learner(
         max_response=settings.max_response,
     )
     if config.sdpo is not None:
-        update = compile_step(sdpo_step, config=config.sdpo, temperature=temperature, **common)
+        update = compile_step(sdpo_step, config=config.sdpo.loss, temperature=temperature, **common)
     else:
         update = compile_step(grpo_step, config=config.grpo, temperature=temperature, **common)
 
@@ -396,18 +394,12 @@ def describe(workdir: Path, record: dict[str, float]) -> str:
     return f"{workdir.parent.name}/{workdir.name} {shown} {record[shown]:.3f}"
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-
-
-def main(argv: list[str]) -> None:
-    """Trains as the command line says."""
-    del argv
+def main(values: dict[str, Any], workdir: Path) -> None:
+    """Trains."""
     with Progress() as progress:
-        train(parse(TrainConfig, _CONFIG.value.to_dict()), Path(_WORKDIR.value), progress=progress)
-    print(f"trained model in {_WORKDIR.value}/model")
+        train(parse(TrainConfig, values), workdir, progress=progress)
+    print(f"trained model: {workdir / 'model'}")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
     command.run(main)

@@ -118,7 +118,7 @@ def write_run(path: Path, rows, generations=True):
     for section, (conditions, datasets) in report.TRACES.items() if generations else ():
         for condition in conditions:
             for step in (0,) if section == "richness" or condition == "base" else (20, 60):
-                folder = path / "generations" / section / condition / "seed0"
+                folder = path / "runs" / section / condition / "seed0"
                 folder.mkdir(parents=True, exist_ok=True)
                 with gzip.open(folder / f"{datasets[0]}-{step:06d}.jsonl.gz", "wt") as stream:
                     for problem in range(8):

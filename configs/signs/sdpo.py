@@ -34,9 +34,8 @@ def get_config(arg: str = "solution") -> ConfigDict:
             "sdpo": {
                 "context": {"kind": kind},
                 "teacher": {"weights": "fixed"},
-                "support": "full",
-                "top_k": None,
-                "tail": None,
+                # 168 words are few enough to compare all of them.
+                "loss": {"support": "full", "top_k": None, "tail": None},
             },
             "evaluation": {
                 "every": 2 if tiny else 20,

@@ -42,6 +42,15 @@ class Results:
         self._figures.setdefault(cell, {})[seed] = by_problem(generations)
         self._counts.setdefault(cell, {})[seed] = len(generations)
 
+    def alias(self, cell: Cell, like: Cell, seed: int) -> None:
+        """Gives one cell the figures of another: step 0 of a run is the model it started from."""
+        self._figures.setdefault(cell, {})[seed] = self._figures[like][seed]
+        self._counts.setdefault(cell, {})[seed] = self._counts[like][seed]
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order they were added."""
+        return list(self._figures)
+
     def records(self) -> list[Record]:
         """Every metric of every cell: one record a seed, and one over all of them."""
         records = []
@@ -53,7 +62,10 @@ class Results:
         return records
 
     def differences(self, pairs: Iterable[tuple[Cell, Cell]]) -> list[Record]:
-        """Paired differences, first minus second, over the problems and seeds that both have."""
+        """Paired differences, first minus second, over the problems and seeds that both have.
+
+        The metric is named after the second's condition, which is `base` for a run's own step 0.
+        """
         records = []
         for cell, other in pairs:
             ours, theirs = self._figures.get(cell, {}), self._figures.get(other, {})
@@ -70,7 +82,8 @@ class Results:
                     for seed in shared
                 }
                 if all(len(values) for values in strata.values()):
-                    name = f"{metric}_minus:{other.condition}"
+                    reference = "base" if other.condition == cell.condition else other.condition
+                    name = f"{metric}_minus:{reference}"
                     records += self._estimates(cell, name, strata, self._counts[cell])
         return records
 

@@ -1,5 +1,6 @@
 """Figures over sampled responses, and their bootstrap intervals over problems."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,30 +21,34 @@ class Estimate(NamedTuple):
     high: float
 
 
-def bootstrap_mean(strata: Sequence[Float[np.ndarray, " n"]], seed: int = 0) -> Estimate:
+def bootstrap_mean(strata: Sequence[Float[np.ndarray, " n"]]) -> Estimate:
     """Mean over strata of each stratum's mean, with a percentile bootstrap over its problems.
 
     A stratum is a seed: problems are resampled within it, so that the interval says what other problems
-    would have done to these runs. With one problem the interval is that problem.
+    would have done to these runs. With one problem the interval is a point. The resampling is seeded, so
+    the same figures have the same interval.
 
     Args:
       strata: One figure a problem, an array for each seed.
-      seed: Of the resampling, so that the same figures have the same interval.
 
     Raises:
       ValueError: if there is nothing to average.
     """
     if not strata or any(len(values) == 0 for values in strata):
         raise ValueError("no values to average")
-    rng = np.random.default_rng(seed)
     means = np.zeros(RESAMPLES)
-    for values in strata:
-        chosen = rng.integers(0, len(values), (RESAMPLES, len(values)))
-        means += np.asarray(values, np.float64)[chosen].mean(axis=1) / len(strata)
+    for index, values in enumerate(strata):
+        means += _resampling_weights(len(values), index) @ np.asarray(values, np.float64) / len(strata)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     value = float(np.mean([np.mean(values) for values in strata]))
     return Estimate(value, float(low), float(high))
+
+
+@functools.cache  # thousands of figures are about the same few numbers of problems
+def _resampling_weights(n: int, stratum: int) -> Float[np.ndarray, "R n"]:
+    """Share of each problem in each bootstrap sample."""
+    return np.random.default_rng([n, stratum]).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:

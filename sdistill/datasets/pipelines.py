@@ -1,5 +1,6 @@
 """Grain iterators: deterministic, checkpointable, fed by TFDS data sources or by plain lists."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ def open_corpus(split: str, data_dir: str | Path | None = None) -> list[dict[str
     return _open(SignsCorpus, split, data_dir)
 
 
-def open_problems(split: str, data_dir: str | Path | None = None) -> list[Problem]:
+@functools.cache
+def open_problems(split: str, data_dir: str | Path | None = None) -> tuple[Problem, ...]:
     """The puzzles of a split such as `k3_pool`, in their fixed order."""
     records = _open(SignsProblems, split, data_dir)
-    return [problem_from_text(record["question"].decode()) for record in records]
+    return tuple(problem_from_text(record["question"].decode()) for record in records)
 
 
 def _open(builder_class: Any, split: str, data_dir: str | Path | None) -> list[dict[str, bytes]]:

@@ -34,7 +34,8 @@ class SentencePieceTokenizer:
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"no SentencePiece model at {path}; the signs puzzle's is made by "
-                "`python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py`"
+                "`python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py "
+                "--workdir sdistill/text/assets`"
             )
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.vocab_size: int = self._processor.vocab_size()
@@ -50,8 +51,10 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens, and the spare rows of a model's embedding, decode to nothing."""
-        return str(self._processor.decode([int(i) for i in ids if i < self.vocab_size]))
+        """Text of ids; those that stand for none (control, unknown, spare embedding rows) are dropped."""
+        unknown = self._processor.unk_id()
+        known = [int(i) for i in ids if i < self.vocab_size and i != unknown]
+        return str(self._processor.decode(known))
 
 
 def train_word_model(words: Iterable[str], prefix: str | Path) -> None:

@@ -22,12 +22,10 @@ Aggregation = Literal["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"]
 
 
 @dataclass(frozen=True)
-class SDPOConfig:
-    """Self-distillation policy optimisation (arXiv 2601.20802, defaults as released).
+class DistillationConfig:
+    """The loss of SDPO (arXiv 2601.20802, defaults as released).
 
     Attributes:
-      context: What the teacher sees.
-      teacher: Whose weights it has.
       alpha: Divergence: 0 is KL(T‖S), 1 is KL(S‖T), between them a generalised Jensen-Shannon.
       support: Ids the divergence is summed over.
       top_k: Size of the `topk` support.
@@ -37,8 +35,6 @@ class SDPOConfig:
         `seq_mean_*` and not at all in `token_mean`.
     """
 
-    context: ContextConfig
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     alpha: float = 0.5
     support: Support = "topk"
     top_k: int | None = 100
@@ -60,6 +56,21 @@ class SDPOConfig:
             self.importance_cap is None or self.importance_cap > 0,
             f"importance_cap={self.importance_cap} must be positive, or None",
         )
+
+
+@dataclass(frozen=True)
+class SDPOConfig:
+    """Self-distillation policy optimisation.
+
+    Attributes:
+      context: What the teacher sees.
+      teacher: Whose weights it has.
+      loss: How far the student is from it.
+    """
+
+    context: ContextConfig
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: DistillationConfig = field(default_factory=DistillationConfig)
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ def sdpo_loss(
     batch: OnPolicyBatch,
     *,
     model: ModelConfig,
-    config: SDPOConfig,
+    config: DistillationConfig,
     temperature: float,
     chunk: int,
 ) -> tuple[Float[Array, ""], Metrics]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class TrainState(NamedTuple):
@@ -22,9 +23,19 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def new_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+def new_state(
+    params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """State before the first update, its scalars on the whole mesh and its moments where `params` are.
+
+    Every leaf is laid out as the step will return it; otherwise the second step would compile again.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    like = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(params)}
+    opt_state = jax.eval_shape(optimizer.init, params)
+    shardings = jax.tree.map(lambda leaf: like.get(leaf.shape, replicated), opt_state)
+    step = jax.device_put(jnp.zeros((), jnp.int32), replicated)
+    return TrainState(step, params, jax.jit(optimizer.init, out_shardings=shardings)(params))
 
 
 def apply_gradients(

@@ -17,10 +17,10 @@ from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import bind, causal_mask
 from sdistill.models.scoring import score_tokens
 from sdistill.training.objectives import (
+    DistillationConfig,
     GRPOConfig,
     Metrics,
     OnPolicyBatch,
-    SDPOConfig,
     grpo_loss,
     masked_sum,
     sdpo_loss,
@@ -66,7 +66,7 @@ def sdpo_step(
     *,
     model: ModelConfig,
     optimizer: OptimizerConfig,
-    config: SDPOConfig,
+    config: DistillationConfig,
     temperature: float,
     chunk: int,
 ) -> tuple[TrainState, Metrics]:

@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdistill.tasks.problem import THINK_END
+from sdistill.tasks.problem import THINK_END, strip_thinking
 from sdistill.tasks.signs.puzzle import (
     BLANK,
     SIGNS,
@@ -131,6 +131,25 @@ def other_example(content: str, other: str, solution: str) -> str:
     return f"{guided(other, solution)} ; {content}"
 
 
+def finish_attempt(
+    numbers: Sequence[int], target: int, revealed: Pattern, rng: random.Random
+) -> tuple[str, str, Pattern]:
+    """An attempt somebody else began, and how the reasoner finishes it.
+
+    The first signs are random, as somebody else chose them; the others follow what is revealed, and are
+    random where nothing is. Returns the beginning, the rest, and the pattern that came of it.
+    """
+    words = attempt(numbers, target, patterns(len(numbers))[0]).split()
+    cut = rng.randrange(len(words))
+    begun = len(range(2, cut, 3))  # signs are the words 2, 5, 8, …
+    pattern = tuple(
+        rng.choice(SIGNS) if position < begun or sign == BLANK else sign
+        for position, sign in enumerate(revealed)
+    )
+    words = attempt(numbers, target, pattern).split()
+    return " ".join([rng.choice(CERTAINTY), *words[:cut]]), " ".join(words[cut:]), pattern
+
+
 CONTEXTS = {
     "none": 0.56,
     "partial": 0.12,
@@ -140,67 +159,89 @@ CONTEXTS = {
     "wrong": 0.06,
     "other": 0.04,
 }
-"""Share of each kind of context in the corpus. `answer_after_silence` is a whole response without
-any work shown, the form that responses under a worked solution take; `wrong` is a solution that
-fails, whole or partial; `other` is another problem's solution, which says nothing about this one."""
+"""Share of each kind of context in the corpus. `trace` is a correct response of the reasoner's own;
+`answer_after_silence` is one without any work shown, the form that responses under a trace take; `wrong`
+is a solution that fails, whole or partial; `other` is another problem's solution, which says nothing
+about this one."""
+
+CONTINUED = 0.3
+"""Share of the corpus whose prompt already holds the beginning of a thought, from which the reasoner goes
+on. The beginning is prompt, not target: a model learns to recover from it, not to produce it."""
+
+UNREACHABLE = 0.02
+"""Share of the corpus whose target no pattern reaches; the reasoner tries them all and gives up."""
+
+
+def draw_context(
+    kind: str, numbers: Sequence[int], target: int, rng: random.Random, habits: Habits
+) -> tuple[str, Pattern]:
+    """A user turn with a context of this kind, and what it reveals of the solution."""
+    k, content = len(numbers), question(numbers, target)
+    nothing: Pattern = (BLANK,) * (k - 1)
+    right = solutions(numbers, target)
+    if kind == "none":
+        return content, nothing
+    if kind == "other":
+        other, other_target = random_question(k, rng)
+        shown = " ".join(solutions(other, other_target)[0])
+        if k == 3 and rng.random() < 0.5:
+            shown = correct_trace(other, other_target, rng, habits)
+        return other_example(content, question(other, other_target), shown), nothing
+    if kind == "trace":
+        trace = correct_trace(numbers, target, rng, habits)
+        return guided(content, trace), tuple(strip_thinking(trace).split())
+    if kind == "wrong":
+        revealed = rng.choice([p for p in patterns(k) if p not in right] or right)
+        if rng.random() < 0.5:
+            revealed = reveal(revealed, rng.randint(1, k - 1), rng)
+        return guided(content, " ".join(revealed)), revealed
+    revealed = rng.choice(right)
+    if kind == "answer_after_silence":
+        return guided(content, " ".join(["so", THINK_END, *revealed])), revealed
+    if kind == "partial":
+        revealed = reveal(revealed, rng.randint(0, k - 2), rng)
+    return guided(content, " ".join(revealed)), revealed
+
+
+def correct_trace(numbers: Sequence[int], target: int, rng: random.Random, habits: Habits) -> str:
+    """The reasoner's own response without context, drawn again until it is right."""
+    while True:
+        trace = search(numbers, target, (BLANK,) * (len(numbers) - 1), rng, habits)
+        if tuple(strip_thinking(trace).split()) in solutions(numbers, target):
+            return trace
 
 
 def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
-    """The `index`-th example of the corpus: (prompt, response), a function of its arguments only.
-
-    In a quarter of the examples the prompt already holds the beginning of a thought (failed attempts),
-    and the reasoner goes on from there. The beginning is prompt, not target: the model learns to
-    recover from it, not to produce it. In every fiftieth the target cannot be reached.
-    """
+    """The `index`-th example of the corpus: (prompt, response), a function of its arguments only."""
     rng = random.Random(f"{seed}/{index}")
     while True:
         numbers, target = random_question(rng.choice(list(ks)), rng)
         if split_of(numbers, target) == "corpus":
             break
-    k = len(numbers)
-    content = question(numbers, target)
-    kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
-    if kind == "none" and rng.random() < 1 / 28:
-        unreachable = target + rng.choice((-1, 1))  # every sum of a puzzle has the same parity
-        content, target = question(numbers, unreachable), unreachable
-
-    revealed: Pattern = (BLANK,) * (k - 1)
-    right = solutions(numbers, target)
-    if kind in ("partial", "answer", "answer_after_silence", "trace"):
-        revealed = rng.choice(right)
-    if kind == "wrong":
-        revealed = rng.choice([p for p in patterns(k) if p not in right] or patterns(k))
+    if rng.random() < UNREACHABLE:
+        target += rng.choice((-1, 1))  # every sum of a puzzle has the same parity
+        kind = "none"
+    else:
+        kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
+    content, revealed = draw_context(kind, numbers, target, rng, habits)
+    prompt, response, tried = [content, THINK], [], []
+    if rng.random() < CONTINUED and len(solutions(numbers, target)) < 2 ** (len(numbers) - 1):
+        start, tried = failed_attempts(numbers, target, rng.randint(0, 3), rng)
+        prompt.append(start)
         if rng.random() < 0.5:
-            revealed = reveal(revealed, rng.randint(1, k - 1), rng)
-    if kind == "partial":
-        revealed = reveal(revealed, rng.randint(0, k - 2), rng)
-
-    if kind in ("partial", "answer", "wrong"):
-        content = guided(content, " ".join(revealed))
-    elif kind == "answer_after_silence":
-        content = guided(content, " ".join(["so", THINK_END, *revealed]))
-    elif kind == "trace":
-        # A worked solution that ends with `revealed`: found after 0 or more failures.
-        before, _ = failed_attempts(numbers, target, rng.choice((0, 1, 1, 2, 3)), rng)
-        work = [CERTAINTY[rng.randrange(4)], attempt(numbers, target, revealed), SUCCESS]
-        worked = " ".join([before, *work, THINK_END, *revealed]).strip()
-        content = guided(content, worked)
-    elif kind == "other":
-        other_numbers, other_target = random_question(k, rng)
-        other_pattern = solutions(other_numbers, other_target)[0]
-        answer = " ".join(other_pattern)
-        if k == 3 and rng.random() < 0.5:
-            work = attempt(other_numbers, other_target, other_pattern)
-            answer = f"{rng.choice(CERTAINTY)} {work} {SUCCESS} {THINK_END} {answer}"
-        content = other_example(content, question(other_numbers, other_target), answer)
-
-    start, tried = "", []
-    if rng.random() < 0.25 and len(right) < 2 ** (k - 1):
-        start, tried = failed_attempts(numbers, target, rng.randint(1, 3), rng)
-    prompt = f"{content} {THINK} {start}".strip()
+            begun, rest, pattern = finish_attempt(numbers, target, revealed, rng)
+            prompt.append(begun)
+            response.append(rest)
+            if evaluate(numbers, pattern) == target:
+                response += [SUCCESS, THINK_END, *pattern]
+                return " ".join(" ".join(prompt).split()), " ".join(response)
+            response.append(rng.choice(DOUBT))
+            tried.append(pattern)
     if kind == "trace":
-        return prompt, " ".join(["so", THINK_END, *revealed])
-    return prompt, search(numbers, target, revealed, rng, habits, tried)
+        response += [CERTAINTY[0], THINK_END, *revealed]
+    else:
+        response.append(search(numbers, target, revealed, rng, habits, tried))
+    return " ".join(" ".join(prompt).split()), " ".join(response)
 
 
 def vocabulary(largest_k: int) -> list[str]:

@@ -1,0 +1,117 @@
+"""The whole study on the signs puzzle: sections 3 to 6 of arXiv 2603.24472.
+
+    python -m sdistill.study --config configs/signs/study.py --workdir runs/study
+    python -m sdistill.study --config configs/signs/study.py:quick --workdir runs/quick
+
+Three seeds, on two CPU cores within 45 minutes; `quick` is one seed of everything, shorter, within 6;
+`tiny` only exercises the code. What comes out of the full study is in the README.
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = {
+    "": {
+        "seeds": [0, 1, 2],
+        "walk": 100,
+        "responses": 800,
+        "sft_steps": 37,
+        "steps": 60,
+        "every": 20,
+        "problems": 128,
+        "coverage": [1, 8, 64, 512],
+    },
+    "quick": {
+        "seeds": [0],
+        "walk": 50,
+        "responses": 400,
+        "sft_steps": 18,
+        "steps": 20,
+        "every": 10,
+        "problems": 64,
+        "coverage": [1, 8, 64, 512],
+    },
+    "tiny": {
+        "seeds": [0],
+        "walk": 4,
+        "responses": 16,
+        "sft_steps": 2,
+        "steps": 2,
+        "every": 1,
+        "problems": 8,
+        "coverage": [8],
+    },
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Settings of the study; `arg` is a key of `SIZES`."""
+    size = SIZES[arg]
+    evaluation = {
+        "every": size["every"],
+        "datasets": ["trained", "k3_test", "k4_test"],
+        "problems": size["problems"],
+    }
+    on_policy = {
+        "seed": 0,  # the study's seeds take its place
+        "steps": size["steps"],
+        "rollouts": {
+            "split": "k3_pool",
+            "problems": None,
+            "prompts": 16,
+            "samples": 8,
+            "max_prompt": 8,
+            "max_response": 48,
+        },
+        "evaluation": evaluation,
+        "checkpoint_every": size["every"],
+    }
+    grpo = ConfigDict(on_policy)
+    grpo.objective = "grpo"
+    grpo.grpo = ConfigDict()
+    grpo.optimizer = ConfigDict({"learning_rate": 1e-4, "warmup_steps": 10})
+    sdpo = ConfigDict(on_policy)
+    sdpo.objective = "sdpo"
+    sdpo.rollouts.max_teacher_prompt = 64
+    sdpo.sdpo = ConfigDict(
+        {
+            "context": {"kind": "solution"},
+            # 168 words are few enough to compare all of them.
+            "loss": {"support": "full", "top_k": None, "tail": None},
+        }
+    )
+    sdpo.optimizer = ConfigDict({"learning_rate": 1e-4, "warmup_steps": 10})
+    return ConfigDict(
+        {
+            "seeds": size["seeds"],
+            "max_prompt": 144,
+            "richness": {
+                "splits": ["k3_pool", "k4_pool"],
+                "problems": size["walk"],
+                "walk_samples": 8,
+                "min_correct": 1,
+                "max_correct": 4,
+                "samples": 8,
+                "partial_fraction": 0.5,
+            },
+            "sft": {
+                "split": "k3_pool",
+                "responses": size["responses"],
+                "per_problem": 2,
+                "samples": 8,
+                "train": {
+                    "objective": "sft",
+                    "seed": 0,
+                    "steps": size["sft_steps"],  # three epochs
+                    "optimizer": {"learning_rate": 3e-4, "warmup_steps": 4},
+                    "examples": {"source": "filled in", "rows": 64, "row_length": 64, "packed": False},
+                    "evaluation": {**evaluation, "datasets": ["k3_test", "k4_test"], "every": 1000},
+                    "checkpoint_every": 20,
+                },
+            },
+            "grpo": grpo,
+            "sdpo": sdpo,
+            "max_teacher_prompt": [64, 16],
+            "ema_rate": 0.05,
+            "coverage": size["coverage"],
+        }
+    )
