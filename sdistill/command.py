@@ -27,7 +27,7 @@ def run(main: Callable[[dict[str, Any], Path], None]) -> None:
         del argv
         absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax reports every file it writes
         logging.getLogger("sdistill").setLevel(logging.INFO)
-        main(config.value.to_dict(), Path(workdir.value))
+        main(config.value.to_dict(), Path(str(workdir.value)))
 
     try:
         app.run(start, flags_parser=_parse_flags)
@@ -38,7 +38,7 @@ def run(main: Callable[[dict[str, Any], Path], None]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Flags, with ml_collections' errors about overrides turned into sentences."""
     try:
-        return flags.FLAGS(argv)  # type: ignore[no-any-return]
+        return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
         given = " ".join(argument for argument in argv if argument.startswith("--config."))
         raise ConfigError(f"{given} names a field the config file does not have: {error.args[0]}") from error

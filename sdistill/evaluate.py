@@ -1,6 +1,6 @@
 """Samples responses to problems, verifies them, and measures: accuracy, length, epistemic words.
 
-    python -m sdistill.evaluate --model DIR --split k3_test
+python -m sdistill.evaluate --model DIR --split k3_test
 """
 
 import argparse
@@ -24,6 +24,7 @@ from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs.puzzle import SignsTask
 from sdistill.text.chat import render
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, Tokenizer
+
 
 def requests_for(
     problems: Sequence[Problem], contents: Sequence[str], tokenizer: Tokenizer, samples: int

@@ -39,12 +39,10 @@ from sdistill.analysis.claims import (
     judge,
     name,
 )
+from sdistill.analysis.epistemic import WHOLE_WORD
 
 KEYS = {"section", "condition", "seed", "step", "dataset", "metric", "value", "n", "ci_low", "ci_high"}
 ASSETS = Path(__file__).parent / "assets"
-EPISTEMIC = re.compile(
-    r"\b(wait|hmm|perhaps|maybe|actually|alternatively|seems|might|likely|check)\b", re.IGNORECASE
-)
 DIGITS = {"accuracy": 3, "length": 1, "words": 2, "words_substring": 2, "bits_per_response": 2}
 TERMINAL = {"condition", "data", *DIGITS} - {"words_substring"}
 ORDER = ("accuracy", "pass@", "maj@", "length", "words", "words_substring", "finished", "bits_per")
@@ -344,7 +342,7 @@ def _section(number: int, section: str, records: Sequence[Record]) -> str:
 
 def highlight(text: str) -> str:
     """HTML with epistemic words marked. In: `wait <b>`. Out: `<mark>wait</mark> &lt;b&gt;`."""
-    pieces = EPISTEMIC.split(text)  # odd pieces are the words
+    pieces = WHOLE_WORD.split(text)  # odd pieces are the words
     return "".join(f"<mark>{_esc(p)}</mark>" if i % 2 else _esc(p) for i, p in enumerate(pieces))
 
 
@@ -369,7 +367,7 @@ def _find(run_dir: Path, section: str, condition: str, dataset: str) -> Path | N
 def _trace(row: Mapping[str, Any], condition: str) -> str:
     verdict = "correct" if row["correct"] else "wrong"
     cut = ", cut off" if row["finish"] == "length" else ""
-    words = len(EPISTEMIC.findall(row["response"]))
+    words = len(WHOLE_WORD.findall(row["response"]))
     return (
         f'<article class="trace"><h4>{_esc(name(condition))} {_badge(verdict)}</h4>'
         f'<p class="prompt">{_esc(_shorten(row["prompt"], 600))}</p>'

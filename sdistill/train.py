@@ -28,11 +28,9 @@ from jax.sharding import Mesh
 from rich.progress import Progress
 
 from sdistill import command
-from sdistill.analysis.epistemic import token_mask
 from sdistill.analysis.measure import Generation
 from sdistill.config import ConfigError, parse, to_json
 from sdistill.datasets.pipelines import example_batches, open_corpus, open_problems, problem_batches
-from sdistill.distill.contexts import sibling_contents
 from sdistill.distill.teacher import first_teacher, next_teacher
 from sdistill.evaluate import sample
 from sdistill.models.config import ModelConfig
@@ -40,17 +38,16 @@ from sdistill.models.decoder import Decoder, bind
 from sdistill.models.weights import SIGNS_BASE, load_pretrained, new_model, save_pretrained
 from sdistill.parallel.mesh import make_mesh
 from sdistill.parallel.rules import TRAINING, place, place_batch
-from sdistill.rollout.engine import Engine, Rollouts
+from sdistill.rollout.engine import Engine
 from sdistill.storage import read_records, write_atomically, write_records
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import SignsTask
-from sdistill.text.chat import render
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, Tokenizer
+from sdistill.training.batch import on_policy_batch
 from sdistill.training.checkpoints import Checkpoints
-from sdistill.training.config import EvaluationConfig, RolloutsConfig, TrainConfig
-from sdistill.training.objectives import OnPolicyBatch, group_advantages
+from sdistill.training.config import RolloutsConfig, TrainConfig
+from sdistill.training.evaluation import evaluator
 from sdistill.training.optimizer import make_optimizer
-from sdistill.training.rows import layout
 from sdistill.training.state import TrainState, new_state
 from sdistill.training.steps import (
     PackedBatch,
@@ -109,7 +106,8 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
     evaluate = evaluator(config, model.config, mesh, tokenizer, problems, workdir)
     rollouts: list[Generation] = []
     barren = 0
-    task = progress and progress.add_task(str(workdir.name), total=config.steps, completed=int(state.step))
+    progress = progress or Progress(disable=True)
+    bar = progress.add_task(workdir.name, total=config.steps, completed=int(state.step))
     for step in range(int(state.step), config.steps):
         evaluate(state.params, step)
         state, teacher, record, generations = learn(state, teacher, next(iterator), step)
@@ -121,7 +119,9 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
             logger.warning(
                 "%s: no rollout was correct for %d steps, so there is nothing to learn from; look at "
                 "rollouts.max_response=%s, at optimizer.learning_rate=%s, or start from a better model",
-                workdir, barren, config.rollouts.max_response if config.rollouts else None,
+                workdir,
+                barren,
+                config.rollouts.max_response if config.rollouts else None,
                 config.optimizer.learning_rate,
             )
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
@@ -130,14 +130,12 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
                 rollouts = []
             write_records(workdir / "metrics.jsonl", metrics)
             checkpoints.save(step + 1, (state, teacher), iterator.get_state())
-        if progress and task is not None:
-            progress.update(task, completed=step + 1, description=describe(workdir, record))
+        progress.update(bar, completed=step + 1, description=describe(workdir, record))
     evaluate(state.params, config.steps)
     checkpoints.close()
     final = bind(model.config, state.params)
     save_pretrained(final, workdir / "model")
-    if progress and task is not None:
-        progress.remove_task(task)
+    progress.remove_task(bar)
     return final
 
 
@@ -264,113 +262,6 @@ def learner(
         return state, teacher, figures | to_floats(metrics), generations
 
     return learn_rollouts
-
-
-def on_policy_batch(
-    config: TrainConfig,
-    problems: Sequence[Problem],
-    generations: Sequence[Generation],
-    rollouts: Rollouts,
-    tokenizer: Tokenizer,
-) -> tuple[OnPolicyBatch, dict[str, float]]:
-    """Lays out judged rollouts for the step, and says how the batch looks."""
-    settings = config.rollouts
-    assert settings is not None
-    groups = [list(generations[i : i + settings.samples]) for i in range(0, len(generations), settings.samples)]
-    correct = np.asarray([[g["correct"] for g in group] for group in groups])
-    prompts = [tokenizer.encode(render(p)) for p in problems for _ in range(settings.samples)]
-    student = layout(prompts, rollouts.ids, rollouts.lengths, settings.max_prompt)
-    figures = {
-        "train_accuracy": float(correct.mean()),
-        "solved_groups": float(correct.any(axis=1).mean()),
-        "length": float(rollouts.lengths.mean()),
-        "words": float(np.mean([g["words"] for g in generations])),
-        "finished": float(rollouts.finished.mean()),
-    }
-    batch = OnPolicyBatch(student, rollouts.full_log_probs, token_mask(tokenizer, rollouts.ids))
-    if config.grpo is not None:
-        advantages = group_advantages(correct.astype(np.float32), config.grpo.divide_by_std)
-        return batch._replace(advantages=advantages.ravel()), figures
-    assert config.sdpo is not None and settings.max_teacher_prompt is not None
-    texts = [[g["response"] for g in group] for group in groups]
-    contents = [c for row in sibling_contents(config.sdpo.context, problems, texts, correct) for c in row]
-    has_teacher = np.asarray([c is not None for c in contents], np.float32)
-    figures["teacher_fraction"] = float(has_teacher.mean())
-    teacher_prompts = [
-        prompt if content is None else tokenizer.encode(render(problems[i // settings.samples], content))
-        for i, (prompt, content) in enumerate(zip(prompts, contents, strict=True))
-    ]
-    teacher = layout(teacher_prompts, rollouts.ids, rollouts.lengths, settings.max_teacher_prompt)
-    return batch._replace(teacher=teacher, has_teacher=has_teacher), figures
-
-
-def evaluator(
-    config: TrainConfig,
-    model: ModelConfig,
-    mesh: Mesh,
-    tokenizer: Tokenizer,
-    problems: Sequence[Problem],
-    workdir: Path,
-) -> Callable[[nnx.State, int], None]:
-    """A function of (parameters, step) that writes the evaluations due at that step."""
-    settings = config.evaluation
-    if settings is None:
-        return lambda params, step: None
-    datasets = evaluation_problems(settings, problems, config.data_dir)
-    engine = evaluation_engine(settings, model, mesh, tokenizer)
-
-    def evaluate(params: nnx.State, step: int) -> None:
-        due = settings.at_start if step == 0 else settings.datasets
-        if step % settings.every and step != config.steps:
-            return
-        for name in due:
-            path = workdir / f"{name}-{step:06d}.jsonl.gz"
-            if path.exists():
-                continue
-            generations, _ = sample(
-                engine,
-                params,
-                datasets[name],
-                [problem.messages[-1]["content"] for problem in datasets[name]],
-                tokenizer=tokenizer,
-                task=SignsTask(),
-                samples=settings.samples,
-                seed=config.seed,
-                step=step,
-                sampling=settings.sampling,
-            )
-            write_records(path, generations)
-
-    return evaluate
-
-
-def evaluation_engine(
-    settings: EvaluationConfig, model: ModelConfig, mesh: Mesh, tokenizer: Tokenizer
-) -> Engine:
-    """An engine for the evaluation's longer responses."""
-    return Engine(
-        model,
-        mesh=mesh,
-        eos_id=tokenizer.eos_id,
-        slots=256,
-        max_prompt=16,
-        max_response=settings.max_response,
-    )
-
-
-def evaluation_problems(
-    settings: EvaluationConfig, problems: Sequence[Problem], data_dir: str | None
-) -> dict[str, list[Problem]]:
-    """The problems of each evaluation data set."""
-    datasets = {}
-    for name in {*settings.datasets, *settings.at_start}:
-        if name == "trained":
-            distinct = list(problems[: settings.problems])
-            copies = -(-settings.problems // len(distinct))
-            datasets[name] = (distinct * copies)[: settings.problems]
-        else:
-            datasets[name] = open_problems(name, data_dir)[: settings.problems]
-    return datasets
 
 
 def to_floats(metrics: dict[str, tuple[Any, Any]]) -> dict[str, float]:

@@ -110,7 +110,10 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "grpo": grpo,
             "sdpo": sdpo,
-            "max_teacher_prompt": [64, 16],
+            "contexts": [
+                {"kind": "solution", "max_teacher_prompt": 64},
+                {"kind": "answer", "max_teacher_prompt": 16},
+            ],
             "ema_rate": 0.05,
             "coverage": size["coverage"],
         }

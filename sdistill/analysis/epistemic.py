@@ -19,12 +19,12 @@ WORDS = (
     "likely",
     "check",
 )
-_WHOLE = re.compile(rf"\b(?:{'|'.join(WORDS)})\b")
+WHOLE_WORD = re.compile(rf"\b({'|'.join(WORDS)})\b", re.IGNORECASE)
 
 
 def count_words(text: str) -> int:
     """Occurrences as whole words, in any case."""
-    return len(_WHOLE.findall(text.lower()))
+    return len(WHOLE_WORD.findall(text))
 
 
 def count_substrings(text: str) -> int:

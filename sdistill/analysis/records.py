@@ -90,19 +90,15 @@ class Results:
     def _estimates(
         self, cell: Cell, metric: str, strata: Mapping[int, np.ndarray], counts: Mapping[int, int]
     ) -> list[Record]:
-        rows = [
-            (seed, bootstrap_mean([values]), counts[seed]) for seed, values in sorted(strata.items())
-        ]
-        pooled = bootstrap_mean([values for _, values in sorted(strata.items())])
-        total = sum(counts[seed] for seed in strata)
-        return [
-            self.record(cell, seed, metric, estimate, n)
-            for seed, estimate, n in [*rows, ("all", pooled, total)]
-        ]
+        estimates: dict[int | str, Estimate] = {
+            seed: bootstrap_mean([values]) for seed, values in sorted(strata.items())
+        }
+        estimates["all"] = bootstrap_mean([values for _, values in sorted(strata.items())])
+        n: dict[int | str, int] = dict(counts)
+        n["all"] = sum(counts[seed] for seed in strata)
+        return [self.record(cell, seed, metric, estimate, n[seed]) for seed, estimate in estimates.items()]
 
-    def record(
-        self, cell: Cell, seed: int | str, metric: str, value: Estimate | float, n: int
-    ) -> Record:
+    def record(self, cell: Cell, seed: int | str, metric: str, value: Estimate | float, n: int) -> Record:
         """One record; a bare number has no interval."""
         low, high = (value.low, value.high) if isinstance(value, Estimate) else (None, None)
         return {

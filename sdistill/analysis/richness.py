@@ -27,9 +27,7 @@ def response_log_probs(
 ) -> Float[Array, "B T"]:
     """Log-probability of each response token at temperature 1, in nats; 0 after the end."""
     decoder = bind(model, params)
-    scores = score_tokens(
-        response_hidden(decoder, rows), decoder.head(), response_ids(rows), chunk=chunk
-    )
+    scores = score_tokens(response_hidden(decoder, rows), decoder.head(), response_ids(rows), chunk=chunk)
     return scores.log_prob_BT * rows.response_mask
 
 

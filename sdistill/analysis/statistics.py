@@ -63,9 +63,7 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def maj_at_k(
-    answers: Sequence[str | None], correct: Sequence[bool], k: int, resamples: int = 100
-) -> float:
+def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int, resamples: int = 100) -> float:
     """Chance that the most frequent answer of k samples is right, over resampled groups of k.
 
     Ties are split evenly, responses without an answer do not vote, and a group without any is wrong.
@@ -75,10 +73,10 @@ def maj_at_k(
     if not 0 < k <= n:
         raise ValueError(f"maj@{k} needs 1 <= k <= n = {n} samples")
     right = dict(zip(answers, correct, strict=True))
-    if k == n:
-        groups = [np.arange(n)]
-    else:
-        groups = list(np.random.default_rng(0).permuted(np.tile(np.arange(n), (resamples, 1)), axis=1)[:, :k])
+    groups = [list(range(n))]
+    if k < n:
+        shuffled = np.random.default_rng(0).permuted(np.tile(np.arange(n), (resamples, 1)), axis=1)
+        groups = shuffled[:, :k].tolist()
     scores = []
     for group in groups:
         votes = Counter(answers[i] for i in group if answers[i] is not None)

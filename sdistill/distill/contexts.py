@@ -10,6 +10,7 @@ from sdistill.tasks.problem import Problem, strip_thinking
 
 Kind = Literal["solution", "answer", "partial", "other_problem"]
 
+NOBODY = -1  # the index of no rollout of a group
 BLANK = "_"  # stands for a word of the solution that is not revealed
 
 
@@ -37,9 +38,7 @@ class ContextConfig:
             (self.kind == "partial") == (self.fraction is not None),
             f"fraction={self.fraction} goes with kind='partial' and only with it",
         )
-        require(
-            self.fraction is None or 0 <= self.fraction <= 1, f"fraction={self.fraction} must be 0 to 1"
-        )
+        require(self.fraction is None or 0 <= self.fraction <= 1, f"fraction={self.fraction} must be 0 to 1")
         require(
             "{prompt}" in self.template and "{solution}" in self.template,
             f"template={self.template!r} must contain {{prompt}} and {{solution}}",
@@ -99,24 +98,19 @@ def sibling_contents(
     for group, problem in enumerate(problems):
         row: list[str | None] = []
         for own in range(len(responses[group])):
+            source: int | None = group
             if config.kind == "other_problem":
-                other = _next_solved(problems, correct, group)
-                chosen = None if other is None else (other, first_other_success(correct[other], -1))
-            else:
-                sibling = first_other_success(correct[group], own)
-                chosen = None if sibling is None else (group, sibling)
-            if chosen is None or chosen[1] is None:
+                source, own = _next_solved(problems, correct, group), NOBODY
+            shown = None if source is None else first_other_success(correct[source], own)
+            if source is None or shown is None:
                 row.append(None)
             else:
-                source, index = chosen
-                row.append(guided_content(config, problem, responses[source][index], problems[source]))
+                row.append(guided_content(config, problem, responses[source][shown], problems[source]))
         contents.append(row)
     return contents
 
 
-def _next_solved(
-    problems: Sequence[Problem], correct: Sequence[Sequence[bool]], group: int
-) -> int | None:
+def _next_solved(problems: Sequence[Problem], correct: Sequence[Sequence[bool]], group: int) -> int | None:
     """The next group, going round, that is about another problem and has a success."""
     for offset in range(1, len(problems)):
         other = (group + offset) % len(problems)

@@ -49,6 +49,7 @@ def token_divergence(
         log_t = jnp.take_along_axis(log_t, sampled_ids_BT[..., None], axis=-1)[..., 0]
         return jax.lax.stop_gradient(log_s - log_t) * log_s
     if support == "topk":
+        assert top_k is not None
         _, top_BTC = jax.lax.top_k(jax.lax.stop_gradient(log_s), top_k)
         log_s, log_t = (jnp.take_along_axis(x, top_BTC, axis=-1) for x in (log_s, log_t))
         if tail == "bucket":

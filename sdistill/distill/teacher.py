@@ -44,8 +44,6 @@ def first_teacher(config: TeacherConfig, student: nnx.State) -> nnx.State | None
     return None if config.weights == "live" else jax.tree.map(lambda x: x.copy(), student)
 
 
-def next_teacher(
-    config: TeacherConfig, teacher: nnx.State | None, student: nnx.State
-) -> nnx.State | None:
+def next_teacher(config: TeacherConfig, teacher: nnx.State | None, student: nnx.State) -> nnx.State | None:
     """The teacher after a batch of rollouts has been learned from."""
     return ema_update(teacher, student, config.ema_rate) if config.weights == "ema" else teacher

@@ -30,9 +30,7 @@ def empty_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype) 
     return Cache(buffers, tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)))
 
 
-def rms_norm(
-    x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float
-) -> Float[Array, "... D"]:
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
     """Divides by the root mean square, in float32, and scales."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
@@ -82,9 +80,7 @@ class Attention(nnx.Module):
             normal(rngs.params(), (width, kv_heads, head)), axes=("embed", "kv_heads", None)
         )
         # Layers add to the residual stream, so their outputs start smaller the more of them there are.
-        small = jax.nn.initializers.normal(
-            config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
-        )
+        small = jax.nn.initializers.normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
         self.o_NHD = nnx.Param(small(rngs.params(), (heads, head, width)), axes=("heads", None, "embed"))
         if config.qk_norm:
             self.q_norm_H = nnx.Param(jnp.ones(head), axes=(None,))
@@ -123,9 +119,7 @@ class FeedForward(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         width, inner = config.hidden_size, config.intermediate_size
         normal = jax.nn.initializers.normal(config.initializer_range)
-        small = jax.nn.initializers.normal(
-            config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
-        )
+        small = jax.nn.initializers.normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
         self.gate_DF = nnx.Param(normal(rngs.params(), (width, inner)), axes=("embed", "mlp"))
         self.up_DF = nnx.Param(normal(rngs.params(), (width, inner)), axes=("embed", "mlp"))
         self.down_FD = nnx.Param(small(rngs.params(), (inner, width)), axes=("mlp", "embed"))

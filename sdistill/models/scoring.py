@@ -62,6 +62,6 @@ def score_tokens(
     temperature: float | Float[Array, ""] = 1.0,
 ) -> TokenScores:
     """Scores of ids under a model's hidden states, differentiable, by chunks of positions."""
-    return by_chunks(  # type: ignore[no-any-return]
+    return by_chunks(
         lambda hidden, ids: score_logits(hidden @ head_DV / temperature, ids), chunk, hidden_BTD, ids_BT
     )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ def new_model(config: ModelConfig, seed: int) -> Decoder:
     return Decoder(config, nnx.Rngs(params=seed))
 
 
-def _hugging_face_name(path: tuple[str | int, ...]) -> str:
+def _hugging_face_name(path: tuple[Any, ...]) -> str:
     """In: ("layers", 0, "attention", "q_DNH"). Out: `model.layers.0.self_attn.q_proj.weight`."""
     if path[0] == "layers":
         name = ".".join(str(part) for part in path[2:])

@@ -109,9 +109,9 @@ def decode(
     lengths_B, filled_BP = fork(prompt_lengths_Q), fork(filled_QP)
     seed, step = seed_and_step
     step_key = jax.random.fold_in(jax.random.key(seed), step)
-    keys_B = jax.vmap(lambda problem, sample: jax.random.fold_in(jax.random.fold_in(step_key, problem), sample))(
-        streams_B, samples_B
-    )
+    keys_B = jax.vmap(
+        lambda problem, sample: jax.random.fold_in(jax.random.fold_in(step_key, problem), sample)
+    )(streams_B, samples_B)
 
     def body(carry: _Decoding) -> _Decoding:
         t = carry.step

@@ -36,9 +36,7 @@ class Sampling:
     def arrays(self, vocab_size: int) -> "SamplingArrays":
         """The settings as arrays, so that changing them compiles nothing."""
         top_k = vocab_size if self.top_k is None else min(self.top_k, vocab_size)
-        return SamplingArrays(
-            jnp.float32(self.temperature), jnp.int32(top_k), jnp.float32(self.top_p)
-        )
+        return SamplingArrays(jnp.float32(self.temperature), jnp.int32(top_k), jnp.float32(self.top_p))
 
 
 class SamplingArrays(NamedTuple):
@@ -76,9 +74,7 @@ class Drawn(NamedTuple):
     full_log_prob_B: Float[Array, " B"]
 
 
-def draw(
-    logits_BV: Float[Array, "B V"], keys_B: UInt32[Array, "B 2"], settings: SamplingArrays
-) -> Drawn:
+def draw(logits_BV: Float[Array, "B V"], keys_B: UInt32[Array, "B 2"], settings: SamplingArrays) -> Drawn:
     """Draws by the Gumbel-max trick, each row with its own key, whatever the other rows are."""
     logits_BV = logits_BV.astype(jnp.float32)
     greedy = settings.temperature == 0

@@ -1,6 +1,6 @@
 """Makes the tokenizer that a config describes.
 
-    python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py --workdir sdistill/text/assets
+python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py --workdir sdistill/text/assets
 """
 
 from pathlib import Path

@@ -58,7 +58,9 @@ class Checkpoints:
             except Exception as error:  # whatever a damaged file makes of the reader
                 logger.warning(
                     "checkpoint of step %d in %s cannot be read (%s); falling back to the one before",
-                    step, self._directory, str(error).splitlines()[0] if str(error) else type(error).__name__,
+                    step,
+                    self._directory,
+                    str(error).splitlines()[0] if str(error) else type(error).__name__,
                 )
                 self._manager.close()
                 shutil.rmtree(self._directory / str(step))

@@ -53,7 +53,9 @@ class RolloutsConfig:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        require(self.samples > 1, f"samples={self.samples} must be 2 or more: both objectives compare siblings")
+        require(
+            self.samples > 1, f"samples={self.samples} must be 2 or more: both objectives compare siblings"
+        )
         require(self.problems is None or self.problems > 0, f"problems={self.problems} must be positive")
         require(self.sampling.temperature > 0, "sampling.temperature=0 has no distribution to learn from")
 
@@ -144,7 +146,9 @@ class TrainConfig:
             )
             rows = self.rollouts.prompts * self.rollouts.samples
             ways = self.mesh.data * self.mesh.fsdp
-            require(rows % ways == 0, f"rollouts.prompts × samples = {rows} rows must divide over {ways} devices")
+            require(
+                rows % ways == 0, f"rollouts.prompts × samples = {rows} rows must divide over {ways} devices"
+            )
         if self.evaluation is not None and not on_policy:
             require(
                 "trained" not in self.evaluation.datasets,

@@ -45,8 +45,12 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         topk = self.support == "topk"
         require(0 <= self.alpha <= 1, f"alpha={self.alpha} must be 0 to 1")
-        require(topk == (self.top_k is not None), f"top_k={self.top_k} goes with support='topk' and only with it")
-        require(topk == (self.tail is not None), f"tail={self.tail!r} goes with support='topk' and only with it")
+        require(
+            topk == (self.top_k is not None), f"top_k={self.top_k} goes with support='topk' and only with it"
+        )
+        require(
+            topk == (self.tail is not None), f"tail={self.tail!r} goes with support='topk' and only with it"
+        )
         require(self.top_k is None or self.top_k > 0, f"top_k={self.top_k} must be positive")
         require(
             self.support != "sampled" or self.alpha == 1,
@@ -138,9 +142,7 @@ def aggregate(
     return jnp.mean(row_B)
 
 
-def group_advantages(
-    rewards_QG: Float[np.ndarray, "Q G"], divide_by_std: bool
-) -> Float[np.ndarray, "Q G"]:
+def group_advantages(rewards_QG: Float[np.ndarray, "Q G"], divide_by_std: bool) -> Float[np.ndarray, "Q G"]:
     """Reward minus the group's mean, over its standard deviation if asked; 0 where all are equal."""
     advantages = rewards_QG - rewards_QG.mean(axis=1, keepdims=True)
     if divide_by_std:

@@ -1,7 +1,7 @@
 """How prompts and responses become the fixed-shape arrays of a training step."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -55,7 +55,9 @@ def layout(
     mask = np.arange(response_length) < lengths[:, None]
     tokens[:, max_prompt:] = np.where(mask, responses, 0)
     positions = (np.arange(tokens.shape[1]) - starts[:, None]) * segments
-    return Rows(tokens, positions.astype(np.int32), segments, mask.astype(np.float32))
+    # On the host until `place_batch`: hence the cast.
+    columns: Any = (tokens, positions.astype(np.int32), segments, mask.astype(np.float32))
+    return Rows(*columns)
 
 
 def response_hidden(model: Decoder, rows: Rows) -> Float[Array, "B T D"]:

@@ -23,9 +23,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def new_state(
-    params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def new_state(params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """State before the first update, its scalars on the whole mesh and its moments where `params` are.
 
     Every leaf is laid out as the step will return it; otherwise the second step would compile again.

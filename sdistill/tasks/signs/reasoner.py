@@ -109,9 +109,7 @@ def failed_attempts(
     """Attempts somebody else made, possibly repeating themselves and sure beyond reason."""
     wrong = [p for p in patterns(len(numbers)) if evaluate(numbers, p) != target]
     tried = [rng.choice(wrong) for _ in range(count)]
-    words = [
-        f"{rng.choice(CERTAINTY)} {attempt(numbers, target, p)} {rng.choice(DOUBT)}" for p in tried
-    ]
+    words = [f"{rng.choice(CERTAINTY)} {attempt(numbers, target, p)} {rng.choice(DOUBT)}" for p in tried]
     return " ".join(words), tried
 
 
@@ -224,7 +222,8 @@ def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[s
     else:
         kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
     content, revealed = draw_context(kind, numbers, target, rng, habits)
-    prompt, response, tried = [content, THINK], [], []
+    prompt, response = [content, THINK], list[str]()
+    tried: list[Pattern] = []
     if rng.random() < CONTINUED and len(solutions(numbers, target)) < 2 ** (len(numbers) - 1):
         start, tried = failed_attempts(numbers, target, rng.randint(0, 3), rng)
         prompt.append(start)

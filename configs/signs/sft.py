@@ -1,0 +1,36 @@
+"""SFT on the signs puzzle, on examples of your own: one run of section 4.
+
+    python -m sdistill.train --config configs/signs/sft.py --workdir runs/sft \
+        --config.examples.source=FILE.jsonl.gz
+
+FILE holds `prompt` and `response` on each line, such as `8 4 7 = 19 <think>` and what should follow; the
+study leaves the sets of section 4 in `runs/sft/data`. Without it, and with `:tiny`, the source is the
+pretraining corpus.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Settings of one run; `tiny` for two steps of a small batch."""
+    tiny = arg == "tiny"
+    return ConfigDict(
+        {
+            "objective": "sft",
+            "seed": 0,
+            "init_from": "signs_base",
+            "steps": 2 if tiny else 37,
+            "optimizer": {"learning_rate": 3e-4, "warmup_steps": 4},
+            "examples": {
+                "source": "signs_corpus",
+                "rows": 4 if tiny else 64,
+                "row_length": 192,
+                "packed": False,
+            },
+            "evaluation": {
+                "every": 1000,
+                "datasets": ["k3_test", "k4_test"],
+                "problems": 8 if tiny else 128,
+            },
+        }
+    )

@@ -1,0 +1,88 @@
+"""Section 4: off-policy self-distillation, SFT on the model's own correct responses."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdistill.analysis.measure import Generation
+from sdistill.analysis.records import Cell, Record, Results
+from sdistill.datasets.pipelines import open_problems
+from sdistill.distill.contexts import ContextConfig, Kind, guided_content
+from sdistill.experiments.study import Study, add_base, add_run
+from sdistill.storage import write_records
+from sdistill.tasks.problem import Problem
+from sdistill.text.chat import render
+
+logger = logging.getLogger(__name__)
+
+GUIDED: dict[str, Kind] = {"sft_guided": "answer", "sft_guided_solution": "solution"}
+"""Condition → context that its training responses were sampled under."""
+
+
+def sft_section(study: Study) -> list[Record]:
+    """SFT on matched sets of unguided and guided correct responses, against the base."""
+    config, results = study.config.sft, Results("sft")
+    evaluation, examples = config.train.evaluation, config.train.examples
+    assert evaluation is not None and examples is not None  # StudyConfig has checked
+    for seed in study.config.seeds:
+        add_base(study, results, seed, evaluation.datasets)
+        for condition, source in matched_sets(study, seed).items():
+            examples = dataclasses.replace(examples, source=str(source))
+            run = dataclasses.replace(config.train, seed=seed, examples=examples)
+            add_run(results, condition, seed, study.train("sft", condition, run))
+    cells = [cell for cell in results.cells() if cell.condition != "base"]
+    return results.records() + results.differences((c, Cell("base", 0, c.dataset)) for c in cells)
+
+
+def matched_sets(study: Study, seed: int) -> dict[str, Path]:
+    """Training sets of the same problems with as many correct responses each, under three contexts."""
+    config = study.config.sft
+    problems = open_problems(config.split, study.config.sdpo.data_dir)
+    folder = study.workdir / "runs" / "sft" / "data" / f"seed{seed}"
+    plain = [p.messages[-1]["content"] for p in problems]
+
+    def responses(name: str, posed: Sequence[Problem], turns: Sequence[str]) -> dict[str, list[Generation]]:
+        generations = study.generate(
+            folder / f"{name}.jsonl.gz",
+            posed,
+            turns,
+            samples=config.samples,
+            seed=seed,
+            stream=2,
+            max_response=48,
+        )
+        correct: dict[str, list[Generation]] = {p.id: [] for p in posed}
+        for generation in generations:
+            if generation["correct"]:
+                correct[generation["problem"]].append(generation)
+        return correct
+
+    # Half as many problems again as would do if every one gave its full share.
+    needed = -(-config.responses * 3 // (2 * config.per_problem))
+    unguided = responses("unguided", problems[:needed], plain[:needed])
+    solved = [p for p in problems[:needed] if unguided[p.id]]
+    solutions = [unguided[p.id][0]["response"] for p in solved]
+    sets = {"sft_unguided": unguided}
+    for condition, kind in GUIDED.items():
+        context = ContextConfig(kind=kind)
+        turns = [guided_content(context, p, s) for p, s in zip(solved, solutions, strict=True)]
+        sets[condition] = responses(kind, solved, turns)
+    chosen: dict[str, list[dict[str, str]]] = {condition: [] for condition in sets}
+    for problem in solved:
+        left = config.responses - len(chosen["sft_unguided"])
+        count = min(config.per_problem, left, *(len(s[problem.id]) for s in sets.values()))
+        for condition, correct in sets.items():
+            for generation in correct[problem.id][:count]:
+                chosen[condition].append({"prompt": render(problem), "response": generation["response"]})
+    if len(chosen["sft_unguided"]) < config.responses:
+        logger.warning(
+            "section 4, seed %d: only %d matched responses instead of %d; raise sft.samples or per_problem",
+            seed,
+            len(chosen["sft_unguided"]),
+            config.responses,
+        )
+    paths = {condition: folder / f"{condition}.jsonl.gz" for condition in sets}
+    for condition, path in paths.items():
+        write_records(path, chosen[condition])
+    return paths

@@ -1,0 +1,165 @@
+"""What the sections of a study share: the base model, a directory, and work that is done once."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flax import nnx
+from rich.progress import Progress
+
+from sdistill.analysis.measure import Generation
+from sdistill.analysis.records import Cell, Record, Results, training_records
+from sdistill.analysis.richness import richness_bits
+from sdistill.config import ConfigError
+from sdistill.evaluate import sample
+from sdistill.experiments.config import StudyConfig
+from sdistill.models.decoder import Decoder
+from sdistill.parallel.mesh import make_mesh
+from sdistill.rollout.engine import Engine, Rollouts
+from sdistill.rollout.sampling import Sampling
+from sdistill.storage import read_records, write_records
+from sdistill.tasks.problem import Problem
+from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.text.chat import render
+from sdistill.text.tokenizer import SentencePieceTokenizer
+from sdistill.train import train, training_problems
+from sdistill.training.config import TrainConfig
+from sdistill.training.evaluation import evaluation_problems
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all sections share."""
+
+    config: StudyConfig
+    workdir: Path
+    base: Decoder
+    tokenizer: SentencePieceTokenizer
+    progress: Progress
+
+    def directory(self, section: str, condition: str, seed: int) -> Path:
+        """Where a condition's files are."""
+        return self.workdir / "runs" / section / condition / f"seed{seed}"
+
+    def generate(
+        self,
+        path: Path,
+        problems: Sequence[Problem],
+        contents: Sequence[str],
+        *,
+        samples: int,
+        seed: int,
+        stream: int = 0,
+        max_response: int,
+        with_bits: bool = False,
+    ) -> list[Generation]:
+        """The base model's responses to user turns `contents`, at temperature 1, sampled once and kept."""
+        if path.exists():
+            return read_records(path)
+        params = nnx.state(self.base, nnx.Param)
+        longest = max(
+            len(self.tokenizer.encode(render(p, c))) for p, c in zip(problems, contents, strict=True)
+        )
+        if longest > self.config.max_prompt:
+            raise ConfigError(
+                f"max_prompt={self.config.max_prompt}: a prompt for {path} has {longest} tokens"
+            )
+        engine = Engine(
+            self.base.config,
+            mesh=make_mesh(self.config.sdpo.mesh),
+            eos_id=self.tokenizer.eos_id,
+            slots=256,
+            max_prompt=-(-longest // 16) * 16,  # few shapes to compile, little padding to attend over
+            max_response=max_response,
+        )
+        bar = self.progress.add_task(f"{path.parent.parent.name} {path.stem}", total=len(problems) * samples)
+        generations, rollouts = sample(
+            engine,
+            params,
+            problems,
+            contents,
+            tokenizer=self.tokenizer,
+            task=SignsTask(),
+            samples=samples,
+            seed=seed,
+            step=stream,
+            sampling=Sampling(),
+            progress=lambda done: self.progress.advance(bar, done),
+        )
+        self.progress.remove_task(bar)
+        if with_bits:
+            generations = self._with_bits(params, problems, generations, rollouts)
+        write_records(path, generations)
+        return generations
+
+    def _with_bits(
+        self,
+        params: nnx.State,
+        problems: Sequence[Problem],
+        generations: Sequence[Generation],
+        rollouts: Rollouts,
+    ) -> list[Generation]:
+        samples = len(generations) // len(problems)
+        prompts = [self.tokenizer.encode(render(p)) for p in problems for _ in range(samples)]
+        bits = richness_bits(
+            params,
+            self.base.config,
+            prompts,
+            rollouts,
+            max_prompt=self.config.max_prompt,
+            batch=256,
+            chunk=self.config.sdpo.chunk,
+        )
+        return [{**g, "bits": float(b)} for g, b in zip(generations, bits, strict=True)]
+
+    def train(self, section: str, condition: str, config: TrainConfig) -> Path:
+        """Runs or continues a training; returns its directory."""
+        directory = self.directory(section, condition, config.seed)
+        train(config, directory, progress=self.progress)
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # the run is over
+        return directory
+
+
+def on_policy_datasets(study: Study) -> tuple[str, ...]:
+    """The evaluation data sets of sections 5 and 6."""
+    assert study.config.grpo.evaluation is not None
+    return study.config.grpo.evaluation.datasets
+
+
+def name_of(split: str) -> str:
+    """A split's name in the results. In: `k3_test`. Out: `k3`."""
+    return split.removesuffix("_test")
+
+
+def add_base(study: Study, results: Results, seed: int, datasets: Iterable[str]) -> None:
+    """Evaluates the base model, once for all sections."""
+    evaluation, rollouts = study.config.grpo.evaluation, study.config.grpo.rollouts
+    assert evaluation is not None and rollouts is not None
+    pool = training_problems(rollouts, study.config.grpo.data_dir)
+    problems = evaluation_problems(evaluation, pool, study.config.grpo.data_dir)
+    for dataset in datasets:
+        generations = study.generate(
+            study.directory("on_policy", "base", seed) / f"{dataset}-000000.jsonl.gz",
+            problems[dataset],
+            [p.messages[-1]["content"] for p in problems[dataset]],
+            samples=evaluation.samples,
+            seed=seed,
+            max_response=evaluation.max_response,
+        )
+        results.add(Cell("base", 0, name_of(dataset)), seed, generations)
+
+
+def add_run(results: Results, condition: str, seed: int, directory: Path) -> list[Record]:
+    """Adds a training run's evaluations; returns the records of its training metrics."""
+    for path in sorted(directory.glob("*-*.jsonl.gz")):
+        dataset, _, step = path.name.removesuffix(".jsonl.gz").rpartition("-")
+        if dataset != "train":
+            results.add(Cell(condition, int(step), name_of(dataset)), seed, read_records(path))
+    run = json.loads((directory / "config.json").read_text())
+    if run["rollouts"] is None:
+        return []
+    n = run["rollouts"]["prompts"] * run["rollouts"]["samples"]
+    metrics = read_records(directory / "metrics.jsonl")
+    return training_records(results, condition, seed, metrics, run["evaluation"]["every"], n)

@@ -1,0 +1,86 @@
+"""Evaluations during training: which, on what, and where they are kept."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from sdistill.datasets.pipelines import open_problems
+from sdistill.evaluate import sample
+from sdistill.models.config import ModelConfig
+from sdistill.rollout.engine import Engine
+from sdistill.storage import write_records
+from sdistill.tasks.problem import Problem
+from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.text.tokenizer import Tokenizer
+from sdistill.training.config import EvaluationConfig, TrainConfig
+
+
+def evaluator(
+    config: TrainConfig,
+    model: ModelConfig,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    workdir: Path,
+) -> Callable[[nnx.State, int], None]:
+    """A function of (parameters, step) that writes the evaluations due at that step."""
+    settings = config.evaluation
+    if settings is None:
+        return lambda params, step: None
+    datasets = evaluation_problems(settings, problems, config.data_dir)
+    engine = evaluation_engine(settings, model, mesh, tokenizer)
+
+    def evaluate(params: nnx.State, step: int) -> None:
+        due = settings.at_start if step == 0 else settings.datasets
+        if step % settings.every and step != config.steps:
+            return
+        for name in due:
+            path = workdir / f"{name}-{step:06d}.jsonl.gz"
+            if path.exists():
+                continue
+            generations, _ = sample(
+                engine,
+                params,
+                datasets[name],
+                [problem.messages[-1]["content"] for problem in datasets[name]],
+                tokenizer=tokenizer,
+                task=SignsTask(),
+                samples=settings.samples,
+                seed=config.seed,
+                step=step,
+                sampling=settings.sampling,
+            )
+            write_records(path, generations)
+
+    return evaluate
+
+
+def evaluation_engine(
+    settings: EvaluationConfig, model: ModelConfig, mesh: Mesh, tokenizer: Tokenizer
+) -> Engine:
+    """An engine for the evaluation's longer responses."""
+    return Engine(
+        model,
+        mesh=mesh,
+        eos_id=tokenizer.eos_id,
+        slots=256,
+        max_prompt=16,
+        max_response=settings.max_response,
+    )
+
+
+def evaluation_problems(
+    settings: EvaluationConfig, problems: Sequence[Problem], data_dir: str | None
+) -> dict[str, Sequence[Problem]]:
+    """The problems of each evaluation data set."""
+    datasets: dict[str, Sequence[Problem]] = {}
+    for name in {*settings.datasets, *settings.at_start}:
+        if name == "trained":
+            distinct = list(problems[: settings.problems])
+            copies = -(-settings.problems // len(distinct))
+            datasets[name] = (distinct * copies)[: settings.problems]
+        else:
+            datasets[name] = open_problems(name, data_dir)[: settings.problems]
+    return datasets
