@@ -41,9 +41,14 @@ from sdistill.analysis.claims import (
 )
 from sdistill.analysis.epistemic import WHOLE_WORD
 
+VALUES = "Values at the last step"
 KEYS = {"section", "condition", "seed", "step", "dataset", "metric", "value", "n", "ci_low", "ci_high"}
 ASSETS = Path(__file__).parent / "assets"
 DIGITS = {"accuracy": 3, "length": 1, "words": 2, "words_substring": 2, "bits_per_response": 2}
+TERMINAL_TABLES = {
+    VALUES,
+    *(f"Minus {name(reference)}, paired by problem" for reference in ("base", "unguided")),
+}
 TERMINAL = {"condition", "data", *DIGITS} - {"words_substring"}
 ORDER = ("accuracy", "pass@", "maj@", "length", "words", "words_substring", "finished", "bits_per")
 EXPECTED = {
@@ -173,16 +178,16 @@ def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
     interrupted) is shown seed by seed.
     """
     mine = [r for r in records if r["section"] == section]
-    groups: dict[str, list[Record]] = {"Values at the last step": []}
+    groups: dict[str, list[Record]] = {VALUES: []}
     for r in mine:
-        title = "Values at the last step"
+        title = VALUES
         if r["dataset"] == "train":
             title = "Training metrics at the last step"
         elif other := r["metric"].partition("_minus:")[2]:
             title = f"Minus {name(other)}, paired by problem"
         groups.setdefault(title, []).append(r)
     tables = []
-    for title in sorted(groups, key=lambda t: (t.startswith("Training"), not t.startswith("Values"))):
+    for title in sorted(groups, key=lambda t: (t.startswith("Training"), t != VALUES)):
         rows = groups[title]
         pooled = {r["condition"] for r in rows if r["seed"] == POOLED}
         shown = [r for r in rows if r["seed"] == POOLED or r["condition"] not in pooled]
@@ -198,6 +203,8 @@ def _number(value: float | None, digits: int, sign: str = "-") -> str:
 def print_section(section: str, records: Sequence[Record], console: Console) -> None:
     """Prints what matters most of one section: values and differences, ± half the interval."""
     for table in section_tables(section, records):
+        if table.title not in TERMINAL_TABLES:
+            continue
         kept = [i for i, c in enumerate(table.columns) if c in TERMINAL]
         if not any(table.columns[i] in DIGITS for i in kept):
             continue

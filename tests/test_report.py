@@ -38,6 +38,7 @@ FINAL = {  # accuracy on k3, on k4, length, words
     "base": (0.81, 0.61, 36.0, 3.5),
     "sft_unguided": (0.84, 0.63, 35.0, 3.4),
     "sft_guided": (0.51, 0.50, 17.0, 1.7),
+    "sft_guided_solution": (0.30, 0.28, 5.0, 0.1),
     "grpo": (0.91, 0.73, 33.0, 2.9),
     "sdpo_answer_fixed": (0.74, 0.55, 22.0, 1.8),
     "sdpo_answer_ema": (0.66, 0.50, 20.0, 1.5),
@@ -75,7 +76,7 @@ def synthetic_records():
         for metric, value in zip(HALF, values, strict=True):
             rows.append(record("richness", condition, "walk", metric, value, half=HALF[metric], n=808))
         rows.append(record("richness", condition, "walk", "bits_per_response", bits, half=0.1))
-    for condition in ("base", "sft_unguided", "sft_guided"):
+    for condition in ("base", "sft_unguided", "sft_guided", "sft_guided_solution"):
         rows += outcomes("sft", condition, FINAL[condition], 0 if condition == "base" else 39)
     rows += outcomes("on_policy", "base", FINAL["base"], 0)
     for condition in list(FINAL)[3:]:
@@ -277,7 +278,7 @@ def test_empty_and_interrupted_runs(tmp_path):
     write_run(tmp_path, one_seed)
     with (run / "results.jsonl").open("a") as stream:
         stream.write('{"section": "sf')
-    cut = run / "generations/richness/answer/seed0/walk-000000.jsonl.gz"
+    cut = run / "runs/richness/answer/seed0/walk-000000.jsonl.gz"
     cut.write_bytes(cut.read_bytes()[:-20])
     page = report.write_report(run).read_text(encoding="utf-8")
     assert "Not pooled over seeds" in page

@@ -76,7 +76,7 @@ CONTEXT_MARKS = {
     "regenerated": (ORANGE, "D"),
     "solution": (RED, "v"),
 }
-SFT_COLOURS = {"base": GREY, "sft_unguided": BLUE, "sft_guided": RED}
+SFT_COLOURS = {"base": GREY, "sft_unguided": BLUE, "sft_guided": ORANGE, "sft_guided_solution": RED}
 RUN_LINES: Mapping[str, Line] = {
     "grpo": (BLUE, "o", "-"),
     "sdpo_answer_fixed": (ORANGE, "s", "-"),
@@ -187,9 +187,9 @@ def sft(records: Sequence[Record]) -> Figure:
                 if not found:
                     continue
                 axes.bar(
-                    j + 0.27 * (i - 1),
+                    j + 0.2 * (i - 1.5),
                     found[-1]["value"],
-                    0.25,
+                    0.18,
                     yerr=_spread(found[-1]),
                     color=colour,
                     ecolor=INK,

@@ -94,7 +94,7 @@ class Results:
             seed: bootstrap_mean([values]) for seed, values in sorted(strata.items())
         }
         estimates["all"] = bootstrap_mean([values for _, values in sorted(strata.items())])
-        n: dict[int | str, int] = dict(counts)
+        n: dict[int | str, int] = {seed: counts[seed] for seed in strata}
         n["all"] = sum(counts[seed] for seed in strata)
         return [self.record(cell, seed, metric, estimate, n[seed]) for seed, estimate in estimates.items()]
 

@@ -1,0 +1,17 @@
+import pytest
+from hypothesis import settings
+
+from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return SentencePieceTokenizer(SIGNS_TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("datasets")

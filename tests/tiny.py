@@ -1,0 +1,60 @@
+"""A decoder small enough to compile in a second, and how to watch what compiles."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sdistill.models.config import ModelConfig
+from sdistill.models.weights import new_model
+
+# Weights are drawn wide, so that distributions are far from uniform and a wrong token is visible.
+CONFIG = ModelConfig(
+    vocab_size=24,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    initializer_range=0.3,
+    max_position_embeddings=64,
+)
+
+
+def parameters(config: ModelConfig = CONFIG, seed: int = 0) -> nnx.State:
+    """Random parameters; the scales of norms too, which a new model has all at 1."""
+    rng = np.random.default_rng(seed)
+
+    def scatter(x: jax.Array) -> jax.Array:
+        return x if x.ndim > 1 else x * jax.numpy.float32(rng.uniform(0.5, 1.5, x.shape))
+
+    return jax.tree.map(scatter, nnx.state(new_model(config, seed), nnx.Param))
+
+
+def leaves(tree: object) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(ours: object, theirs: object) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """A list that grows by one entry with each program that XLA compiles inside the block."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(str(details.get("fun_name", "?")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
