@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 SIZES = {
     "": {
         "seeds": [0, 1, 2],
+        "coverage_seeds": [0, 1],
         "walk": 100,
         "responses": 800,
         "sft_steps": 37,
@@ -22,6 +23,7 @@ SIZES = {
     },
     "quick": {
         "seeds": [0],
+        "coverage_seeds": [0],
         "walk": 50,
         "responses": 400,
         "sft_steps": 18,
@@ -32,6 +34,7 @@ SIZES = {
     },
     "tiny": {
         "seeds": [0],
+        "coverage_seeds": [0],
         "walk": 4,
         "responses": 16,
         "sft_steps": 2,
@@ -83,6 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "seeds": size["seeds"],
+            "coverage_seeds": size["coverage_seeds"],
             "max_prompt": 144,
             "richness": {
                 "splits": ["k3_pool", "k4_pool"],

@@ -67,7 +67,8 @@ class StudyConfig:
     """The study.
 
     Attributes:
-      seeds: Of sections 4, 5 and 6; section 3 uses the first.
+      seeds: Of sections 4 and 5; section 3 uses the first.
+      coverage_seeds: Of section 6; among `seeds`.
       max_prompt: Tokens of a prompt with any context, at most.
       richness: Section 3.
       sft: Section 4.
@@ -79,6 +80,7 @@ class StudyConfig:
     """
 
     seeds: tuple[int, ...]
+    coverage_seeds: tuple[int, ...]
     max_prompt: int
     richness: RichnessConfig
     sft: SFTStudyConfig
@@ -89,8 +91,12 @@ class StudyConfig:
     coverage: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "contexts", "coverage"):
+        for name in ("seeds", "coverage_seeds", "contexts", "coverage"):
             require(len(getattr(self, name)) > 0, f"{name}=() must not be empty")
+        require(
+            set(self.coverage_seeds) <= set(self.seeds),
+            f"coverage_seeds={self.coverage_seeds} must be among seeds={self.seeds}: they share runs",
+        )
         require(self.grpo.evaluation is not None, "grpo.evaluation is missing")
         require(
             self.grpo.evaluation == self.sdpo.evaluation, "grpo.evaluation and sdpo.evaluation must be equal"

@@ -55,7 +55,7 @@ def coverage_section(study: Study) -> list[Record]:
     results, training = Results("coverage"), list[Record]()
     conditions = {"grpo": "grpo", "sdpo": f"sdpo_{study.config.contexts[-1].kind}_fixed"}
     sizes = [*map(str, study.config.coverage), "all"]
-    for seed in study.config.seeds:
+    for seed in study.config.coverage_seeds:
         add_base(study, results, seed, on_policy_datasets(study))
         for name, condition in conditions.items():
             for size in sizes:

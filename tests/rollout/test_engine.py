@@ -220,9 +220,7 @@ def test_more_positions_than_the_model_has_are_refused():
 def test_a_model_without_tied_embeddings_samples_with_its_own_head():
     config = dataclasses.replace(CONFIG, tie_word_embeddings=False, qk_norm=False, num_hidden_layers=1)
     params = parameters(config, seed=3)
-    engine = Engine(
-        config, mesh=make_mesh(MeshConfig()), eos_id=EOS, slots=5, max_prompt=8, max_response=4
-    )
+    engine = Engine(config, mesh=make_mesh(MeshConfig()), eos_id=EOS, slots=5, max_prompt=8, max_response=4)
     rollouts = engine.generate(params, REQUESTS, samples=1, seed=0, step=0, sampling=Sampling())
     flat = reference.flatten(params)
     for prompt, ids, length, log_probs in zip(

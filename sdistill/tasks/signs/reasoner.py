@@ -8,8 +8,8 @@ attempt is a running remainder, number and what is left, so that success is a re
     8 4 7 = 5 <think> perhaps 8 -3 - 4 1 + 7 -6 wait perhaps 8 -3 + 4 -7 - 7 0 yes </think> + -
 
 What is built in here, and therefore is no finding of any study on this puzzle: certainty words go
-with the number of open patterns (up to `Habits.slip`); a worked solution in the context is not
-verified again; a bare answer in the context is verified once.
+with the number of open patterns (up to `Habits.slip`); a worked solution in the context is verified
+again only half the time (`Habits.trust`); a bare answer in the context is always verified once.
 """
 
 import random
@@ -44,10 +44,13 @@ class Habits:
       give_up: Chance, at each failure, to stop and guess among the patterns left.
       slip: Chance, at each attempt, to sound surer than it is. It gives the corpus traces that go
         on after a confident mistake, without which a model trained to be confident has no way back.
+      trust: Chance that a worked solution in the context is repeated without verifying it again. At 1 the
+        teacher of SDPO under c = s forbids every attempt, and the student falls into loops.
     """
 
     give_up: float = 0.02
     slip: float = 0.08
+    trust: float = 0.5
 
 
 def certainty(open_count: int) -> str:
@@ -236,7 +239,7 @@ def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[s
                 return " ".join(" ".join(prompt).split()), " ".join(response)
             response.append(rng.choice(DOUBT))
             tried.append(pattern)
-    if kind == "trace":
+    if kind == "trace" and rng.random() < habits.trust:
         response += [CERTAINTY[0], THINK_END, *revealed]
     else:
         response.append(search(numbers, target, revealed, rng, habits, tried))

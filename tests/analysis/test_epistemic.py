@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from sdistill.analysis.epistemic import WORDS, count_substrings, count_words, token_mask
+
+PAPER = {
+    "wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check",
+}  # fmt: skip
+
+
+def test_the_list_is_the_papers():
+    assert set(WORDS) == PAPER and len(WORDS) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "substrings"),
+    [
+        ("", 0, 0),
+        ("so 8 -3 yes </think> + -", 0, 0),
+        ("wait, WAIT! Wait-wait", 4, 4),
+        ("unlikely checking waiting almighty", 0, 4),
+        ("maybe 8 perhaps\nhmm", 3, 3),
+        ("hmmm", 0, 1),
+        ("factually", 0, 1),
+        ("it seems likely that might be actually right; alternatively, check", 6, 6),
+        ("check_sum maybe's", 1, 2),
+    ],
+)
+def test_counts(text, words, substrings):
+    assert (count_words(text), count_substrings(text)) == (words, substrings)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_every_word_counts_once(word):
+    assert count_words(f"x {word.upper()}. y") == count_substrings(f"x {word.upper()}. y") == 1
+
+
+def test_mask_marks_the_tokens_that_are_epistemic_words(tokenizer):
+    texts = ["maybe 8 -3 - 4 1 wait so", "likely perhaps seems </think> + - yes"]
+    ids = np.zeros((2, 10), np.int32)
+    expected = np.zeros((2, 10), np.float32)
+    for row, text in enumerate(texts):
+        for column, word in enumerate(text.split()):
+            ids[row, column] = tokenizer.encode(word)[0]
+            expected[row, column] = word in WORDS
+    mask = token_mask(tokenizer, ids)
+    assert mask.dtype == np.float32 and expected.sum() == 5
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(mask.sum(axis=1), [count_words(t) for t in texts])
+
+
+def test_mask_ignores_special_and_spare_ids(tokenizer):
+    np.testing.assert_array_equal(token_mask(tokenizer, np.array([[0, 1, 2, 166, 167]])), np.zeros((1, 5)))

@@ -1,0 +1,102 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from sdistill.config import ConfigError
+from sdistill.models.config import ModelConfig
+from sdistill.models.decoder import Decoder
+from sdistill.parallel.mesh import MeshConfig, make_mesh
+from sdistill.parallel.rules import SAMPLING, TRAINING, parameter_shardings, place, place_batch
+
+CONFIG = ModelConfig(
+    vocab_size=16,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    tie_word_embeddings=False,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return nnx.state(Decoder(CONFIG, nnx.Rngs(params=0)), nnx.Param)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig())
+
+
+def specs(params, mesh, rules):
+    shardings = parameter_shardings(params, mesh, rules)
+    flat = nnx.to_flat_state(shardings)
+    return {path: variable[...] for path, variable in flat}
+
+
+def test_a_laptop_is_a_mesh_of_one(mesh):
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
+    assert list(mesh.devices.flat) == jax.devices()[:1]
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    count = jax.device_count()
+    with pytest.raises(ConfigError) as error:
+        make_mesh(MeshConfig(data=2, fsdp=count, tensor=3))
+    assert str(error.value) == (
+        f"mesh data=2 × fsdp={count} × tensor=3 × context=1 needs {6 * count} devices, {count} found; "
+        "make an axis smaller"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "training", "sampling"),
+    [
+        (("embedding_VD",), ("tensor", "fsdp"), ("tensor", None)),
+        (("head_DV",), ("fsdp", "tensor"), (None, "tensor")),
+        (("norm_D",), (None,), (None,)),
+        (("layers", 0, "attention", "q_DNH"), ("fsdp", "tensor", None), (None, "tensor", None)),
+        (("layers", 0, "attention", "k_DKH"), ("fsdp", "tensor", None), (None, "tensor", None)),
+        (("layers", 0, "attention", "o_NHD"), ("tensor", None, "fsdp"), ("tensor", None, None)),
+        (("layers", 0, "attention", "q_norm_H"), (None,), (None,)),
+        (("layers", 0, "feed_forward", "gate_DF"), ("fsdp", "tensor"), (None, "tensor")),
+        (("layers", 0, "feed_forward", "down_FD"), ("tensor", "fsdp"), ("tensor", None)),
+    ],
+)
+def test_logical_axes_become_mesh_axes(params, mesh, path, training, sampling):
+    for rules, axes in ((TRAINING, training), (SAMPLING, sampling)):
+        sharding = specs(params, mesh, rules)[path]
+        assert sharding.mesh == mesh and sharding.spec == PartitionSpec(*axes)
+
+
+def test_every_parameter_has_a_name_for_every_axis(params, mesh):
+    found = specs(params, mesh, TRAINING)
+    shapes = {path: variable[...].shape for path, variable in nnx.to_flat_state(params)}
+    assert set(found) == set(shapes)
+    assert all(len(found[path].spec) == len(shape) for path, shape in shapes.items())
+
+
+def test_an_axis_without_a_rule_is_an_error(params, mesh):
+    with pytest.raises(KeyError, match="embed"):
+        parameter_shardings(params, mesh, {k: v for k, v in TRAINING.items() if k != "embed"})
+
+
+@pytest.mark.parametrize("rules", [TRAINING, SAMPLING], ids=["training", "sampling"])
+def test_placing_changes_no_value(params, mesh, rules):
+    placed = place(params, mesh, rules)
+    jax.tree.map(np.testing.assert_array_equal, placed, params)
+    shardings = jax.tree.leaves(parameter_shardings(params, mesh, rules))
+    assert [leaf.sharding for leaf in jax.tree.leaves(placed)] == shardings
+
+
+def test_batches_are_split_over_data_and_fsdp(mesh):
+    batch = {"tokens": np.arange(12).reshape(4, 3), "weights": np.ones(4, np.float32), "absent": None}
+    placed = place_batch(batch, mesh)
+    assert placed["absent"] is None
+    for name in ("tokens", "weights"):
+        np.testing.assert_array_equal(placed[name], batch[name])
+        assert placed[name].sharding.spec == PartitionSpec(("data", "fsdp"))

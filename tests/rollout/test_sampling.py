@@ -1,0 +1,151 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import stats
+from scipy.special import log_softmax, softmax
+
+from sdistill.config import ConfigError
+from sdistill.rollout.sampling import Sampling, draw, truncate
+
+LOGITS = np.array([1.5, -0.5, 0.7, 2.0, -3.0, 0.1, 1.1, -1.2], np.float32)
+V = len(LOGITS)
+DRAWS = 20_000
+COMPILED = jax.jit(draw)
+
+SETTINGS = [
+    Sampling(),
+    Sampling(temperature=0.5),
+    Sampling(temperature=2.5),
+    Sampling(top_k=1),
+    Sampling(top_k=3),
+    Sampling(top_k=100),
+    Sampling(top_p=0.05),
+    Sampling(top_p=0.6),
+    Sampling(top_p=0.95, temperature=1.7),
+    Sampling(top_k=4, top_p=0.8),
+    Sampling(top_k=2, top_p=0.99, temperature=0.7),
+]
+
+
+def allowed(p, top_k, top_p):
+    order = np.argsort(-p, kind="stable")[:top_k]
+    inside = p[order] / p[order].sum()
+    count = next((i + 1 for i in range(len(order)) if inside[: i + 1].sum() >= top_p), len(order))
+    return order[:count]
+
+
+def exact(logits, sampling):
+    p = softmax(np.asarray(logits, np.float64) / sampling.temperature)
+    kept = allowed(p, sampling.top_k, sampling.top_p)
+    truncated = np.zeros_like(p)
+    truncated[kept] = p[kept] / p[kept].sum()
+    return truncated
+
+
+def draw_many(logits, sampling, count, seed=0):
+    keys = jax.random.split(jax.random.key(seed), count)
+    return COMPILED(
+        jnp.broadcast_to(jnp.asarray(logits), (count, len(logits))), keys, sampling.arrays(len(logits))
+    )
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_frequencies_are_those_of_the_truncated_distribution(sampling):
+    p = exact(LOGITS, sampling)
+    counts = np.bincount(np.asarray(draw_many(LOGITS, sampling, DRAWS).ids_B), minlength=V)
+    assert counts[p == 0].sum() == 0
+    if np.count_nonzero(p) > 1:
+        assert stats.chisquare(counts[p > 0], DRAWS * p[p > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_log_probabilities_are_those_of_the_drawn_tokens(sampling):
+    drawn = draw_many(LOGITS, sampling, 300)
+    ids = np.asarray(drawn.ids_B)
+    np.testing.assert_allclose(drawn.log_prob_B, np.log(exact(LOGITS, sampling)[ids]), rtol=1e-5, atol=1e-6)
+    full = log_softmax(LOGITS.astype(np.float64) / sampling.temperature)
+    np.testing.assert_allclose(drawn.full_log_prob_B, full[ids], rtol=1e-5, atol=1e-6)
+
+
+def test_settings_are_inputs_of_one_compiled_program():
+    compiled = jax.jit(draw)
+    keys = jax.random.split(jax.random.key(0), 2)
+    for sampling in [*SETTINGS, Sampling(temperature=0.0)]:
+        compiled(jnp.zeros((2, V)), keys, sampling.arrays(V))
+    assert compiled._cache_size() == 1
+
+
+def test_temperature_zero_takes_the_likeliest():
+    drawn = draw_many(LOGITS, Sampling(temperature=0.0, top_k=3, top_p=0.5), 50)
+    assert set(np.asarray(drawn.ids_B)) == {3}
+    assert not np.any(drawn.log_prob_B)
+    np.testing.assert_allclose(drawn.full_log_prob_B, log_softmax(LOGITS.astype(np.float64))[3], rtol=1e-5)
+
+
+def test_a_row_does_not_depend_on_the_others():
+    keys = jax.random.split(jax.random.key(0), 6)
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((6, V)), jnp.float32)
+    settings = Sampling(top_k=5).arrays(V)
+    together = COMPILED(logits, keys, settings)
+    order = np.array([4, 0, 5])
+    apart = COMPILED(logits[order], keys[order], settings)
+    np.testing.assert_array_equal(together.ids_B[order], apart.ids_B)
+    np.testing.assert_array_equal(together.log_prob_B[order], apart.log_prob_B)
+    one = COMPILED(logits[2:3], keys[2:3], settings)
+    assert one.ids_B[0] == together.ids_B[2]
+
+
+def test_equal_keys_draw_equal_tokens():
+    keys = jnp.stack([jax.random.key(3)] * 4)
+    ids = COMPILED(jnp.zeros((4, V)), keys, Sampling().arrays(V)).ids_B
+    assert len(set(np.asarray(ids))) == 1
+
+
+DISTINCT = arrays.arrays(np.float32, V, elements=st.integers(-80, 80), unique=True)
+
+
+@given(DISTINCT, st.integers(1, V + 2), st.floats(0.01, 1.0, width=32))
+def test_truncation_keeps_the_smallest_set(logits, top_k, top_p):
+    kept = np.isfinite(truncate(jnp.asarray(logits)[None], Sampling(1.0, top_k, top_p).arrays(V))[0])
+    p = softmax(logits.astype(np.float64))
+    expected = {len(allowed(p, top_k, top_p + slack)) for slack in (-1e-6, 0, 1e-6)}
+    assert kept.sum() in expected
+    assert set(np.flatnonzero(kept)) == set(np.argsort(-p, kind="stable")[: kept.sum()])
+
+
+@given(st.floats(-80, 80, width=32), st.integers(1, V), st.floats(0.01, 1.0, width=32))
+def test_ties_are_kept_or_dropped_together(level, top_k, top_p):
+    tied = truncate(jnp.full((1, V), level), Sampling(1.0, top_k, top_p).arrays(V))
+    np.testing.assert_array_equal(tied, np.full((1, V), np.float32(level)))
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(top_k=3), Sampling(top_p=0.9), Sampling(0.0)], ids=str
+)
+def test_extreme_logits_stay_finite(sampling):
+    logits = np.array([80.0, -80.0, 0.0, 80.0], np.float32)
+    drawn = draw_many(logits, sampling, 100)
+    assert set(np.asarray(drawn.ids_B)) <= {0, 3}
+    assert np.all(np.isfinite(drawn.log_prob_B)) and np.all(np.isfinite(drawn.full_log_prob_B))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1 must be 0 or more"),
+        ({"temperature": float("inf")}, "temperature=inf must be"),
+        ({"temperature": float("nan")}, "temperature=nan must be"),
+        ({"top_k": 0}, "top_k=0 must be positive, or None"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
+        ({"top_p": 1.01}, "top_p=1.01 must be above 0 and at most 1"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError) as error:
+        Sampling(**settings)
+    assert str(error.value).startswith(message)
