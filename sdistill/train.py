@@ -35,7 +35,7 @@ from sdistill.distill.teacher import first_teacher, next_teacher
 from sdistill.evaluate import sample
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder, bind
-from sdistill.models.weights import SIGNS_BASE, load_pretrained, new_model, save_pretrained
+from sdistill.models.weights import SIGNS_BASE, WEIGHTS_FILE, load_pretrained, new_model, save_pretrained
 from sdistill.parallel.mesh import make_mesh
 from sdistill.parallel.rules import TRAINING, place, place_batch
 from sdistill.rollout.engine import Engine
@@ -70,7 +70,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
       FloatingPointError: naming the step, if the loss or the gradient is not finite.
     """
     claim_workdir(workdir, to_json(config))
-    if (workdir / "model").exists():
+    if (workdir / "model" / WEIGHTS_FILE).exists():  # the last file that a run writes
         return load_pretrained(workdir / "model")
     tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
     mesh = make_mesh(config.mesh)

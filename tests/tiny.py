@@ -27,7 +27,7 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 
 
 def parameters(config: ModelConfig = CONFIG, seed: int = 0) -> nnx.State:
-    """Random parameters, wide enough for distributions far from uniform; the scales of norms too, which a new model has all at 1."""
+    """Random parameters, wide enough for distributions far from uniform, norms included."""
     rng = np.random.default_rng(seed)
 
     def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:

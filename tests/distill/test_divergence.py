@@ -71,7 +71,7 @@ WHOLE = [{"support": "topk", "top_k": V, "tail": tail} for tail in ("bucket", "r
 SETTINGS = [{"alpha": alpha, **support} for alpha in ALPHAS for support in [*SUPPORTS, *WHOLE]]
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # quick to compile
 def of_all_settings(student, teacher):
     def total(x, settings):
         values = divergence(x, teacher, **settings)

@@ -35,7 +35,7 @@ def mesh():
 def specs(params, mesh, rules):
     shardings = parameter_shardings(params, mesh, rules)
     flat = nnx.to_flat_state(shardings)
-    return {path: variable[...] for path, variable in flat}
+    return {path: variable.get_value() for path, variable in flat}
 
 
 def test_a_laptop_is_a_mesh_of_one(mesh):

@@ -1,0 +1,97 @@
+"""Times SDPO steps on the signs puzzle and prints the floor beside them.
+
+    python tests/benchmarks/bench_step.py [--steps 20] [--context solution]
+
+The floor is the matrix products of a step (sampling forward, student forward and backward, teacher forward)
+at the rate that a plain 2,048³ float32 product reaches on this machine: what is above it is overhead of
+small arrays, attention and sampling.
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from configs.signs import sdpo
+from sdistill.config import parse
+from sdistill.datasets.pipelines import problem_batches
+from sdistill.distill.teacher import first_teacher
+from sdistill.models.weights import SIGNS_BASE, load_pretrained
+from sdistill.parallel.mesh import make_mesh
+from sdistill.parallel.rules import TRAINING, place
+from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
+from sdistill.train import learner, training_problems
+from sdistill.training.config import TrainConfig
+from sdistill.training.optimizer import make_optimizer
+from sdistill.training.state import new_state
+
+WARM_UP = 2
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a 2,048³ float32 product, the best of five."""
+    a = jnp.ones((2048, 2048))
+    multiply = jax.jit(lambda x: x @ x)
+    multiply(a).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(a).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(times)
+
+
+def main() -> None:
+    """Runs the steps and prints one line a figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--context", default="solution", choices=("solution", "answer"))
+    args = parser.parse_args()
+
+    config = parse(TrainConfig, sdpo.get_config(args.context).to_dict())
+    assert config.rollouts is not None and config.sdpo is not None
+    tokenizer, mesh = SentencePieceTokenizer(SIGNS_TOKENIZER), make_mesh(config.mesh)
+    problems = training_problems(config.rollouts, None)
+    model = load_pretrained(SIGNS_BASE)
+    params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
+    state = new_state(params, make_optimizer(config.optimizer), mesh)
+    teacher = first_teacher(config.sdpo.teacher, params)
+    learn = learner(config, model.config, mesh, tokenizer, problems)
+    batches = problem_batches(problems, batch=config.rollouts.prompts, seed=0)
+
+    compilations: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _, **__: compilations.append(name) if name.endswith("backend_compile_duration") else None
+    )
+    times, sampled = [], []
+    for step in range(WARM_UP + args.steps):
+        if step == WARM_UP:
+            warm = len(compilations)
+        start = time.perf_counter()
+        state, teacher, record, generations = learn(state, teacher, next(batches), step)
+        times.append(time.perf_counter() - start)
+        sampled.append(sum(g["length"] for g in generations))
+    times, sampled = times[WARM_UP:], sampled[WARM_UP:]
+
+    rollouts = config.rollouts
+    rows = rollouts.prompts * rollouts.samples
+    student = rows * (rollouts.max_prompt + rollouts.max_response)
+    teacher_tokens = rows * ((rollouts.max_teacher_prompt or 0) + rollouts.max_response)
+    flops = 2 * model.config.parameter_count() * (rows * rollouts.max_response + 3 * student + teacher_tokens)
+    rate = matmul_rate()
+    low, median, high = np.percentile(times, [25, 50, 75])
+    print(f"device           {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print(
+        f"step             {quartiles[1]:.3f} s (quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f}, n={args.steps})"
+    )
+    print(f"sampled tokens   {np.sum(sampled) / np.sum(times):.0f} /s of step time")
+    print(f"matmul rate      {rate / 1e9:.0f} GFLOP/s")
+    print(f"floor            {flops / rate:.3f} s for {flops / 1e9:.1f} GFLOP")
+    print(f"compilations     {warm} in {WARM_UP} warm-up steps, {len(compilations) - warm} after")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Commands in processes of their own, and how to kill them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+class Commands:
+    """Runs `python -m` commands that share compiled programs and prepared data sets."""
+
+    def __init__(self, cache: Path, data_dir: Path, **environment: str):
+        self._environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "TFDS_DATA_DIR": str(data_dir),
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "COLUMNS": "200",
+            **environment,
+        }
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", *map(str, arguments)],
+            cwd=ROOT,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def succeed(self, *arguments: object) -> str:
+        """Runs a command that must succeed; returns what it printed."""
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def kill(self, *arguments: object, when: Callable[[], bool], after: float = 0.0) -> None:
+        """Starts a command and kills it, as a power cut would, `after` seconds after `when` became true."""
+        process = self.start(*arguments)
+        try:
+            while not when():
+                assert process.poll() is None, f"ended before it was killed: {process.communicate()}"
+                time.sleep(0.01)
+            time.sleep(after)
+            assert process.poll() is None, "ended before it was killed"
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """The content of every file, checkpoints left out: how they are split over files is Orbax' business."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "checkpoints" not in path.parts
+    }
+
+
+def assert_same_files(ours: Path, theirs: Path) -> None:
+    a, b = files_below(ours), files_below(theirs)
+    assert sorted(a) == sorted(b)
+    assert [name for name in a if a[name] != b[name]] == []

@@ -1,0 +1,356 @@
+"""Training runs: interrupted and continued, refused, stopped, reported; and every config once."""
+
+import dataclasses
+import importlib
+import json
+import logging
+import random
+import shutil
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sdistill.config import ConfigError, parse
+from sdistill.datasets.signs import builders
+from sdistill.models.decoder import bind
+from sdistill.models.weights import SIGNS_BASE, load_pretrained, save_pretrained
+from sdistill.storage import read_records, write_records
+from sdistill.train import train
+from sdistill.training.config import TrainConfig
+from tests import tiny
+from tests.processes import ROOT, Commands, assert_same_files, files_below
+
+STEPS = 6
+WORDS = dataclasses.replace(tiny.CONFIG, vocab_size=168, num_hidden_layers=1, max_position_embeddings=1024)
+
+
+def settings(data_dir, **changes):
+    """A short SDPO run of the shipped base: one that solves problems, so that there is something to learn."""
+    return {
+        "objective": "sdpo",
+        "seed": 3,
+        "steps": STEPS,
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+        "rollouts": {
+            "split": "k3_pool",
+            "problems": 6,
+            "prompts": 4,
+            "samples": 4,
+            "max_prompt": 8,
+            "max_response": 48,
+            "max_teacher_prompt": 64,
+        },
+        "sdpo": {
+            "context": {"kind": "solution"},
+            "teacher": {"weights": "ema", "ema_rate": 0.3},
+            "loss": {"support": "full", "top_k": None, "tail": None},
+        },
+        "evaluation": {
+            "every": 3,
+            "at_start": ["k3_test"],
+            "datasets": ["trained", "k3_test"],
+            "problems": 8,
+            "samples": 2,
+            "max_response": 48,
+        },
+        "checkpoint_every": 2,
+        "slots": 16,
+        "data_dir": str(data_dir),
+    } | changes
+
+
+def examples(path: Path) -> dict[str, object]:
+    """SFT on four examples."""
+    rows = [{"prompt": f"{n} 2 3 = 6 <think>", "response": "so </think> + +"} for n in (1, 2, 3, 4)]
+    write_records(path, rows)
+    return {
+        "objective": "sft",
+        "rollouts": None,
+        "sdpo": None,
+        "evaluation": None,
+        "examples": {"source": str(path), "rows": 2, "row_length": 16, "packed": False},
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A model of one narrow layer that has learned nothing."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_pretrained(bind(WORDS, tiny.parameters(WORDS)), folder)
+    return folder
+
+
+class Watcher:
+    """Takes the place of a progress bar: called after every step, it may end the run."""
+
+    def __init__(self, after_step):
+        self._after_step = after_step
+
+    def add_task(self, *arguments, **keywords):
+        return 0
+
+    def remove_task(self, task):
+        pass
+
+    def update(self, task, completed, **keywords):
+        self._after_step(completed)
+
+
+class PowerCut(Exception):
+    pass
+
+
+def cut_power_at(step: int, workdir: Path) -> Watcher:
+    """Ends a run after a step, once the checkpoints made so far are on disk."""
+
+    def after_step(completed: int) -> None:
+        if completed == step:
+            newest, deadline = step // 2 * 2, time.monotonic() + 60
+            while newest and not (workdir / "checkpoints" / str(newest)).exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            raise PowerCut
+
+    return Watcher(after_step)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data_dir) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    train(parse(TrainConfig, settings(data_dir)), workdir)
+    return workdir
+
+
+def test_a_run_learns_and_leaves_its_files(uninterrupted):
+    assert sorted(files_below(uninterrupted)) == [
+        "config.json",
+        "k3_test-000000.jsonl.gz",
+        "k3_test-000003.jsonl.gz",
+        "k3_test-000006.jsonl.gz",
+        "metrics.jsonl",
+        "model/config.json",
+        "model/model.safetensors",
+        "train-000002.jsonl.gz",
+        "train-000004.jsonl.gz",
+        "train-000006.jsonl.gz",
+        "trained-000003.jsonl.gz",
+        "trained-000006.jsonl.gz",
+    ]
+    metrics = read_records(uninterrupted / "metrics.jsonl")
+    assert [record["step"] for record in metrics] == [1, 2, 3, 4, 5, 6]
+    assert all(record["teacher_fraction"] > 0 and record["gradient_norm"] > 0 for record in metrics)
+    for step in (2, 4, 6):  # what is recorded is about the rollouts that are kept
+        rollouts = read_records(uninterrupted / f"train-{step:06d}.jsonl.gz")
+        assert len(rollouts) == 32
+        for records, record in ((rollouts[:16], metrics[step - 2]), (rollouts[16:], metrics[step - 1])):
+            assert record["train_accuracy"] == pytest.approx(np.mean([r["correct"] for r in records]))
+            assert record["length"] == pytest.approx(np.mean([r["length"] for r in records]))
+    before, after = load_pretrained(SIGNS_BASE), load_pretrained(uninterrupted / "model")
+    for a, b in zip(tiny.leaves(nnx.state(before)), tiny.leaves(nnx.state(after)), strict=True):
+        assert not np.array_equal(a, b)
+
+
+def test_a_fixed_number_of_problems_is_trained_and_evaluated_on(uninterrupted):
+    """|D| = 6; the data set `trained` repeats them, with new samples, up to its size."""
+    trained_on = {
+        r["problem"] for step in (2, 4, 6) for r in read_records(uninterrupted / f"train-{step:06d}.jsonl.gz")
+    }
+    assert len(trained_on) == 6
+    evaluated = read_records(uninterrupted / "trained-000006.jsonl.gz")
+    assert {r["problem"] for r in evaluated} == trained_on
+    assert len({(r["problem"], r["sample"]) for r in evaluated}) == len(evaluated) == 16
+
+
+@pytest.mark.parametrize("step", [1, 3, 4], ids="cut after step {}".format)
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(step, uninterrupted, tmp_path, data_dir):
+    """Before the first checkpoint, between two, and right at one."""
+    config = parse(TrainConfig, settings(data_dir))
+    with pytest.raises(PowerCut):
+        train(config, tmp_path, progress=cut_power_at(step, tmp_path))
+    assert not (tmp_path / "model").exists()
+    steps = []
+    train(config, tmp_path, progress=Watcher(steps.append))
+    assert steps == list(range(step // 2 * 2 + 1, STEPS + 1))  # nothing is done twice that was kept
+    assert_same_files(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_bits(uninterrupted, tmp_path, data_dir):
+    workdir, config = tmp_path / "run", tmp_path / "config.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({settings(data_dir)!r})\n"
+    )
+    commands = Commands(tmp_path / "cache", data_dir)
+    arguments = ("sdistill.train", f"--config={config}", f"--workdir={workdir}")
+    commands.kill(*arguments, when=(workdir / "k3_test-000000.jsonl.gz").exists, after=random.uniform(0, 3))
+    commands.kill(*arguments, when=(workdir / "checkpoints" / "2").exists, after=random.uniform(0, 0.1))
+    commands.succeed(*arguments)
+    assert_same_files(workdir, uninterrupted)
+
+
+def test_a_run_cut_while_it_wrote_the_final_weights_is_not_taken_for_finished(
+    uninterrupted, tmp_path, data_dir
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "model" / "model.safetensors").unlink()  # config.json is written first
+    train(parse(TrainConfig, settings(data_dir)), workdir)
+    assert_same_files(workdir, uninterrupted)
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(uninterrupted, tmp_path, data_dir, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    shutil.rmtree(workdir / "model")
+    newest = workdir / "checkpoints" / str(STEPS)
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    steps = []
+    with caplog.at_level(logging.WARNING, "sdistill"):
+        train(parse(TrainConfig, settings(data_dir)), workdir, progress=Watcher(steps.append))
+    assert steps == [5, 6]
+    assert any(
+        "checkpoint of step 6" in message and "cannot be read" in message for message in caplog.messages
+    )
+    assert_same_files(workdir, uninterrupted)
+
+
+def test_a_finished_run_returns_its_model_at_once(uninterrupted, data_dir):
+    times = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    steps = []
+    model = train(parse(TrainConfig, settings(data_dir)), uninterrupted, progress=Watcher(steps.append))
+    assert steps == []
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == times
+    expected = load_pretrained(uninterrupted / "model")
+    tiny.assert_same_bits(nnx.state(model, nnx.Param), nnx.state(expected, nnx.Param))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seed": 4}, '"seed": 4'),
+        ({"optimizer": {"learning_rate": 2e-3, "warmup_steps": 2}}, '"learning_rate": 0.002'),
+        ({"steps": 7}, '"steps": 7'),
+    ],
+)
+def test_other_settings_are_refused_in_the_same_directory(changes, field, uninterrupted, data_dir):
+    with pytest.raises(ConfigError, match=field):
+        train(parse(TrainConfig, settings(data_dir, **changes)), uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_metric_and_step(tmp_path, tiny_folder, data_dir):
+    changes = examples(tmp_path / "examples.jsonl.gz") | {
+        "init_from": str(tiny_folder),
+        "optimizer": {"learning_rate": 1e30, "warmup_steps": 0},
+    }
+    config = parse(TrainConfig, settings(data_dir, **changes))
+    with pytest.raises(FloatingPointError, match=r"^\w+=(nan|inf) at step 2; lower optimizer.learning_rate"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_weights_that_are_not_finite_stop_the_run_at_its_first_step(tmp_path, tiny_folder, data_dir):
+    model = load_pretrained(tiny_folder)
+    model.norm_D[...] = jnp.full_like(model.norm_D[...], np.nan)
+    save_pretrained(model, tmp_path / "nan")
+    changes = examples(tmp_path / "examples.jsonl.gz") | {"init_from": str(tmp_path / "nan")}
+    with pytest.raises(FloatingPointError, match=r"^\w+=nan at step 1;"):
+        train(parse(TrainConfig, settings(data_dir, **changes)), tmp_path / "run")
+
+
+def short_responses(data_dir, folder: Path, **changes):
+    """A run whose responses are too short to hold an answer: cheap, and barren."""
+    rollouts = settings(data_dir)["rollouts"] | {"max_response": 2, "prompts": 2, "samples": 2}
+    common = {"init_from": str(folder), "evaluation": None, "checkpoint_every": 100, "slots": 4}
+    return settings(data_dir, rollouts=rollouts, **common | changes)
+
+
+def test_a_run_without_any_success_is_reported_once(tmp_path, tiny_folder, data_dir, caplog):
+    config = parse(TrainConfig, short_responses(data_dir, tiny_folder, steps=22))
+    with caplog.at_level(logging.WARNING, "sdistill"):
+        train(config, tmp_path)
+    warnings = [m for m in caplog.messages if "no rollout was correct for 20 steps" in m]
+    assert len(warnings) == 1 and "rollouts.max_response=2" in warnings[0]
+    metrics = read_records(tmp_path / "metrics.jsonl")
+    assert all(record["teacher_fraction"] == 0 for record in metrics)
+    start, end = load_pretrained(tiny_folder), load_pretrained(tmp_path / "model")
+    tiny.assert_same_bits(nnx.state(end, nnx.Param), nnx.state(start, nnx.Param))
+
+
+@pytest.mark.parametrize("objective", ["sdpo", "grpo"])
+def test_nothing_compiles_after_the_second_step(objective, tmp_path, tiny_folder, data_dir):
+    values = short_responses(data_dir, tiny_folder, steps=5, seed=9)
+    values["rollouts"]["max_response"] = 3  # shapes that no other test has compiled
+    if objective == "grpo":
+        values |= {"objective": "grpo", "grpo": {}}
+        del values["sdpo"], values["rollouts"]["max_teacher_prompt"]
+    counts = {}
+    with tiny.compilations() as seen:
+        train(
+            parse(TrainConfig, values),
+            tmp_path,
+            progress=Watcher(lambda step: counts.update({step: list(seen)})),
+        )
+    assert counts[1]  # the listener works
+    assert counts[4][len(counts[2]) :] == []
+
+
+def test_more_problems_than_there_are_is_refused(tmp_path, data_dir):
+    rollouts = settings(data_dir)["rollouts"] | {"problems": 100_000}
+    with pytest.raises(ConfigError, match=r"rollouts.problems=100000: k3_pool has only \d+"):
+        train(parse(TrainConfig, settings(data_dir, rollouts=rollouts)), tmp_path)
+
+
+def test_a_model_too_small_for_the_tokenizer_is_refused(tmp_path, data_dir):
+    config = dataclasses.replace(WORDS, vocab_size=160)
+    save_pretrained(bind(config, tiny.parameters(config)), tmp_path / "small")
+    changes = {"init_from": str(tmp_path / "small")}
+    with pytest.raises(ConfigError, match=r"vocab_size=160 is smaller than the tokenizer's 166"):
+        train(parse(TrainConfig, settings(data_dir, **changes)), tmp_path / "run")
+
+
+def test_a_source_without_examples_is_refused(tmp_path, data_dir):
+    changes = examples(tmp_path / "examples.jsonl.gz")
+    (tmp_path / "examples.jsonl.gz").unlink()
+    with pytest.raises(ConfigError, match=r"examples.source='.*examples.jsonl.gz' holds no examples"):
+        train(parse(TrainConfig, settings(data_dir, **changes)), tmp_path / "run")
+
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "signs").glob("*.py"))
+RUNS = [name for name in CONFIGS if name not in ("study", "tokenizer")]  # these have tests of their own
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_config_makes_two_steps(name, tmp_path, data_dir, monkeypatch):
+    values = importlib.import_module(f"configs.signs.{name}").get_config("tiny").to_dict()
+    if "examples" in values:  # a small corpus of its own will do
+        monkeypatch.setitem(builders.CORPUS_SIZE, "train", 200)
+        monkeypatch.setitem(builders.CORPUS_SIZE, "validation", 10)
+        data_dir = tmp_path / "data"
+    config = parse(TrainConfig, values | {"data_dir": str(data_dir)})
+    train(config, tmp_path / "run")
+    assert [r["step"] for r in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    load_pretrained(tmp_path / "run" / "model")
+    if config.evaluation is not None:
+        for dataset in config.evaluation.datasets:
+            assert (tmp_path / "run" / f"{dataset}-000002.jsonl.gz").exists()
+
+
+@pytest.mark.slow
+def test_the_shipped_base_comes_from_its_config(tmp_path, data_dir):
+    """Trains its first 150 steps again: same data, same order, same weights to start from."""
+    values = importlib.import_module("configs.signs.pretrain").get_config().to_dict()
+    shipped = {r["step"]: r["loss"] for r in read_records(SIGNS_BASE / "metrics.jsonl")}
+    train(parse(TrainConfig, values | {"steps": 150, "data_dir": str(data_dir)}), tmp_path)
+    again = {r["step"]: r["loss"] for r in read_records(tmp_path / "metrics.jsonl")}
+    compared = [step for step in again if step in shipped]
+    assert len(compared) > 5
+    for step in compared:
+        assert again[step] == pytest.approx(shipped[step], rel=0.02), step
+    model = json.loads((SIGNS_BASE / "config.json").read_text())
+    assert {k: model[k] for k in values["model"]} == values["model"]
