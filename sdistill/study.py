@@ -56,6 +56,7 @@ def run_study(config: StudyConfig, workdir: Path, console: Console) -> Path:
     Raises:
       ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
     """
+    workdir = workdir.resolve()  # runs keep the paths of their data, however the directory was named
     claim_workdir(workdir, to_json(config))
     write_atomically(workdir / "environment.json", json.dumps(environment(config), indent=1).encode())
     records: list[Record] = []

@@ -69,7 +69,7 @@ forward = nnx.jit(lambda model, *inputs: model(*inputs))
 
 @pytest.fixture(scope="module")
 def model():
-    config = ModelConfig(16, 8, 12, 2, 2, 1, 4, initializer_range=0.5)
+    config = ModelConfig(16, 8, 12, 1, 2, 1, 4, initializer_range=0.5)
     return Decoder(config, nnx.Rngs(params=0))
 
 
