@@ -12,19 +12,19 @@ from ml_collections import ConfigDict
 SIZES = {
     "": {
         "seeds": [0, 1, 2],
-        "coverage_seeds": [0, 1],
+        "coverage_seeds": [0],
         "walk": 100,
         "responses": 800,
         "sft_steps": 37,
-        "steps": 60,
-        "every": 20,
+        "steps": 40,
+        "every": 10,
         "problems": 128,
         "coverage": [1, 8, 64, 512],
     },
     "quick": {
         "seeds": [0],
         "coverage_seeds": [0],
-        "walk": 50,
+        "walk": 16,
         "responses": 400,
         "sft_steps": 18,
         "steps": 20,

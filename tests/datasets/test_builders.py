@@ -46,6 +46,16 @@ def test_order_is_mixed_and_stays(questions, tmp_path):
         assert len({parse_question(text)[0][0] for text in texts[:60]}) == 9
 
 
+def test_order_is_that_of_the_published_figures(questions):
+    assert {split: texts[0] for split, texts in questions.items()} == {
+        "k3_pool": "7 2 1 = 8",
+        "k4_pool": "5 7 7 2 = -7",
+        "k3_test": "1 1 5 = 5",
+        "k4_test": "8 7 5 3 = -7",
+        "k5_test": "5 7 7 6 6 = 5",
+    }
+
+
 def test_problems_are_whole(data_dir):
     problem = open_problems("k3_pool", data_dir)[0]
     assert problem.messages == ({"role": "user", "content": problem.id},)

@@ -137,6 +137,15 @@ def test_traces_in_contexts_are_right_and_worked_out(parsed):
         assert rest[0] == ("so" if e in silent else "</think>" if attempts[-1].left == 0 else "seems")
 
 
+def test_worked_solutions_are_trusted_as_often_as_the_habits_say_and_bare_ones_are_verified(parsed):
+    fresh = [e for e in parsed if e.solution and not e.begun]
+    worked = [e for e in fresh if "</think>" in e.solution and not e.solution.startswith("so </think>")]
+    trusted = sum(e.response.startswith("so </think>") for e in worked)
+    assert stats.binomtest(trusted, len(worked), Habits().trust).pvalue > 1e-3
+    others = [e for e in fresh if e not in worked]
+    assert others and not any(e.response.startswith("so </think>") for e in others)
+
+
 def test_partial_solutions_blank_out_what_they_do_not_reveal(parsed):
     bare = [e.solution.split() for e in parsed if e.solution and "</think>" not in e.solution]
     numbers = [e.numbers for e in parsed if e.solution and "</think>" not in e.solution]

@@ -48,7 +48,7 @@ class Habits:
         teacher of SDPO under c = s forbids every attempt, and the student falls into loops.
     """
 
-    give_up: float = 0.02
+    give_up: float = 0.06
     slip: float = 0.08
     trust: float = 0.5
 
@@ -152,13 +152,13 @@ def finish_attempt(
 
 
 CONTEXTS = {
-    "none": 0.56,
+    "none": 0.46,
     "partial": 0.12,
-    "answer": 0.09,
-    "answer_after_silence": 0.03,
-    "trace": 0.10,
+    "answer": 0.10,
+    "answer_after_silence": 0.05,
+    "trace": 0.15,
     "wrong": 0.06,
-    "other": 0.04,
+    "other": 0.06,
 }
 """Share of each kind of context in the corpus. `trace` is a correct response of the reasoner's own;
 `answer_after_silence` is one without any work shown, the form that responses under a trace take; `wrong`
@@ -168,6 +168,9 @@ about this one."""
 CONTINUED = 0.3
 """Share of the corpus whose prompt already holds the beginning of a thought, from which the reasoner goes
 on. The beginning is prompt, not target: a model learns to recover from it, not to produce it."""
+
+LONGEST = 192
+"""Words of an example, its end included, at most; longer ones are drawn again."""
 
 UNREACHABLE = 0.02
 """Share of the corpus whose target no pattern reaches; the reasoner tries them all and gives up."""
@@ -183,9 +186,9 @@ def draw_context(
     if kind == "none":
         return content, nothing
     if kind == "other":
-        other, other_target = random_question(k, rng)
+        other, other_target = random_question(rng.choice((3, 4)), rng)
         shown = " ".join(solutions(other, other_target)[0])
-        if k == 3 and rng.random() < 0.5:
+        if rng.random() < 0.5:
             shown = correct_trace(other, other_target, rng, habits)
         return other_example(content, question(other, other_target), shown), nothing
     if kind == "trace":
@@ -215,6 +218,13 @@ def correct_trace(numbers: Sequence[int], target: int, rng: random.Random, habit
 def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
     """The `index`-th example of the corpus: (prompt, response), a function of its arguments only."""
     rng = random.Random(f"{seed}/{index}")
+    while True:
+        prompt, response = _draw_example(rng, ks, habits)
+        if len(prompt.split()) + len(response.split()) < LONGEST:
+            return prompt, response
+
+
+def _draw_example(rng: random.Random, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
     while True:
         numbers, target = random_question(rng.choice(list(ks)), rng)
         if split_of(numbers, target) == "corpus":

@@ -1,0 +1,77 @@
+"""Runs the same step and the same sampling on one device and on eight; prints what came out as JSON.
+
+In a process of its own, because the number of CPU devices is fixed when JAX starts.
+"""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import optax
+
+from sdistill.parallel.mesh import MeshConfig, make_mesh
+from sdistill.parallel.rules import TRAINING, place, place_batch
+from sdistill.rollout.engine import Engine, Request
+from sdistill.rollout.sampling import Sampling
+from sdistill.training.objectives import DistillationConfig, OnPolicyBatch
+from sdistill.training.optimizer import OptimizerConfig, make_optimizer
+from sdistill.training.rows import layout
+from sdistill.training.state import new_state
+from sdistill.training.steps import compile_step, sdpo_step
+from tests import tiny
+
+CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, tie_word_embeddings=False)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+LOSS = DistillationConfig(support="full", top_k=None, tail=None)
+
+
+def make_batch() -> OnPolicyBatch:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 24, n).tolist() for n in (4, 2, 6, 5, 8, 3, 1, 7)]
+    contexts = [[*prompt, *rng.integers(0, 24, 4).tolist()] for prompt in prompts]
+    lengths = np.array([5, 6, 1, 3, 6, 2, 4, 6])
+    responses = np.where(np.arange(6) < lengths[:, None], rng.integers(0, 24, (8, 6)), 0)
+    return OnPolicyBatch(
+        student=layout(prompts, responses, lengths, max_prompt=8),
+        rollout_log_probs=rng.normal(-3, 0.3, (8, 6)).astype(np.float32),
+        markers=rng.integers(0, 2, (8, 6)).astype(np.float32),
+        teacher=layout(contexts, responses, lengths, max_prompt=12),
+        has_teacher=np.array([1, 1, 0, 1, 1, 1, 0, 1], np.float32),
+    )
+
+
+def outcome(mesh_config: MeshConfig, file: str) -> dict[str, object]:
+    mesh = make_mesh(mesh_config)
+    params = place(tiny.parameters(CONFIG), mesh, TRAINING)
+    engine = Engine(CONFIG, mesh=mesh, eos_id=5, slots=16, max_prompt=8, max_response=6)
+    requests = [Request([3, 9, n], f"problem {n}") for n in range(6)]
+    rollouts = engine.generate(params, requests, samples=2, seed=0, step=0, sampling=Sampling())
+
+    step = compile_step(sdpo_step, model=CONFIG, optimizer=OPTIMIZER, config=LOSS, temperature=1.0, chunk=4)
+    teacher = place(tiny.parameters(CONFIG, seed=1), mesh, TRAINING)
+    state = new_state(params, make_optimizer(OPTIMIZER), mesh)
+    with tiny.compilations() as seen:
+        state, metrics = step(state, teacher, place_batch(make_batch(), mesh))
+        first = len(seen)
+        moments = tiny.leaves(optax.tree_utils.tree_get(state.opt_state, "mu"))
+        np.savez(file, *rollouts, *tiny.leaves(state.params), *moments)
+        leaf = state.params["layers"][0]["feed_forward"]["gate_DF"][...]
+        shard, devices = leaf.sharding.shard_shape(leaf.shape), len(leaf.sharding.device_set)
+        step(state, teacher, place_batch(make_batch(), mesh))
+        again = len(seen) - first
+    return {
+        "metrics": {name: [float(x) for x in pair] for name, pair in metrics.items()},
+        "compilations": [first, again],
+        "shard": shard,
+        "devices": devices,
+    }
+
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    assert jax.device_count() == 8
+    single = outcome(MeshConfig(), f"{folder}/single.npz")
+    multiple = outcome(MeshConfig(data=2, fsdp=2, tensor=2), f"{folder}/multiple.npz")
+    print(json.dumps({"single": single, "multiple": multiple}))

@@ -1,0 +1,64 @@
+"""Eight devices, data=2 × fsdp=2 × tensor=2, compute what one device computes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sdistill.rollout.engine import Rollouts
+from tests.processes import Commands
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("devices")
+    flags = ["force_host_platform_device_count=8", "backend_optimization_level=0"]
+    flags += ["llvm_disable_expensive_passes=true"]  # both only compile faster
+    flags = " ".join(f"--xla_{flag}" for flag in flags)
+    commands = Commands(folder / "cache", folder, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    printed = commands.succeed("tests.multi_device.compare", folder).splitlines()
+    reports = json.loads(next(line for line in printed if line.startswith("{")))
+    for name, report in reports.items():
+        with np.load(folder / f"{name}.npz") as file:
+            arrays = list(file.values())
+        leaves = len(arrays[5:]) // 2
+        report["rollouts"] = Rollouts(*arrays[:5])
+        report["params"], report["moments"] = arrays[5 : 5 + leaves], arrays[5 + leaves :]
+    return reports["single"], reports["multiple"]
+
+
+def test_the_work_is_split(outcomes):
+    single, multiple = outcomes
+    assert single["devices"] == 1 and single["shard"] == [32, 48]
+    assert multiple["devices"] == 8 and multiple["shard"] == [16, 24]  # fsdp × tensor
+
+
+def test_the_step_is_the_same(outcomes):
+    single, multiple = outcomes
+    assert single["metrics"].keys() == multiple["metrics"].keys()
+    for name, pair in single["metrics"].items():
+        assert multiple["metrics"][name] == pytest.approx(pair, rel=1e-5, abs=1e-6), name
+    for name in ("params", "moments"):
+        assert len(single[name]) == len(multiple[name]) == 14
+    for ours, theirs in zip(multiple["moments"], single["moments"], strict=True):  # a tenth of the gradient
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+    for ours, theirs, moment in zip(multiple["params"], single["params"], single["moments"], strict=True):
+        sure = np.abs(moment) > 1e-6  # Adam's first step is ± the rate: rounding decides where there is none
+        assert sure.mean() > 0.5
+        np.testing.assert_allclose(ours[sure], theirs[sure], rtol=1e-5, atol=1e-5)
+
+
+def test_the_responses_are_the_same(outcomes):
+    ours, theirs = (outcome["rollouts"] for outcome in outcomes)
+    np.testing.assert_array_equal(ours.ids, theirs.ids)
+    np.testing.assert_array_equal(ours.lengths, theirs.lengths)
+    np.testing.assert_array_equal(ours.finished, theirs.finished)
+    np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
+    assert theirs.lengths.max() == 6 and theirs.finished.any()
+
+
+def test_the_second_step_compiles_nothing(outcomes):
+    for outcome in outcomes:
+        first, again = outcome["compilations"]
+        assert first > 0
+        assert again == 0

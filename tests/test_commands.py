@@ -1,0 +1,96 @@
+"""Mistakes at the command line: one clear line, exit code 1, no traceback, nothing left behind."""
+
+import shutil
+
+import pytest
+
+from sdistill.models.weights import SIGNS_BASE
+from tests.processes import Commands
+
+SDPO = "--config=configs/signs/sdpo.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory, data_dir):
+    return Commands(tmp_path_factory.mktemp("cache"), data_dir)
+
+
+def complaint(commands, *arguments) -> str:
+    """The one line that a command ends with."""
+    done = commands.run(*arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([SDPO, "--config.optimizer.learing_rate=1"], ["optimizer.learing_rate", '"learning_rate"']),
+        ([SDPO, "--config.steps=many"], ["config.steps", "'many'"]),
+        ([SDPO, "--config.steps=-1"], ["config.steps=-1 must be positive"]),
+        ([SDPO, "--config.rollouts.split=k9_pool"], ["'k9_pool'", "k3_pool, k4_pool"]),
+        ([SDPO, "--config.init_from=/nowhere"], ["/nowhere", "not a model folder"]),
+        ([SDPO, "--wrkdir=x"], ["'wrkdir'", "workdir"]),
+        ([SDPO, "steps=3"], ["steps=3"]),
+        ([], ["--config"]),
+        (["--config=configs/signs/nothing.py"], ["configs/signs/nothing.py"]),
+        (["--config=configs/signs/sdpo.py:nonsense"], ["sdpo.context.kind='nonsense'", "'answer'"]),
+        (["--config=configs/signs/study.py:nonsense"], ["'nonsense'", "quick"]),
+    ],
+    ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_clear_line(arguments, parts, commands, tmp_path):
+    command = "sdistill.study" if "study" in str(arguments) else "sdistill.train"
+    line = complaint(commands, command, f"--workdir={tmp_path / 'run'}", *arguments)
+    assert all(part in line for part in parts), line
+
+
+def test_the_mistake_can_be_mended_in_the_same_directory(commands, tmp_path):
+    """A run that never began does not keep its directory from the next."""
+    workdir = f"--workdir={tmp_path / 'run'}"
+    complaint(commands, "sdistill.train", SDPO, workdir, "--config.init_from=/nowhere")
+    line = complaint(commands, "sdistill.train", SDPO, workdir, "--config.init_from=/elsewhere")
+    assert "no config.json in /elsewhere" in line
+
+
+def test_a_missing_workdir_is_named(commands):
+    assert "--workdir" in complaint(commands, "sdistill.train", SDPO)
+
+
+def test_an_unknown_field_of_a_config_file_is_named(commands, tmp_path):
+    (tmp_path / "config.py").write_text(
+        "from configs.signs import sdpo\n"
+        "def get_config():\n"
+        "    config = sdpo.get_config('tiny')\n"
+        "    config.rollouts.max_respones = 4\n"
+        "    return config\n"
+    )
+    arguments = (f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    line = complaint(commands, "sdistill.train", *arguments)
+    assert "config.rollouts.max_respones" in line and "did you mean 'max_response'?" in line
+
+
+def test_damaged_weights_are_named(commands, tmp_path):
+    shutil.copytree(SIGNS_BASE, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    arguments = (SDPO, f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path / 'base'}")
+    line = complaint(commands, "sdistill.train", *arguments)
+    assert str(weights) in line and "damaged" in line
+
+
+def test_a_directory_with_other_settings_is_refused(commands, tmp_path):
+    (tmp_path / "config.json").write_text('{\n "seed": 1\n}')
+    line = complaint(commands, "sdistill.train", SDPO, f"--workdir={tmp_path}")
+    assert str(tmp_path) in line and "other settings" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["--model=/nowhere"], "not a model folder"), (["--split=k9"], "k3_pool, k4_pool")],
+)
+def test_evaluate_says_what_is_wrong(arguments, part, commands):
+    assert part in complaint(commands, "sdistill.evaluate", *arguments)

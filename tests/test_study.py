@@ -1,0 +1,165 @@
+"""The whole study in its smallest form, run as users run it: killed, continued, repeated, refused."""
+
+import contextlib
+import fcntl
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from sdistill.storage import read_records
+from tests.processes import ROOT, Commands, files_below
+
+pytestmark = pytest.mark.slow
+
+SECTIONS = ["richness", "sft", "on_policy", "coverage"]
+TINY = "--config=configs/signs/study.py:tiny"
+IDENTITY = ("section", "condition", "seed", "step", "dataset", "metric")
+KEYS = {*IDENTITY, "value", "n", "ci_low", "ci_high"}
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """A directory that all of pytest's worker processes have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "study"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(shared) -> Commands:
+    return Commands(shared / "cache", shared / "datasets")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared, commands) -> Path:
+    workdir = shared / "uninterrupted"
+    with locked(shared / "lock"):
+        if not (workdir / "report.html").exists():
+            commands.succeed("sdistill.study", TINY, f"--workdir={workdir}")
+    return workdir
+
+
+def test_all_sections_have_results_with_intervals(uninterrupted):
+    records = read_records(uninterrupted / "results.jsonl")
+    assert list(dict.fromkeys(record["section"] for record in records)) == SECTIONS
+    assert all(record.keys() == KEYS for record in records)
+    for record in records:
+        if record["dataset"] == "train":
+            assert record["ci_low"] is record["ci_high"] is None
+        else:
+            assert record["ci_low"] <= record["value"] <= record["ci_high"]
+            assert record["n"] > 0
+    identity = [tuple(record[key] for key in IDENTITY) for record in records]
+    assert len(set(identity)) == len(identity)
+    cells = {(r["section"], r["condition"]) for r in records}
+    assert {condition for section, condition in cells if section == "richness"} == {
+        *("unguided", "other_problem", "partial", "answer", "solution", "regenerated")
+    }
+    assert {condition for section, condition in cells if section == "on_policy"} == {
+        *("base", "grpo", "sdpo_solution_fixed", "sdpo_solution_ema"),
+        *("sdpo_answer_fixed", "sdpo_answer_ema"),
+    }
+
+
+def test_figures_are_those_of_the_responses_on_disk(uninterrupted):
+    """Recomputes accuracies from the files, by the plainest way."""
+    records = {tuple(r[key] for key in IDENTITY): r for r in read_records(uninterrupted / "results.jsonl")}
+    compared = 0
+    for condition, dataset, name in [
+        ("on_policy/base", "k3_test", "k3"),
+        ("on_policy/grpo", "k4_test", "k4"),
+        ("sft/sft_guided", "k3_test", "k3"),
+    ]:
+        section, condition = condition.split("/")
+        folder = uninterrupted / "runs" / section / condition / "seed0"
+        path = max(folder.glob(f"{dataset}-*.jsonl.gz"))
+        step = int(path.name.removesuffix(".jsonl.gz").rpartition("-")[2])
+        generations = read_records(path)
+        for seed in (0, "all"):
+            record = records[section, condition, seed, step, name, "accuracy"]
+            assert record["value"] == pytest.approx(sum(g["correct"] for g in generations) / len(generations))
+            assert record["n"] == len(generations)
+            compared += 1
+    assert compared == 6
+
+
+def test_guided_training_sets_match_the_unguided_one(uninterrupted):
+    """Same problems, as many responses each, all correct, and posed without the context."""
+    folder = uninterrupted / "runs" / "sft" / "data" / "seed0"
+    sets = [
+        read_records(folder / f"{name}.jsonl.gz")
+        for name in ("sft_unguided", "sft_guided", "sft_guided_solution")
+    ]
+    assert len(sets[0]) == 16
+    prompts = [[example["prompt"] for example in examples] for examples in sets]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert not any("solution" in prompt for prompt in prompts[0])
+    assert sets[0] != sets[1] != sets[2]
+
+
+def test_a_study_killed_in_every_section_ends_with_the_same_results(uninterrupted, commands, tmp_path):
+    """Each kill comes at a random moment of its section."""
+    workdir = tmp_path / "study"
+    arguments = ("sdistill.study", TINY, f"--workdir={workdir}")
+    for section, file in zip(SECTIONS, ["*.gz", "config.json", "config.json", "config.json"], strict=True):
+        folder = workdir / "runs" / section
+        commands.kill(
+            *arguments,
+            when=lambda folder=folder, file=file: any(folder.rglob(file)),
+            after=random.uniform(0, 1),
+        )
+        assert not (workdir / "report.html").exists()
+    commands.succeed(*arguments)
+    assert (workdir / "results.jsonl").read_bytes() == (uninterrupted / "results.jsonl").read_bytes()
+    ours, theirs = files_below(workdir / "runs"), files_below(uninterrupted / "runs")
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in ours if ours[name] != theirs[name] and not name.endswith("config.json")] == []
+
+
+def test_a_second_run_computes_nothing_again_wherever_the_directory_is_named_from(uninterrupted, commands):
+    def times():
+        return {p: p.stat().st_mtime_ns for p in (uninterrupted / "runs").rglob("*") if p.is_file()}
+
+    before, results = times(), (uninterrupted / "results.jsonl").read_bytes()
+    assert len(before) > 50
+    commands.succeed("sdistill.study", TINY, f"--workdir={os.path.relpath(uninterrupted, ROOT)}")
+    made_again = sorted(path.name for path, time in times().items() if before.get(path) != time)
+    assert set(made_again) <= {"sft_unguided.jsonl.gz", "sft_guided.jsonl.gz", "sft_guided_solution.jsonl.gz"}
+    assert (uninterrupted / "results.jsonl").read_bytes() == results
+
+
+def test_a_directory_of_another_study_is_refused(uninterrupted, commands):
+    done = commands.run(
+        "sdistill.study", TINY, f"--workdir={uninterrupted}", "--config.richness.partial_fraction=0.25"
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "other settings" in done.stderr and '"partial_fraction": 0.25' in done.stderr
+
+
+def test_a_filter_that_keeps_no_problem_names_its_fields(commands, tmp_path):
+    (tmp_path / "config.py").write_text(
+        "from configs.signs import study\n"
+        "def get_config():\n"
+        "    config = study.get_config('tiny')\n"
+        "    config.richness.splits = ['k3_test']\n"
+        "    config.richness.walk_samples = 1\n"
+        "    config.richness.min_correct = config.richness.max_correct = 2\n"
+        "    return config\n"
+    )
+    done = commands.run(
+        "sdistill.study", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'study'}"
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "richness.min_correct" in done.stderr and "max_correct" in done.stderr
