@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 
 def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
-    """Builds the dataclass `cls` from a mapping of plain values (a `ConfigDict` or a dict).
+    """Builds the dataclass `cls` from a mapping of plain values, such as `ConfigDict.to_dict()` gives.
 
     Nested dataclasses are parsed from nested mappings, lists become tuples, an int is accepted where a
     float is declared. Everything else must match.
@@ -84,6 +84,12 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError(message) unless the condition holds; messages start with the field's name."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_positive(settings: Any, *names: str) -> None:
+    """Raises ConfigError unless each of these fields is above zero."""
+    for name in names:
+        require(getattr(settings, name) > 0, f"{name}={getattr(settings, name)} must be positive")
 
 
 def to_json(settings: Any) -> str:

@@ -63,7 +63,7 @@ def judge(
                 "response": response,
                 # A response that was cut is wrong even if its last words happen to read as an answer.
                 "correct": verdict.correct and bool(finished),
-                "answer": verdict.answer,
+                "answer": verdict.answer if finished else None,
                 "finish": "stop" if finished else "length",
                 "length": int(length),
                 "words": count_words(response),

@@ -36,4 +36,5 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
     content = path.read_bytes()
     lines = gzip.decompress(content) if path.suffix == ".gz" else content
-    return [json.loads(line) for line in lines.decode().splitlines()]
+    # Split as bytes: text may hold characters that `str.splitlines` takes for line ends.
+    return [json.loads(line) for line in lines.split(b"\n") if line]

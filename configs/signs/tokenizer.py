@@ -4,7 +4,7 @@
         --workdir sdistill/text/assets
 
 A word model, because arithmetic on whole-number tokens is what a 0.36 M-parameter decoder learns in
-minutes. The result is shipped with the package and is byte-identical when made again.
+minutes. The result is shipped with the package and is byte-identical when made again by this command.
 """
 
 from ml_collections import ConfigDict

@@ -24,9 +24,9 @@ class Estimate(NamedTuple):
 def bootstrap_mean(strata: Sequence[Float[np.ndarray, " n"]]) -> Estimate:
     """Mean over strata of each stratum's mean, with a percentile bootstrap over its problems.
 
-    A stratum is a seed: problems are resampled within it, so that the interval says what other problems
-    would have done to these runs. With one problem the interval is a point. The resampling is seeded, so
-    the same figures have the same interval.
+    A stratum is a seed: problems are resampled within it, and independently in each, so that the interval
+    is about these runs and not about other seeds. With one problem the interval is a point. The
+    resampling is seeded, so the same figures have the same interval.
 
     Args:
       strata: One figure a problem, an array for each seed.
@@ -72,7 +72,9 @@ def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int, res
     n = len(answers)
     if not 0 < k <= n:
         raise ValueError(f"maj@{k} needs 1 <= k <= n = {n} samples")
-    right = dict(zip(answers, correct, strict=True))
+    right = {answer: False for answer in answers}
+    for answer, success in zip(answers, correct, strict=True):
+        right[answer] |= success
     groups = [list(range(n))]
     if k < n:
         shuffled = np.random.default_rng(0).permuted(np.tile(np.arange(n), (resamples, 1)), axis=1)

@@ -1,6 +1,7 @@
 """What the teacher is shown besides the problem, as text."""
 
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,10 +40,14 @@ class ContextConfig:
             f"fraction={self.fraction} goes with kind='partial' and only with it",
         )
         require(self.fraction is None or 0 <= self.fraction <= 1, f"fraction={self.fraction} must be 0 to 1")
-        require(
-            "{prompt}" in self.template and "{solution}" in self.template,
-            f"template={self.template!r} must contain {{prompt}} and {{solution}}",
-        )
+        for name, fields in (
+            ("template", {"prompt", "solution"}),
+            ("example_template", {"example", "prompt"}),
+        ):
+            value = getattr(self, name)
+            found = {field for _, field, _, _ in string.Formatter().parse(value) if field is not None}
+            wanted = " and ".join(f"{{{field}}}" for field in sorted(fields))
+            require(found == fields, f"{name}={value!r} must contain {wanted} and no other field")
 
 
 def first_other_success(correct: Sequence[bool], own: int) -> int | None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sdistill.config import ConfigError
+from sdistill.config import ConfigError, require_positive
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -26,6 +26,9 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(self, *AXES)
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

@@ -45,9 +45,9 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises ValueError that quotes the first word outside the vocabulary."""
         ids: list[int] = self._processor.encode(text)
-        if self._processor.unk_id() in ids:
-            unknown = next(w for w in text.split() if self._processor.unk_id() in self._processor.encode(w))
-            raise ValueError(f"word {unknown!r} of {text!r} is not in the tokenizer's vocabulary")
+        if (unknown := self._processor.unk_id()) in ids:
+            word = next((w for w in text.split(" ") if unknown in self._processor.encode(w)), text)
+            raise ValueError(f"word {word!r} of {text!r} is not in the tokenizer's vocabulary")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdistill.config import require
+from sdistill.config import require, require_positive
 from sdistill.models.config import ModelConfig
 from sdistill.parallel.mesh import MeshConfig
 from sdistill.rollout.sampling import Sampling
@@ -26,6 +26,9 @@ class ExamplesConfig:
     rows: int
     row_length: int
     packed: bool
+
+    def __post_init__(self) -> None:
+        require_positive(self, "rows", "row_length")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class RolloutsConfig:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
+        require_positive(self, "prompts", "max_prompt", "max_response")
         require(
             self.samples > 1, f"samples={self.samples} must be 2 or more: both objectives compare siblings"
         )
@@ -81,6 +85,9 @@ class EvaluationConfig:
     samples: int = 4
     max_response: int = 112
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "every", "problems", "samples", "max_response")
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class TrainConfig:
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.steps > 0, f"steps={self.steps} must be positive")
+        require_positive(self, "steps", "checkpoint_every", "chunk", "slots")
         require(
             (self.model is None) == (self.init_from is not None),
             "model is needed where init_from is None, and has no effect otherwise",

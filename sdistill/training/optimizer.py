@@ -36,6 +36,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
+        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
+        require(self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
+        require(
+            self.decay_steps is None or self.decay_steps > self.warmup_steps,
+            f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps}",
+        )
         require(
             (self.schedule == "cosine") == (self.decay_steps is not None),
             f"decay_steps={self.decay_steps} goes with schedule='cosine' and only with it",

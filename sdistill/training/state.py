@@ -29,9 +29,11 @@ def new_state(params: nnx.State, optimizer: optax.GradientTransformation, mesh: 
     Every leaf is laid out as the step will return it; otherwise the second step would compile again.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
-    like = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(params)}
     opt_state = jax.eval_shape(optimizer.init, params)
-    shardings = jax.tree.map(lambda leaf: like.get(leaf.shape, replicated), opt_state)
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, params)
+    shardings = optax.tree_map_params(
+        optimizer, lambda _, layout: layout, opt_state, layouts, transform_non_params=lambda _: replicated
+    )
     step = jax.device_put(jnp.zeros((), jnp.int32), replicated)
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=shardings)(params))
 

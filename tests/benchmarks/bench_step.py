@@ -84,9 +84,7 @@ def main() -> None:
     rate = matmul_rate()
     low, median, high = np.percentile(times, [25, 50, 75])
     print(f"device           {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(
-        f"step             {quartiles[1]:.3f} s (quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f}, n={args.steps})"
-    )
+    print(f"step             {median:.3f} s (quartiles {low:.3f} to {high:.3f}, n={args.steps})")
     print(f"sampled tokens   {np.sum(sampled) / np.sum(times):.0f} /s of step time")
     print(f"matmul rate      {rate / 1e9:.0f} GFLOP/s")
     print(f"floor            {flops / rate:.3f} s for {flops / 1e9:.1f} GFLOP")

@@ -112,7 +112,6 @@ def test_corpus_owns_every_question_it_poses(parsed):
             assert split_of(e.numbers, e.target) == "corpus"
 
 
-@pytest.mark.xfail(reason="draw_context does not ask split_of whose problem it shows")
 def test_other_problems_shown_belong_to_the_corpus_too(parsed):
     shown = [parse_question(e.other.split(" solution ")[0]) for e in parsed if e.other]
     assert len(shown) > 100

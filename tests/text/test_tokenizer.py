@@ -46,7 +46,6 @@ def test_unknown_words_are_quoted(text, word):
     assert repr(word) in str(error.value) and repr(text) in str(error.value)
 
 
-@pytest.mark.xfail(raises=StopIteration, reason="str.split() parts words where SentencePiece does not")
 @pytest.mark.parametrize("text", ["8\t4", "8\n4", "8\u00a04"])
 def test_white_space_other_than_blanks_is_unknown(text):
     with pytest.raises(ValueError, match="is not in the tokenizer's vocabulary"):

@@ -85,7 +85,7 @@ def split_of(numbers: Sequence[int], target: int) -> str:
     """Which split owns a puzzle: `corpus`, `pool` (training on-policy) or `test`.
 
     A hash of the problem decides, so the splits are disjoint by construction, whoever draws the
-    puzzles and in whatever order. There are few puzzles of three numbers (about 2,600), which is why
+    puzzles and in whatever order. There are few puzzles of three numbers (2,835), which is why
     the shares differ with k; those of five or more belong to no training split.
     """
     bucket = zlib.crc32(question(numbers, target).encode()) % 100

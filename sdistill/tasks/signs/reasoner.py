@@ -186,7 +186,7 @@ def draw_context(
     if kind == "none":
         return content, nothing
     if kind == "other":
-        other, other_target = random_question(rng.choice((3, 4)), rng)
+        other, other_target = corpus_question((3, 4), rng)
         shown = " ".join(solutions(other, other_target)[0])
         if rng.random() < 0.5:
             shown = correct_trace(other, other_target, rng, habits)
@@ -195,7 +195,7 @@ def draw_context(
         trace = correct_trace(numbers, target, rng, habits)
         return guided(content, trace), tuple(strip_thinking(trace).split())
     if kind == "wrong":
-        revealed = rng.choice([p for p in patterns(k) if p not in right] or right)
+        revealed = rng.choice([p for p in patterns(k) if p not in right])
         if rng.random() < 0.5:
             revealed = reveal(revealed, rng.randint(1, k - 1), rng)
         return guided(content, " ".join(revealed)), revealed
@@ -205,6 +205,14 @@ def draw_context(
     if kind == "partial":
         revealed = reveal(revealed, rng.randint(0, k - 2), rng)
     return guided(content, " ".join(revealed)), revealed
+
+
+def corpus_question(ks: Sequence[int], rng: random.Random) -> tuple[tuple[int, ...], int]:
+    """A random puzzle that belongs to the corpus."""
+    while True:
+        numbers, target = random_question(rng.choice(list(ks)), rng)
+        if split_of(numbers, target) == "corpus":
+            return numbers, target
 
 
 def correct_trace(numbers: Sequence[int], target: int, rng: random.Random, habits: Habits) -> str:
@@ -225,10 +233,7 @@ def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[s
 
 
 def _draw_example(rng: random.Random, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
-    while True:
-        numbers, target = random_question(rng.choice(list(ks)), rng)
-        if split_of(numbers, target) == "corpus":
-            break
+    numbers, target = corpus_question(ks, rng)
     if rng.random() < UNREACHABLE:
         target += rng.choice((-1, 1))  # every sum of a puzzle has the same parity
         kind = "none"
@@ -237,7 +242,7 @@ def _draw_example(rng: random.Random, ks: Sequence[int], habits: Habits) -> tupl
     content, revealed = draw_context(kind, numbers, target, rng, habits)
     prompt, response = [content, THINK], list[str]()
     tried: list[Pattern] = []
-    if rng.random() < CONTINUED and len(solutions(numbers, target)) < 2 ** (len(numbers) - 1):
+    if rng.random() < CONTINUED:
         start, tried = failed_attempts(numbers, target, rng.randint(0, 3), rng)
         prompt.append(start)
         if rng.random() < 0.5:
