@@ -39,12 +39,12 @@ class OptimizerConfig:
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
         require(self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
         require(
-            self.decay_steps is None or self.decay_steps > self.warmup_steps,
-            f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps}",
-        )
-        require(
             (self.schedule == "cosine") == (self.decay_steps is not None),
             f"decay_steps={self.decay_steps} goes with schedule='cosine' and only with it",
+        )
+        require(
+            self.decay_steps is None or self.decay_steps > self.warmup_steps,
+            f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps}",
         )
 
     def rate(self) -> optax.Schedule:
