@@ -24,7 +24,10 @@ def run(main: Callable[[dict[str, Any], Path], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def start(argv: list[str]) -> None:
-        del argv
+        if argv[1:]:
+            raise ConfigError(
+                f"{' '.join(argv[1:])}: not understood; settings are given as --config.field=value"
+            )
         absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax reports every file it writes
         logging.getLogger("sdistill").setLevel(logging.INFO)
         main(config.value.to_dict(), Path(str(workdir.value)))
@@ -41,6 +44,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
         given = " ".join(argument for argument in argv if argument.startswith("--config."))
-        raise ConfigError(f"{given} names a field the config file does not have: {error.args[0]}") from error
-    except (TypeError, ValueError, flags.Error) as error:
+        cause = error.args[0].args[0] if isinstance(error.args[0], Exception) else error.args[0]
+        reason = " ".join(str(cause).split())
+        raise ConfigError(f"{given} names a field the config file does not have: {reason}") from error
+    except (OSError, TypeError, ValueError, flags.Error) as error:
         raise ConfigError(str(error)) from error

@@ -4,6 +4,7 @@ python -m sdistill.evaluate --model DIR --split k3_test
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,6 +16,7 @@ from rich.table import Table
 from sdistill.analysis.epistemic import count_substrings, count_words
 from sdistill.analysis.measure import Generation, by_problem
 from sdistill.analysis.statistics import bootstrap_mean
+from sdistill.config import ConfigError
 from sdistill.datasets.pipelines import open_problems
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
 from sdistill.parallel.mesh import MeshConfig, make_mesh
@@ -96,7 +98,15 @@ def sample(
 
 
 def main() -> None:
-    """Evaluates a model folder on a split of the signs puzzle and prints a table."""
+    """Evaluates as the command line says; what the user can mend ends in one line."""
+    try:
+        evaluate(parse_arguments())
+    except (ConfigError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default=str(SIGNS_BASE), help="model folder (default: the shipped base)")
     parser.add_argument("--split", default="k3_test", help="k3_test, k4_test, k5_test, k3_pool or k4_pool")
@@ -105,8 +115,11 @@ def main() -> None:
     parser.add_argument("--max_response", type=int, default=112, help="tokens")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluates a model folder on a split of the signs puzzle and prints a table."""
     tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
     model = load_pretrained(args.model)
     problems = open_problems(args.split)[: args.problems]

@@ -38,9 +38,9 @@ from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
 from sdistill.report import print_section, write_report
-from sdistill.storage import write_atomically, write_records
+from sdistill.storage import read_records, write_atomically, write_records
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
-from sdistill.train import claim_workdir
+from sdistill.train import CONFIG_FILE, check_workdir
 
 SECTIONS: dict[str, Callable[[Study], list[Record]]] = {
     "richness": richness_section,
@@ -57,8 +57,10 @@ def run_study(config: StudyConfig, workdir: Path, console: Console) -> Path:
       ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
     """
     workdir = workdir.resolve()  # runs keep the paths of their data, however the directory was named
-    claim_workdir(workdir, to_json(config))
+    check_workdir(workdir, to_json(config))
+    write_atomically(workdir / CONFIG_FILE, to_json(config).encode())
     write_atomically(workdir / "environment.json", json.dumps(environment(config), indent=1).encode())
+    before = read_records(workdir / "results.jsonl")
     records: list[Record] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -66,7 +68,9 @@ def run_study(config: StudyConfig, workdir: Path, console: Console) -> Path:
         study = Study(config, workdir, load_pretrained(SIGNS_BASE), tokenizer, progress)
         for name, section in SECTIONS.items():
             records += section(study)
-            write_records(workdir / "results.jsonl", records)
+            done = {record["section"] for record in records}
+            kept = [record for record in before if record["section"] not in done]
+            write_records(workdir / "results.jsonl", records + kept)
             print_section(name, records, console)
     return write_report(workdir)
 

@@ -59,6 +59,7 @@ from sdistill.training.steps import (
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
 STEPS_WITHOUT_SUCCESS = 20  # after so many in a row the run is reported as going nowhere
 
 
@@ -69,7 +70,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
       ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
       FloatingPointError: naming the step, if the loss or the gradient is not finite.
     """
-    claim_workdir(workdir, to_json(config))
+    check_workdir(workdir, to_json(config))
     if (workdir / "model" / WEIGHTS_FILE).exists():  # the last file that a run writes
         return load_pretrained(workdir / "model")
     tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
@@ -90,6 +91,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
             f"the model's vocab_size={model.config.vocab_size} is smaller than the tokenizer's "
             f"{tokenizer.vocab_size}; they do not belong together"
         )
+    write_atomically(workdir / CONFIG_FILE, to_json(config).encode())  # all is well: the directory is ours
     params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
     state = new_state(params, make_optimizer(config.optimizer), mesh)
     teacher = first_teacher(config.sdpo.teacher, params) if config.sdpo else None
@@ -102,7 +104,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
         logger.info("%s: continuing from step %d", workdir, start)
 
     # Loop.
-    learn = learner(config, model.config, mesh, tokenizer, problems)
+    learn = learner(config, state, model.config, mesh, tokenizer, problems)
     evaluate = evaluator(config, model.config, mesh, tokenizer, problems, workdir)
     rollouts: list[Generation] = []
     barren = 0
@@ -139,17 +141,14 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
     return final
 
 
-def claim_workdir(workdir: Path, settings: str) -> None:
-    """Takes a new directory for these settings, or accepts one that was theirs before.
+def check_workdir(workdir: Path, settings: str) -> None:
+    """Accepts a directory that is new or holds a run with these settings.
 
     Raises:
       ConfigError: if the directory holds a run with other settings; names the first difference.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        write_atomically(path, settings.encode())
-        return
-    found = path.read_text()
+    path = workdir / CONFIG_FILE
+    found = path.read_text() if path.exists() else settings
     if found != settings:
         ours, theirs = settings.splitlines(), found.splitlines()
         differing = [(a.strip(), b.strip()) for a, b in zip(theirs, ours, strict=False) if a != b]
@@ -205,12 +204,17 @@ Learner = Callable[
 
 
 def learner(
-    config: TrainConfig, model: ModelConfig, mesh: Mesh, tokenizer: Tokenizer, problems: Sequence[Problem]
+    config: TrainConfig,
+    state: TrainState,
+    model: ModelConfig,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
 ) -> Learner:
     """The objective's way from (state, teacher, batch of the iterator, step) to the next state."""
     common = {"model": model, "optimizer": config.optimizer, "chunk": config.chunk}
     if config.rollouts is None:
-        cross_entropy = compile_step(cross_entropy_step, **common)
+        cross_entropy = compile_step(cross_entropy_step, state, **common)
 
         def learn_examples(
             state: TrainState, teacher: nnx.State | None, batch: Any, step: int
@@ -231,9 +235,9 @@ def learner(
         max_response=settings.max_response,
     )
     if config.sdpo is not None:
-        update = compile_step(sdpo_step, config=config.sdpo.loss, temperature=temperature, **common)
+        update = compile_step(sdpo_step, state, config=config.sdpo.loss, temperature=temperature, **common)
     else:
-        update = compile_step(grpo_step, config=config.grpo, temperature=temperature, **common)
+        update = compile_step(grpo_step, state, config=config.grpo, temperature=temperature, **common)
 
     def learn_rollouts(
         state: TrainState, teacher: nnx.State | None, batch: Any, step: int

@@ -48,6 +48,8 @@ SIZES = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings of the study; `arg` is a key of `SIZES`."""
+    if arg not in SIZES:
+        raise ValueError(f"unknown argument {arg!r} of study.py; known: {', '.join(map(repr, SIZES))}")
     size = SIZES[arg]
     evaluation = {
         "every": size["every"],

@@ -77,7 +77,11 @@ def coverage_section(study: Study) -> list[Record]:
         pairs.append((cell, Cell(cell.condition, 0, cell.dataset)))
         name, _, size = cell.condition.partition("_")
         if size == sizes[0]:
-            pairs += [(cell, Cell(f"{name}_{other}", cell.step, cell.dataset)) for other in sizes[-2:]]
+            pairs += [
+                (cell, Cell(f"{name}_{other}", cell.step, cell.dataset))
+                for other in sizes[-2:]
+                if other != size
+            ]
     return results.records() + results.differences(pairs) + training
 
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdistill.config import ConfigError, require
+from sdistill.config import ConfigError, parse, require
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ def to_hugging_face(config: ModelConfig) -> str:
 def from_hugging_face(path: str | Path) -> ModelConfig:
     """Reads a `config.json`. Raises ConfigError for a model this decoder would compute wrongly."""
     values = json.loads(Path(path).read_text())
+    rope = values.pop("rope_parameters", None) or {}  # where transformers 5 keeps what 4 had beside
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"{path}: rope_parameters.rope_type={rope['rope_type']!r} is not supported")
+    values |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    values.setdefault("tie_word_embeddings", False)  # the default of transformers, not ours
     for name, expected in _CONSTANTS.items():
         if values.get(name, expected) != expected:
             raise ConfigError(f"{path}: {name}={values[name]!r} is not supported, only {expected!r}")
@@ -86,4 +91,4 @@ def from_hugging_face(path: str | Path) -> ModelConfig:
         if values.get(name) is not None:
             raise ConfigError(f"{path}: {name}={values[name]!r} is not supported")
     known = {f.name for f in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{name: value for name, value in values.items() if name in known})
+    return parse(ModelConfig, {name: values[name] for name in values if name in known}, str(path))

@@ -10,6 +10,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from sdistill.config import ConfigError
 from sdistill.models.config import ModelConfig, from_hugging_face, to_hugging_face
 from sdistill.models.decoder import Decoder
 from sdistill.storage import write_atomically
@@ -74,7 +75,7 @@ def load_pretrained(path: str | Path) -> Decoder:
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a tensor is missing, extra or of another shape, or the file is damaged.
+      ConfigError: if a tensor is missing, extra or of another shape, or the file is damaged.
     """
     path = Path(path)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
@@ -84,20 +85,20 @@ def load_pretrained(path: str | Path) -> Decoder:
     try:
         tensors = load_file(path / WEIGHTS_FILE)
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path / WEIGHTS_FILE} is damaged: {error}") from error
+        raise ConfigError(f"{path / WEIGHTS_FILE} is damaged: {error}") from error
     state = nnx.state(model, nnx.Param)
     flat = nnx.to_flat_state(state)
     expected = {_hugging_face_name(parts): variable for parts, variable in flat}
     if missing := expected.keys() - tensors.keys():
-        raise ValueError(f"{path / WEIGHTS_FILE} lacks tensors {sorted(missing)}")
+        raise ConfigError(f"{path / WEIGHTS_FILE} lacks tensors {sorted(missing)}")
     if extra := tensors.keys() - expected.keys():
-        raise ValueError(f"{path / WEIGHTS_FILE} has tensors the config does not call for: {sorted(extra)}")
+        raise ConfigError(f"{path / WEIGHTS_FILE} has tensors the config does not call for: {sorted(extra)}")
     values = []
     for parts, variable in flat:
         name = _hugging_face_name(parts)
         wanted = _to_hugging_face(name, np.empty(variable.shape)).shape
         if tensors[name].shape != wanted:
-            raise ValueError(f"{name}: expected shape {wanted}, found {tensors[name].shape}")
+            raise ConfigError(f"{name}: expected shape {wanted}, found {tensors[name].shape}")
         ours = tensors[name] if tensors[name].shape == variable.shape else tensors[name].T
         values.append((parts, variable.replace(jax.numpy.asarray(ours.reshape(variable.shape)))))
     nnx.update(model, nnx.from_flat_state(values))

@@ -212,10 +212,13 @@ class Engine:
           progress: Called with the number of responses after each batch of them.
 
         Raises:
-          ValueError: for an empty or too long prompt, or `samples` outside 1..slots.
+          ValueError: for an empty or too long prompt, no prompt, `samples` outside 1..slots, or slots that do
+            not divide over the mesh.
         """
         if not 0 < samples <= self.slots:
             raise ValueError(f"samples={samples} must be 1 to slots={self.slots}")
+        if not requests:
+            raise ValueError("no requests: nothing to sample from")
         for request in requests:
             if not 0 < len(request.prompt) <= self.max_prompt:
                 raise ValueError(
@@ -224,7 +227,13 @@ class Engine:
                 )
         params = jax.device_put(params, parameter_shardings(params, self.mesh, SAMPLING))
         settings = sampling.arrays(self.config.vocab_size)
-        at_a_time = self.slots // samples
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        at_a_time = min(self.slots // samples, -(-len(requests) // ways) * ways)
+        if at_a_time % ways:
+            raise ValueError(
+                f"slots={self.slots} hold {at_a_time} prompts of {samples} samples, which do not divide "
+                f"over data × fsdp = {ways}; make slots a multiple of samples × {ways}"
+            )
         batches = []
         for start in range(0, len(requests), at_a_time):
             batch = requests[start : start + at_a_time]

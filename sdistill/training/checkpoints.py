@@ -40,7 +40,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest checkpoint that can be read, as (step, arrays, position); None if there is none.
 
-        Damaged ones are reported, removed, and so made again on the way.
+        Damaged ones are reported and put aside, into `damaged_checkpoints`, and so made again on the way.
 
         Args:
           like: A tree of the shapes, types and shardings that `arrays` must have.
@@ -63,7 +63,10 @@ class Checkpoints:
                     str(error).splitlines()[0] if str(error) else type(error).__name__,
                 )
                 self._manager.close()
-                shutil.rmtree(self._directory / str(step))
+                aside = self._directory.parent / "damaged_checkpoints" / str(step)
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                shutil.move(self._directory / str(step), aside)
                 self._manager = self._open()
         return None
 

@@ -106,7 +106,22 @@ def _update(
     return apply_gradients(state, gradients, make_optimizer(optimizer)), metrics
 
 
+def compile_step(step: Callable[..., Any], state: TrainState, **settings: Any) -> Callable[..., Any]:
+    """`step` with its settings fixed, jitted, its state donated and returned in the layout of `state`.
+
+    Equal calls share one compilation. Without the layout fixed, XLA would choose another one for what a
+    step returns, and the next step would compile again.
+    """
+    leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
+    return _compile_step(step, tuple(leaves), structure, tuple(sorted(settings.items())))
+
+
 @functools.cache
-def compile_step(step: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """`step` with its settings fixed, jitted, its state donated; equal calls share one compilation."""
-    return jax.jit(functools.partial(step, **settings), donate_argnums=0)
+def _compile_step(
+    step: Callable[..., Any],
+    shardings: tuple[Any, ...],
+    structure: Any,
+    settings: tuple[tuple[str, Any], ...],
+) -> Callable[..., Any]:
+    layout = jax.tree.unflatten(structure, shardings)
+    return jax.jit(functools.partial(step, **dict(settings)), donate_argnums=0, out_shardings=(layout, None))

@@ -59,7 +59,7 @@ def main() -> None:
     params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
     state = new_state(params, make_optimizer(config.optimizer), mesh)
     teacher = first_teacher(config.sdpo.teacher, params)
-    learn = learner(config, model.config, mesh, tokenizer, problems)
+    learn = learner(config, state, model.config, mesh, tokenizer, problems)
     batches = problem_batches(problems, batch=config.rollouts.prompts, seed=0)
 
     compilations: list[str] = []

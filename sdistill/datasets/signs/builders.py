@@ -20,7 +20,7 @@ LARGEST_SET = 1_200  # problems a split holds at most; every pool of three-numbe
 class SignsCorpus(tfds.core.GeneratorBasedBuilder):
     """The Bayesian reasoner's traces, of puzzles of three and four numbers."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -47,7 +47,7 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
     Splits: `k3_pool`, `k4_pool` to train on; `k3_test`, `k4_test`, `k5_test` never to be trained on.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
