@@ -49,9 +49,11 @@ def outcome(mesh_config: MeshConfig, file: str) -> dict[str, object]:
     requests = [Request([3, 9, n], f"problem {n}") for n in range(6)]
     rollouts = engine.generate(params, requests, samples=2, seed=0, step=0, sampling=Sampling())
 
-    step = compile_step(sdpo_step, model=CONFIG, optimizer=OPTIMIZER, config=LOSS, temperature=1.0, chunk=4)
     teacher = place(tiny.parameters(CONFIG, seed=1), mesh, TRAINING)
     state = new_state(params, make_optimizer(OPTIMIZER), mesh)
+    step = compile_step(
+        sdpo_step, state, model=CONFIG, optimizer=OPTIMIZER, config=LOSS, temperature=1.0, chunk=4
+    )
     with tiny.compilations() as seen:
         state, metrics = step(state, teacher, place_batch(make_batch(), mesh))
         first = len(seen)
