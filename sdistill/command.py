@@ -30,7 +30,11 @@ def run(main: Callable[[dict[str, Any], Path], None]) -> None:
             )
         absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax reports every file it writes
         logging.getLogger("sdistill").setLevel(logging.INFO)
-        main(config.value.to_dict(), Path(str(workdir.value)))
+        try:
+            values = config.value.to_dict()
+        except OSError as error:  # the file is read when its values are first asked for
+            raise ConfigError(" ".join(str(error).split())) from error
+        main(values, Path(str(workdir.value)))
 
     try:
         app.run(start, flags_parser=_parse_flags)
@@ -48,4 +52,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         reason = " ".join(str(cause).split())
         raise ConfigError(f"{given} names a field the config file does not have: {reason}") from error
     except (OSError, TypeError, ValueError, flags.Error) as error:
-        raise ConfigError(str(error)) from error
+        lines = str(error).strip().splitlines()
+        # ml_collections puts the traceback of a config file that fails into its message.
+        reason = lines[-1] if any("Traceback" in line for line in lines) else " ".join(lines)
+        raise ConfigError(reason) from error

@@ -217,6 +217,8 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(uninterrupted, tmp_pat
     assert any(
         "checkpoint of step 6" in message and "cannot be read" in message for message in caplog.messages
     )
+    assert (workdir / "damaged_checkpoints" / "6").is_dir()
+    shutil.rmtree(workdir / "damaged_checkpoints")
     assert_same_files(workdir, uninterrupted)
 
 
