@@ -74,6 +74,7 @@ def main() -> None:
         state, teacher, record, generations = learn(state, teacher, next(batches), step)
         times.append(time.perf_counter() - start)
         sampled.append(sum(g["length"] for g in generations))
+    later = len(compilations) - warm
     times, sampled = times[WARM_UP:], sampled[WARM_UP:]
 
     rollouts = config.rollouts
@@ -88,7 +89,7 @@ def main() -> None:
     print(f"sampled tokens   {np.sum(sampled) / np.sum(times):.0f} /s of step time")
     print(f"matmul rate      {rate / 1e9:.0f} GFLOP/s")
     print(f"floor            {flops / rate:.3f} s for {flops / 1e9:.1f} GFLOP")
-    print(f"compilations     {warm} in {WARM_UP} warm-up steps, {len(compilations) - warm} after")
+    print(f"compilations     {warm} in {WARM_UP} warm-up steps, {later} after")
 
 
 if __name__ == "__main__":
