@@ -1,6 +1,6 @@
 """Times SDPO steps on the signs puzzle and prints the floor beside them.
 
-    python tests/benchmarks/bench_step.py [--steps 20] [--context solution]
+    python -m tests.benchmarks.bench_step [--steps 20] [--context solution]
 
 The floor is the matrix products of a step (sampling forward, student forward and backward, teacher forward)
 at the rate that a plain 2,048³ float32 product reaches on this machine: what is above it is overhead of
