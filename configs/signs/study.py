@@ -3,8 +3,8 @@
     python -m sdistill.study --config configs/signs/study.py --workdir runs/study
     python -m sdistill.study --config configs/signs/study.py:quick --workdir runs/quick
 
-Three seeds, on two CPU cores within 45 minutes; `quick` is one seed of everything, shorter, within 6;
-`tiny` only exercises the code. What comes out of the full study is in the README.
+Three seeds (section 6: one), on two CPU cores. `quick` is one seed of everything, shorter; `tiny` only
+exercises the code. What comes out of the full study, and what both take, is in the README.
 """
 
 from ml_collections import ConfigDict
