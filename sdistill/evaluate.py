@@ -18,18 +18,23 @@ from sdistill.analysis.measure import Generation, by_problem
 from sdistill.analysis.statistics import bootstrap_mean
 from sdistill.config import ConfigError
 from sdistill.datasets.pipelines import open_problems
-from sdistill.models.weights import SIGNS_BASE, load_pretrained
+from sdistill.models.folders import load_model
 from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.rollout.engine import Engine, Request, Rollouts
 from sdistill.rollout.sampling import Sampling
 from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs.puzzle import SignsTask
-from sdistill.text.chat import render
-from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, Tokenizer
+from sdistill.text.chat import Chat, SignsChat, conversation
+from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 
 
 def requests_for(
-    problems: Sequence[Problem], contents: Sequence[str], tokenizer: Tokenizer, samples: int
+    problems: Sequence[Problem],
+    contents: Sequence[str],
+    chat: Chat,
+    samples: int,
+    *,
+    thinking: bool = True,
 ) -> list[Request]:
     """One request a problem, with user turn `contents`; a repeated problem goes on counting samples."""
     seen: dict[str, int] = {}
@@ -37,7 +42,8 @@ def requests_for(
     for problem, content in zip(problems, contents, strict=True):
         first = seen.get(problem.id, 0)
         seen[problem.id] = first + samples
-        requests.append(Request(tokenizer.encode(render(problem, content)), problem.id, first))
+        prompt = chat.prompt(conversation(problem, content), thinking=thinking)
+        requests.append(Request(prompt, problem.id, first))
     return requests
 
 
@@ -45,7 +51,7 @@ def judge(
     problems: Sequence[Problem],
     requests: Sequence[Request],
     rollouts: Rollouts,
-    tokenizer: Tokenizer,
+    chat: Chat,
     task: Task,
 ) -> list[Generation]:
     """Decodes and verifies rollouts, in their order."""
@@ -55,13 +61,13 @@ def judge(
         zip(rollouts.ids, rollouts.lengths, rollouts.finished, strict=True)
     ):
         problem, request = problems[index // samples], requests[index // samples]
-        response = tokenizer.decode(ids[:length])
+        response = chat.tokenizer.decode(ids[:length])
         verdict = task.verify(problem, response)
         generations.append(
             {
                 "problem": problem.id,
                 "sample": request.first_sample + index % samples,
-                "prompt": tokenizer.decode(request.prompt),
+                "prompt": chat.tokenizer.decode(request.prompt),
                 "response": response,
                 # A response that was cut is wrong even if its last words happen to read as an answer.
                 "correct": verdict.correct and bool(finished),
@@ -81,20 +87,21 @@ def sample(
     problems: Sequence[Problem],
     contents: Sequence[str],
     *,
-    tokenizer: Tokenizer,
+    chat: Chat,
     task: Task,
     samples: int,
     seed: int,
     step: int,
     sampling: Sampling,
+    thinking: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Generation], Rollouts]:
     """Samples and judges `samples` responses a problem, posed with user turn `contents`."""
-    requests = requests_for(problems, contents, tokenizer, samples)
+    requests = requests_for(problems, contents, chat, samples, thinking=thinking)
     rollouts = engine.generate(
         params, requests, samples=samples, seed=seed, step=step, sampling=sampling, progress=progress
     )
-    return judge(problems, requests, rollouts, tokenizer, task), rollouts
+    return judge(problems, requests, rollouts, chat, task), rollouts
 
 
 def main() -> None:
@@ -108,7 +115,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default=str(SIGNS_BASE), help="model folder (default: the shipped base)")
+    parser.add_argument("--model", default="signs_base", help="model folder, or a name of Hugging Face's")
     parser.add_argument("--split", default="k3_test", help="k3_test, k4_test, k5_test, k3_pool or k4_pool")
     parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--samples", type=int, default=4)
@@ -120,13 +127,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a model folder on a split of the signs puzzle and prints a table."""
-    tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
-    model = load_pretrained(args.model)
+    chat = SignsChat(SentencePieceTokenizer(SIGNS_TOKENIZER))
+    model = load_model(args.model)
     problems = open_problems(args.split)[: args.problems]
     engine = Engine(
         model.config,
         mesh=make_mesh(MeshConfig()),
-        eos_id=tokenizer.eos_id,
+        eos_id=chat.tokenizer.eos_id,
         slots=256,
         max_prompt=16,
         max_response=args.max_response,
@@ -136,7 +143,7 @@ def evaluate(args: argparse.Namespace) -> None:
         nnx.state(model, nnx.Param),
         problems,
         [problem.messages[-1]["content"] for problem in problems],
-        tokenizer=tokenizer,
+        chat=chat,
         task=SignsTask(),
         samples=args.samples,
         seed=args.seed,

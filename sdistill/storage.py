@@ -12,9 +12,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a rerun after a kill, finds the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
+    temporary.write_bytes(content)
+    finish(temporary, path)
+
+
+def finish(temporary: Path, path: Path) -> None:
+    """Gives a file that is complete, and now on disk, its name."""
+    with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 

@@ -39,6 +39,7 @@ from sdistill.experiments.study import Study
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
 from sdistill.report import print_section, write_report
 from sdistill.storage import read_records, write_atomically, write_records
+from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 from sdistill.train import CONFIG_FILE, check_workdir
 
@@ -64,8 +65,8 @@ def run_study(config: StudyConfig, workdir: Path, console: Console) -> Path:
     records: list[Record] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
-        study = Study(config, workdir, load_pretrained(SIGNS_BASE), tokenizer, progress)
+        chat = SignsChat(SentencePieceTokenizer(SIGNS_TOKENIZER))
+        study = Study(config, workdir, load_pretrained(SIGNS_BASE), chat, progress)
         for name, section in SECTIONS.items():
             records += section(study)
             done = {record["section"] for record in records}

@@ -18,10 +18,12 @@ What a run directory holds:
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -35,14 +37,23 @@ from sdistill.distill.teacher import first_teacher, next_teacher
 from sdistill.evaluate import sample
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder, bind
-from sdistill.models.weights import SIGNS_BASE, WEIGHTS_FILE, load_pretrained, new_model, save_pretrained
+from sdistill.models.folders import find_model, load_model
+from sdistill.models.hugging_face import from_hugging_face
+from sdistill.models.weights import CONFIG_FILE as MODEL_CONFIG_FILE
+from sdistill.models.weights import load_pretrained, new_model, save_pretrained
 from sdistill.parallel.mesh import make_mesh
-from sdistill.parallel.rules import TRAINING, place, place_batch
+from sdistill.parallel.rules import place_batch
 from sdistill.rollout.engine import Engine
 from sdistill.storage import read_records, write_atomically, write_records
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import SignsTask
-from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, Tokenizer
+from sdistill.text.chat import Chat, SignsChat
+from sdistill.text.tokenizer import (
+    SIGNS_TOKENIZER,
+    SentencePieceTokenizer,
+    Tokenizer,
+    check_vocabulary,
+)
 from sdistill.training.batch import on_policy_batch
 from sdistill.training.checkpoints import Checkpoints
 from sdistill.training.config import RolloutsConfig, TrainConfig
@@ -71,9 +82,10 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
       FloatingPointError: naming the step, if the loss or the gradient is not finite.
     """
     check_workdir(workdir, to_json(config))
-    if (workdir / "model" / WEIGHTS_FILE).exists():  # the last file that a run writes
+    if (workdir / "model" / MODEL_CONFIG_FILE).exists():  # the last file that a run writes
         return load_pretrained(workdir / "model")
-    tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
+    chat = SignsChat(SentencePieceTokenizer(SIGNS_TOKENIZER))
+    check_thinking(config, chat)
     mesh = make_mesh(config.mesh)
 
     # Data: an iterator whose position is part of every checkpoint.
@@ -82,17 +94,12 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
         problems = training_problems(config.rollouts, config.data_dir)
         iterator = problem_batches(problems, batch=config.rollouts.prompts, seed=config.seed)
     else:
-        iterator = example_iterator(config, tokenizer)
+        iterator = example_iterator(config, chat.tokenizer)
 
     # Model and state: resume, else init_from, else scratch.
-    model = initial_model(config)
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"the model's vocab_size={model.config.vocab_size} is smaller than the tokenizer's "
-            f"{tokenizer.vocab_size}; they do not belong together"
-        )
+    model = initial_model(config, mesh, chat.tokenizer)
     write_atomically(workdir / CONFIG_FILE, to_json(config).encode())  # all is well: the directory is ours
-    params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
+    params = nnx.state(model, nnx.Param)
     state = new_state(params, make_optimizer(config.optimizer), mesh)
     teacher = first_teacher(config.sdpo.teacher, params) if config.sdpo else None
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -104,8 +111,8 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
         logger.info("%s: continuing from step %d", workdir, start)
 
     # Loop.
-    learn = learner(config, state, model.config, mesh, tokenizer, problems)
-    evaluate = evaluator(config, model.config, mesh, tokenizer, problems, workdir)
+    learn = learner(config, state, model.config, mesh, chat, problems)
+    evaluate = evaluator(config, model.config, mesh, chat, problems, workdir)
     rollouts: list[Generation] = []
     barren = 0
     progress = progress or Progress(disable=True)
@@ -159,12 +166,34 @@ def check_workdir(workdir: Path, settings: str) -> None:
         )
 
 
-def initial_model(config: TrainConfig) -> Decoder:
-    """The model before training."""
+def check_thinking(config: TrainConfig, chat: Chat) -> None:
+    """Refuses settings of thinking that the model's prompts cannot express."""
+    settings = {
+        "rollouts.thinking": config.rollouts,
+        "sdpo.context.thinking": config.sdpo.context if config.sdpo else None,
+        "evaluation.thinking": config.evaluation,
+    }
+    for name, where in settings.items():
+        if where is not None:
+            try:
+                chat.render([{"role": "user", "content": ""}], thinking=where.thinking)
+            except ConfigError as error:
+                raise ConfigError(f"config.{name}: {error}") from error
+
+
+def initial_model(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> Decoder:
+    """The model before training, laid out on the mesh; refused before loading if the tokenizer is larger."""
     if config.init_from is None:
         assert config.model is not None  # TrainConfig has checked
-        return new_model(config.model, config.seed)
-    return load_pretrained(SIGNS_BASE if config.init_from == "signs_base" else config.init_from)
+        check_vocabulary(tokenizer, config.model.vocab_size)
+        model = new_model(config.model, config.seed)
+        params = nnx.state(model, nnx.Param)
+        nnx.update(model, jax.tree.map(lambda x: x.astype(config.parameters), params))
+    else:
+        folder = find_model(config.init_from)
+        check_vocabulary(tokenizer, from_hugging_face(folder / MODEL_CONFIG_FILE).vocab_size)
+        model = load_model(folder, mesh=mesh, dtype=config.parameters)
+    return bind(replace(model.config, compute=config.compute), nnx.state(model, nnx.Param))
 
 
 def example_iterator(config: TrainConfig, tokenizer: Tokenizer) -> grain.DatasetIterator:
@@ -208,7 +237,7 @@ def learner(
     state: TrainState,
     model: ModelConfig,
     mesh: Mesh,
-    tokenizer: Tokenizer,
+    chat: Chat,
     problems: Sequence[Problem],
 ) -> Learner:
     """The objective's way from (state, teacher, batch of the iterator, step) to the next state."""
@@ -229,7 +258,7 @@ def learner(
     engine = Engine(
         model,
         mesh=mesh,
-        eos_id=tokenizer.eos_id,
+        eos_id=chat.tokenizer.eos_id,
         slots=config.slots,
         max_prompt=settings.max_prompt,
         max_response=settings.max_response,
@@ -248,14 +277,15 @@ def learner(
             state.params,
             posed,
             [problem.messages[-1]["content"] for problem in posed],
-            tokenizer=tokenizer,
+            chat=chat,
             task=SignsTask(),
             samples=settings.samples,
             seed=config.seed,
             step=step,
             sampling=settings.sampling,
+            thinking=settings.thinking,
         )
-        rows, figures = on_policy_batch(config, posed, generations, rollouts, tokenizer)
+        rows, figures = on_policy_batch(config, posed, generations, rollouts, chat)
         rows = place_batch(rows, mesh)
         if config.sdpo is not None:
             state, metrics = update(state, teacher, rows)

@@ -14,9 +14,17 @@ Parameters = Mapping[str, np.ndarray]
 
 
 def flatten(params: nnx.State) -> dict[str, np.ndarray]:
-    """Name → float64 array, e.g. `layers.0.attention.q_DNH`."""
-    flat = nnx.to_flat_state(params)
-    return {".".join(map(str, path)): np.asarray(leaf[...], np.float64) for path, leaf in flat}
+    """Name → float64 array, e.g. `layers.0.attention.q_DNH`, every layer on its own."""
+    flat = {}
+    for path, leaf in nnx.to_flat_state(params):
+        value = np.asarray(leaf[...], np.float64)
+        if path[0] != "layers":
+            flat[".".join(map(str, path))] = value
+            continue
+        for repeat, part in enumerate(value):
+            index = repeat * len(params["layers"]) + path[1]
+            flat[".".join(map(str, ("layers", index, *path[2:])))] = part
+    return flat
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -46,8 +54,8 @@ def hidden_states(p: Parameters, c: ModelConfig, tokens: Sequence[int]) -> np.nd
         y = normed(x, w["attention_norm_D"], c.rms_norm_eps)
         q, k, v = (np.einsum("td,dnh->tnh", y, w[f"attention.{n}"]) for n in ("q_DNH", "k_DKH", "v_DKH"))
         if c.qk_norm:
-            q = normed(q, w["attention.q_norm_H"], c.rms_norm_eps)
-            k = normed(k, w["attention.k_norm_H"], c.rms_norm_eps)
+            q = normed(q, w["attention.q_norm"], c.rms_norm_eps)
+            k = normed(k, w["attention.k_norm"], c.rms_norm_eps)
         q, k = rotated(q, positions, c.rope_theta), rotated(k, positions, c.rope_theta)
         attended = np.zeros_like(x)
         for t in range(length):

@@ -8,6 +8,7 @@ from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.rollout.engine import Engine, Request, Rollouts
 from sdistill.rollout.sampling import Sampling
 from sdistill.tasks.signs.puzzle import SignsTask, make_problem
+from sdistill.text.chat import SignsChat
 from tests import tiny
 from tests.processes import Commands
 from tests.test_train import WORDS
@@ -27,7 +28,7 @@ def rollouts_of(tokenizer, responses, finished, limit=24) -> Rollouts:
 
 def test_a_repeated_problem_goes_on_counting_its_samples(tokenizer):
     contents = ["8 4 7 = 19", "1 2 3 = 0", "8 4 7 = 19 solution + +"]
-    requests = requests_for([FIRST, SECOND, FIRST], contents, tokenizer, samples=4)
+    requests = requests_for([FIRST, SECOND, FIRST], contents, SignsChat(tokenizer), samples=4)
     assert [(r.problem, r.first_sample) for r in requests] == [
         ("8 4 7 = 19", 0),
         ("1 2 3 = 0", 0),
@@ -64,7 +65,7 @@ def test_responses_are_judged_against_their_own_problem(tokenizer):
 def test_a_response_that_was_cut_is_wrong_even_where_it_reads_as_an_answer(tokenizer):
     responses = ["so </think> + +", "so </think> + +"]
     rollouts = rollouts_of(tokenizer, responses, [True, False])
-    generations = judge([FIRST], [Request([3], "a")], rollouts, tokenizer, SignsTask())
+    generations = judge([FIRST], [Request([3], "a")], rollouts, SignsChat(tokenizer), SignsTask())
     assert [g["correct"] for g in generations] == [True, False]
     assert [g["finish"] for g in generations] == ["stop", "length"]
 
@@ -84,7 +85,7 @@ def test_sampling_judges_what_the_engine_said(tokenizer):
         tiny.parameters(WORDS),
         problems,
         [p.messages[-1]["content"] for p in problems],
-        tokenizer=tokenizer,
+        chat=SignsChat(tokenizer),
         task=SignsTask(),
         samples=2,
         seed=0,

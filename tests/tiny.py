@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from sdistill.models.config import ModelConfig
+from sdistill.models.decoder import is_matrix
 from sdistill.models.weights import new_model
 
 CONFIG = ModelConfig(
@@ -30,12 +31,13 @@ def parameters(config: ModelConfig = CONFIG, seed: int = 0) -> nnx.State:
     """Random parameters, wide enough for distributions far from uniform, norms included."""
     rng = np.random.default_rng(seed)
 
-    def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:
-        matrix = len(shape.shape) > 1
-        values = rng.normal(0, 0.3, shape.shape) if matrix else rng.uniform(0.5, 1.5, shape.shape)
-        return jax.numpy.asarray(values, shape.dtype)
+    def draw(variable: nnx.Variable) -> nnx.Variable:
+        shape = variable.shape
+        values = rng.normal(0, 0.3, shape) if is_matrix(variable) else rng.uniform(0.5, 1.5, shape)
+        return variable.replace(jax.numpy.asarray(values, variable.dtype))
 
-    return jax.tree.map(draw, nnx.state(nnx.eval_shape(lambda: new_model(config, 0)), nnx.Param))
+    shapes = nnx.state(nnx.eval_shape(lambda: new_model(config, 0)), nnx.Param)
+    return jax.tree.map(draw, shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def leaves(tree: object) -> list[np.ndarray]:

@@ -27,12 +27,14 @@ class ContextConfig:
       template: The teacher's user turn, from `{prompt}` and `{solution}`.
       example_template: What comes before the prompt for `other_problem`, from `{example}`, the other
         problem already in `template`, and `{prompt}`.
+      thinking: Whether the teacher's prompt asks it to think.
     """
 
     kind: Kind
     fraction: float | None = None
     template: str = "{prompt} solution {solution}"
     example_template: str = "{example} ; {prompt}"
+    thinking: bool = True
 
     def __post_init__(self) -> None:
         require(

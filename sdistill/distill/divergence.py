@@ -1,13 +1,51 @@
-"""Token divergences between student and teacher (SDPO, arXiv 2601.20802, as released)."""
+"""Token divergences between student and teacher (SDPO, arXiv 2601.20802, as released).
 
-from typing import Literal
+`token_divergence` is the definition, on logits. `chunked_token_divergence` has the same value and gradient,
+from hidden states, in memory that does not grow with the vocabulary times the positions.
+"""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sdistill.config import require
+from sdistill.models.scoring import (
+    NOTHING,
+    TokenScores,
+    add,
+    product,
+    put,
+    read_by_chunks,
+    summarise,
+    summary_of_logits,
+    take,
+    top_ids_of,
+)
+
 Support = Literal["full", "topk", "sampled"]
 Tail = Literal["bucket", "renormalise"]
+
+LOG_FLOOR = math.log(-math.expm1(-1e-7))
+"""A tail bucket holds at least this, as released: it bounds what an id outside the support can cost."""
+
+
+def check_divergence(*, alpha: float, support: Support, top_k: int | None, tail: Tail | None) -> None:
+    """Raises ConfigError where the options of a divergence contradict each other."""
+    topk = support == "topk"
+    require(0 <= alpha <= 1, f"alpha={alpha} must be 0 to 1")
+    require(support in ("full", "topk", "sampled"), f"support={support!r} must be full, topk or sampled")
+    require(topk == (top_k is not None), f"top_k={top_k} goes with support='topk' and only with it")
+    require(topk == (tail is not None), f"tail={tail!r} goes with support='topk' and only with it")
+    require(tail in (None, "bucket", "renormalise"), f"tail={tail!r} must be bucket or renormalise")
+    require(top_k is None or top_k > 0, f"top_k={top_k} must be positive")
+    require(
+        support != "sampled" or alpha == 1,
+        f"alpha={alpha}: support='sampled' estimates KL(S‖T), alpha=1, only",
+    )
 
 
 def token_divergence(
@@ -16,9 +54,10 @@ def token_divergence(
     *,
     alpha: float,
     support: Support,
-    top_k: int | None,
-    tail: Tail | None,
-    sampled_ids_BT: Int[Array, "B T"],
+    top_k: int | None = None,
+    tail: Tail | None = None,
+    temperature: float | Float[Array, ""] = 1.0,
+    sampled_ids_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
     """Divergence of each position, in nats, differentiable in the student.
 
@@ -28,47 +67,205 @@ def token_divergence(
     - between: (1-alpha) KL(S‖m) + alpha KL(T‖m), m = (1-alpha) S + alpha T. It tends to 0 at both
       ends, where the two definitions above take over: the scale jumps there, as in the released code.
 
-    Supports: `full`, all of V; `topk`, the student's k likeliest ids, with what is left of either
-    distribution in one `bucket` more, or both renormalised to the k; `sampled`, the estimator
-    sg(log S(y) - log T(y)) · log S(y) of the gradient of KL(S‖T), whose value is no divergence.
+    Supports: `full`, all of V; `topk`, the student's k likeliest ids (of equals the lowest), with what is
+    left of either distribution in one `bucket` more, or both renormalised to the k; `sampled`, the estimator
+    sg(log S(y) - log T(y)) · log S(y) of the gradient of KL(S‖T), whose value is no divergence. A bucket
+    holds at least 1e-7, and has no gradient where it would hold less.
 
     Args:
-      student_logits_BTV: Already divided by the rollout temperature, like the teacher's.
+      student_logits_BTV: Any float type; compared in float32.
       teacher_logits_BTV: Not differentiated.
       alpha: See above.
       support: See above.
       top_k: Size of the `topk` support.
       tail: What `topk` does with the rest.
+      temperature: Of the rollout; divides the logits of both. Not differentiated.
       sampled_ids_BT: The student's own tokens, for `sampled`.
+
+    Raises:
+      ConfigError: if the options contradict each other.
+      ValueError: if the shapes do.
     """
-    log_s = jax.nn.log_softmax(student_logits_BTV.astype(jnp.float32), axis=-1)
-    log_t = jax.nn.log_softmax(teacher_logits_BTV.astype(jnp.float32), axis=-1)
-    log_t = jax.lax.stop_gradient(log_t)
+    check_divergence(alpha=alpha, support=support, top_k=top_k, tail=tail)
+    _check_vocabulary(student_logits_BTV.shape[-1], teacher_logits_BTV.shape[-1], top_k)
+    require(
+        (support == "sampled") == (sampled_ids_BT is not None),
+        f"sampled_ids_BT goes with support='sampled' and only with it; support={support!r}",
+    )
+    log_s = _log_softmax(student_logits_BTV, temperature)
+    log_t = jax.lax.stop_gradient(_log_softmax(teacher_logits_BTV, temperature))
+    if sampled_ids_BT is not None:
+        log_s, log_t = (take(x, sampled_ids_BT[..., None])[..., 0] for x in (log_s, log_t))
+        return _sampled(log_s, log_t)
+    if top_k is not None:
+        ids = top_ids_of(jax.lax.stop_gradient(student_logits_BTV), top_k)
+        log_s, log_t = (
+            jnp.concatenate(
+                [take(x, ids), jax.nn.logsumexp(put(x, ids, NOTHING), axis=-1, keepdims=True)], axis=-1
+            )
+            for x in (log_s, log_t)
+        )
+        log_s, log_t = _with_tail(log_s, tail), _with_tail(log_t, tail)
+    return _divergence(log_s, log_t, alpha)
+
+
+class Comparison(NamedTuple):
+    """Student and teacher at each position.
+
+    Attributes:
+      loss_BT: Their divergence, in nats; differentiable in the student.
+      student: Scores of the sampled ids; the log-probability is differentiable, the entropy is not.
+      teacher: The same under the teacher, without any gradient.
+    """
+
+    loss_BT: Float[Array, "B T"]
+    student: TokenScores
+    teacher: TokenScores
+
+
+def chunked_token_divergence(
+    student_hidden_BTD: Float[Array, "B T D"],
+    student_head_DV: Float[Array, "D V"],
+    teacher_hidden_BTD: Float[Array, "B T E"],
+    teacher_head_DV: Float[Array, "E V"],
+    ids_BT: Int[Array, "B T"],
+    *,
+    alpha: float,
+    support: Support,
+    top_k: int | None = None,
+    tail: Tail | None = None,
+    temperature: float | Float[Array, ""] = 1.0,
+    chunk_size: int,
+) -> Comparison:
+    """`token_divergence` of the logits `hidden @ head`, and scores of the sampled ids, by chunks.
+
+    Nothing of B·T·V elements is ever made. The backward pass makes the student's logits once more (five
+    products with a head in all), for `full` support the teacher's too (six).
+
+    Args:
+      student_hidden_BTD: Final hidden states; bfloat16 or float32.
+      student_head_DV: From hidden states to logits.
+      teacher_hidden_BTD: The teacher's, which may have another width. Not differentiated.
+      teacher_head_DV: Not differentiated.
+      ids_BT: The student's own tokens: what is scored, and the support if that is `sampled`.
+      alpha: As in `token_divergence`, like all that follow but the last.
+      support: See `alpha`.
+      top_k: See `alpha`.
+      tail: See `alpha`.
+      temperature: See `alpha`.
+      chunk_size: Largest number of positions whose logits exist at the same time.
+
+    Raises:
+      ConfigError: if the options contradict each other.
+      ValueError: if the shapes do.
+    """
+    check_divergence(alpha=alpha, support=support, top_k=top_k, tail=tail)
+    require(chunk_size > 0, f"chunk_size={chunk_size} must be positive")
+    _check_vocabulary(student_head_DV.shape[-1], teacher_head_DV.shape[-1], top_k)
+    teacher = jax.lax.stop_gradient((teacher_hidden_BTD, teacher_head_DV))
+    if support == "full":
+        return read_by_chunks(
+            functools.partial(_compare, alpha),
+            functools.partial(_compare_gradient, alpha),
+            chunk_size,
+            student_hidden_BTD,
+            student_head_DV,
+            (teacher[0], ids_BT),
+            (teacher[1], jnp.float32(temperature)),
+        )
+    walk: Any = functools.partial(summarise, chunk_size=chunk_size, temperature=temperature)
+    s = walk(student_hidden_BTD, student_head_DV, ids_BT, top_k=top_k or 0)
+    t = walk(*teacher, ids_BT, top_ids_BTK=s.ids_BTK)
+    student, teacher_scores = s.scores(), t.scores()
     if support == "sampled":
-        log_s = jnp.take_along_axis(log_s, sampled_ids_BT[..., None], axis=-1)[..., 0]
-        log_t = jnp.take_along_axis(log_t, sampled_ids_BT[..., None], axis=-1)[..., 0]
-        return jax.lax.stop_gradient(log_s - log_t) * log_s
-    if support == "topk":
-        assert top_k is not None
-        _, top_BTC = jax.lax.top_k(jax.lax.stop_gradient(log_s), top_k)
-        log_s, log_t = (jnp.take_along_axis(x, top_BTC, axis=-1) for x in (log_s, log_t))
-        if tail == "bucket":
-            log_s, log_t = _with_tail(log_s), _with_tail(log_t)
-        else:
-            log_s, log_t = jax.nn.log_softmax(log_s, axis=-1), jax.nn.log_softmax(log_t, axis=-1)
+        loss_BT = _sampled(student.log_prob_BT, teacher_scores.log_prob_BT)
+    else:
+        loss_BT = _divergence(_with_tail(s.log_probs(), tail), _with_tail(t.log_probs(), tail), alpha)
+    return Comparison(loss_BT, student, teacher_scores)
+
+
+def _compare(
+    alpha: float, logits: Float[Array, "b t V"], slices: tuple[Array, Array], constants: tuple[Array, Array]
+) -> tuple[Comparison, tuple[Array, ...]]:
+    """`full` support on a chunk; saves both peaks and logarithms of normalisers."""
+    (teacher_hidden, ids), (teacher_head, temperature) = slices, constants
+    teacher_logits = product(teacher_hidden, teacher_head)
+    s, (s_peak, s_rest, _) = summary_of_logits(0, logits, (ids, None), temperature)
+    t, (t_peak, t_rest, _) = summary_of_logits(0, teacher_logits, (ids, None), temperature)
+    saved = (s_peak, s_rest, t_peak, t_rest)
+    log_s, log_t = _both_log_probs(logits, teacher_logits, temperature, saved)
+    return Comparison(_divergence(log_s, log_t, alpha), s.scores(), t.scores()), saved
+
+
+def _compare_gradient(
+    alpha: float,
+    logits: Float[Array, "b t V"],
+    slices: tuple[Array, Array],
+    constants: tuple[Array, Array],
+    saved: tuple[Array, ...],
+    gradient: Comparison,
+) -> Float[Array, "b t V"]:
+    (teacher_hidden, ids), (teacher_head, temperature) = slices, constants
+    log_s, log_t = _both_log_probs(logits, product(teacher_hidden, teacher_head), temperature, saved)
+    of_loss, of_log_prob = (x[..., None] / temperature for x in (gradient.loss_BT, gradient.student.log_prob_BT))
+    _, pull = jax.vjp(lambda log_s: _terms(log_s, log_t, alpha), log_s)
+    (slope,) = pull(jnp.ones_like(log_s))
+    total = jnp.sum(slope, axis=-1, keepdims=True)
+    logits_gradient = of_loss * slope - (of_loss * total + of_log_prob) * jnp.exp(log_s)
+    return add(logits_gradient, ids[..., None], of_log_prob)
+
+
+def _both_log_probs(
+    student_logits: Array, teacher_logits: Array, temperature: Array, saved: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    s_peak, s_rest, t_peak, t_rest = (x[..., None] for x in saved)
+    return (student_logits - s_peak) / temperature - s_rest, (teacher_logits - t_peak) / temperature - t_rest
+
+
+def _check_vocabulary(student: int, teacher: int, top_k: int | None) -> None:
+    if student != teacher:
+        raise ValueError(
+            f"the student has {student} ids and the teacher {teacher}; both must have the same vocabulary "
+            "(cut or pad the head with more)"
+        )
+    if top_k is not None and top_k > student:
+        raise ValueError(f"top_k={top_k} is above the {student} ids of the vocabulary; lower it, or use 'full'")
+
+
+def _log_softmax(logits: Float[Array, "B T V"], temperature: float | Array) -> Float[Array, "B T V"]:
+    """Of logits divided by the temperature, after the largest went: it would cost digits."""
+    logits = logits.astype(jnp.float32)
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    return jax.nn.log_softmax((logits - peak) / jax.lax.stop_gradient(temperature), axis=-1)
+
+
+def _with_tail(log_p: Float[Array, "B T K+1"], tail: Tail | None) -> Float[Array, "B T C"]:
+    """The distribution on the support, from log-probabilities of K ids and of all others together."""
+    if tail == "renormalise":
+        return jax.nn.log_softmax(log_p[..., :-1], axis=-1)
+    return log_p.at[..., -1].max(LOG_FLOOR)
+
+
+def _sampled(log_s: Float[Array, "B T"], log_t: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    return jax.lax.stop_gradient(log_s - log_t) * log_s
+
+
+def _divergence(log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float) -> Float[Array, "B T"]:
+    return jnp.sum(_terms(log_s, log_t, alpha), axis=-1)
+
+
+def _terms(log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float) -> Float[Array, "B T C"]:
+    """What each id adds to the divergence."""
     if alpha == 0:
-        return _kl(log_t, log_s)
+        return jnp.exp(log_t) * (log_t - log_s)
     if alpha == 1:
-        return _kl(log_s, log_t)
-    log_m = jnp.logaddexp(log_s + jnp.log1p(-alpha), log_t + jnp.log(alpha))
-    return (1 - alpha) * _kl(log_s, log_m) + alpha * _kl(log_t, log_m)
-
-
-def _kl(log_p: Float[Array, "B T C"], log_q: Float[Array, "B T C"]) -> Float[Array, "B T"]:
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def _with_tail(log_p: Float[Array, "B T C"]) -> Float[Array, "B T C+1"]:
-    """Appends log(1 - Σp). The sum is kept below 1 by 1e-7, since all of V may be in the support."""
-    total = jnp.minimum(jax.nn.logsumexp(log_p, axis=-1, keepdims=True), -1e-7)
-    return jnp.concatenate([log_p, jnp.log(-jnp.expm1(total))], axis=-1)
+        return jnp.exp(log_s) * (log_s - log_t)
+    # With r = log T/S: log m/S = log(1-alpha + alpha e^r) and log m/T = log m/S - r. Written so that small
+    # ones keep their digits and large ones stay finite.
+    r = log_t - log_s
+    above = r > 0
+    excess = jnp.expm1(jnp.where(above, -r, r))
+    common = jnp.log1p(jnp.where(above, 1 - alpha, alpha) * excess)
+    log_ms = common + jnp.where(above, r, 0)
+    log_mt = common + jnp.where(above, 0, -r)
+    return -(1 - alpha) * jnp.exp(log_s) * log_ms - alpha * jnp.exp(log_t) * log_mt

@@ -12,7 +12,6 @@ from sdistill.distill.contexts import ContextConfig, Kind, guided_content
 from sdistill.experiments.study import Study, add_base, add_run
 from sdistill.storage import write_records
 from sdistill.tasks.problem import Problem
-from sdistill.text.chat import render
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,8 @@ def matched_sets(study: Study, seed: int) -> dict[str, Path]:
         count = min(config.per_problem, left, *(len(s[problem.id]) for s in sets.values()))
         for condition, correct in sets.items():
             for generation in correct[problem.id][:count]:
-                chosen[condition].append({"prompt": render(problem), "response": generation["response"]})
+                prompt = study.chat.render(problem.messages, thinking=True)
+                chosen[condition].append({"prompt": prompt, "response": generation["response"]})
     if len(chosen["sft_unguided"]) < config.responses:
         logger.warning(
             "section 4, seed %d: only %d matched responses instead of %d; raise sft.samples or per_problem",

@@ -22,8 +22,7 @@ from sdistill.rollout.sampling import Sampling
 from sdistill.storage import read_records, write_records
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import SignsTask
-from sdistill.text.chat import render
-from sdistill.text.tokenizer import SentencePieceTokenizer
+from sdistill.text.chat import Chat, conversation
 from sdistill.train import train, training_problems
 from sdistill.training.config import TrainConfig
 from sdistill.training.evaluation import evaluation_problems
@@ -36,7 +35,7 @@ class Study:
     config: StudyConfig
     workdir: Path
     base: Decoder
-    tokenizer: SentencePieceTokenizer
+    chat: Chat
     progress: Progress
 
     def directory(self, section: str, condition: str, seed: int) -> Path:
@@ -60,7 +59,8 @@ class Study:
             return read_records(path)
         params = nnx.state(self.base, nnx.Param)
         longest = max(
-            len(self.tokenizer.encode(render(p, c))) for p, c in zip(problems, contents, strict=True)
+            len(self.chat.prompt(conversation(p, c), thinking=True))
+            for p, c in zip(problems, contents, strict=True)
         )
         if longest > self.config.max_prompt:
             raise ConfigError(
@@ -69,7 +69,7 @@ class Study:
         engine = Engine(
             self.base.config,
             mesh=make_mesh(self.config.sdpo.mesh),
-            eos_id=self.tokenizer.eos_id,
+            eos_id=self.chat.tokenizer.eos_id,
             slots=256,
             max_prompt=-(-longest // 16) * 16,  # few shapes to compile, little padding to attend over
             max_response=max_response,
@@ -80,7 +80,7 @@ class Study:
             params,
             problems,
             contents,
-            tokenizer=self.tokenizer,
+            chat=self.chat,
             task=SignsTask(),
             samples=samples,
             seed=seed,
@@ -102,7 +102,7 @@ class Study:
         rollouts: Rollouts,
     ) -> list[Generation]:
         samples = len(generations) // len(problems)
-        prompts = [self.tokenizer.encode(render(p)) for p in problems for _ in range(samples)]
+        prompts = [self.chat.prompt(p.messages, thinking=True) for p in problems for _ in range(samples)]
         bits = richness_bits(
             params,
             self.base.config,

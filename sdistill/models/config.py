@@ -1,16 +1,68 @@
-"""What a decoder is made of, in the field names of a Hugging Face `config.json`."""
+"""What a decoder is made of, and how it is computed."""
 
-import dataclasses
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Literal
 
-from sdistill.config import ConfigError, parse, require
+import jax.numpy as jnp
+
+from sdistill.config import require, require_positive
+
+LayerType = Literal["full_attention", "sliding_attention"]
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """RoPE scaled for longer contexts (YaRN, arXiv 2309.00071), in Hugging Face's field names.
+
+    Attributes:
+      factor: How many times longer the context becomes.
+      original_max_position_embeddings: Context that the unscaled weights were trained with, in tokens.
+      attention_factor: Multiplies both sine and cosine, and so the attention logits by its square; None
+        for the paper's 0.1 ln(factor) + 1.
+      beta_fast: Wavelengths that fit more often than this into the original context stay as they are.
+      beta_slow: Those that fit less often are stretched by `factor`; between the two it is a ramp.
+      sliding_layers: Whether layers with a sliding window are scaled, too. Not for Olmo-3: see
+        docs/models.md.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    sliding_layers: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "original_max_position_embeddings", "beta_fast", "beta_slow")
+        require(self.factor >= 1, f"factor={self.factor} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a decoder is computed. Changes speed, memory and rounding, not what is computed.
+
+    Attributes:
+      dtype: Type of activations and matrix products; norms, RoPE and softmax are float32 always.
+      remat: What the backward pass computes again instead of keeping: nothing (`none`), all of a layer
+        but its input (`full`), or all but matrix products (`dots`).
+      attention: `plain` materialises the attention weights; `splash` is the Pallas kernel for TPU and
+        `cudnn` the one for GPU (bfloat16 only); `auto` takes what suits the default platform.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    attention: Literal["auto", "plain", "splash", "cudnn"] = "auto"
+
+    def __post_init__(self) -> None:
+        require(
+            self.attention != "cudnn" or self.dtype == "bfloat16",
+            f"attention='cudnn' computes in bfloat16, not in dtype={self.dtype!r}",
+        )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder. Field names and meanings are those of Hugging Face's `Qwen3Config`.
+    """Shape of a decoder. Fields that Hugging Face's `config.json` has, too, mean the same here.
 
     Attributes:
       vocab_size: Rows of the embedding; at least the tokenizer's size.
@@ -21,11 +73,18 @@ class ModelConfig:
       num_key_value_heads: Key and value heads K; divides N.
       head_dim: Width H of one head, even.
       rope_theta: Base of the rotary wavelengths.
+      rope_scaling: Scaling of the wavelengths; None for none.
       rms_norm_eps: Added to the mean square in every norm.
       tie_word_embeddings: Whether the output head is the embedding.
-      qk_norm: Whether queries and keys are RMS-normed a head, as in Qwen3.
+      attention_bias: Whether queries, keys and values have biases (Qwen2).
+      qk_norm: What of queries and keys is RMS-normed together: one `head` (Qwen3), the whole
+        `projection` (Olmo-3), or nothing (Qwen2).
+      norm: Whether a sub-layer's `input` is normed (Qwen) or its `output` (Olmo-3).
+      layer_types: Which layers see the whole sequence and which only a window; None for all whole.
+      sliding_window: Tokens that a `sliding_attention` layer sees, the current one included.
       initializer_range: Standard deviation of initial weights.
       max_position_embeddings: Longest sequence the weights are meant for, in tokens.
+      compute: How it is computed; no part of a `config.json`.
     """
 
     vocab_size: int
@@ -36,59 +95,78 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     rope_theta: float = 10_000.0
+    rope_scaling: YarnConfig | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True
-    qk_norm: bool = True
+    attention_bias: bool = False
+    qk_norm: Literal["head", "projection"] | None = "head"
+    norm: Literal["input", "output"] = "input"
+    layer_types: tuple[LayerType, ...] | None = None
+    sliding_window: int | None = None
     initializer_range: float = 0.02
     max_position_embeddings: int = 1024
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        require_positive(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        )
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_key_value_heads={self.num_key_value_heads} must divide "
             f"num_attention_heads={self.num_attention_heads}",
         )
         require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+        require(
+            self.layer_types is None or len(self.layer_types) == self.num_hidden_layers,
+            f"layer_types has {len(self.layer_types or ())} entries, "
+            f"num_hidden_layers={self.num_hidden_layers}",
+        )
+        require(
+            ("sliding_attention" in (self.layer_types or ())) == (self.sliding_window is not None),
+            f"sliding_window={self.sliding_window} goes with 'sliding_attention' in layer_types and only "
+            "with it",
+        )
+        require(
+            self.sliding_window is None or self.sliding_window > 0,
+            f"sliding_window={self.sliding_window} must be positive",
+        )
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Type of the activations."""
+        return jnp.dtype(self.compute.dtype)
+
+    def layer_type(self, index: int) -> LayerType:
+        """What layer `index` attends to."""
+        return "full_attention" if self.layer_types is None else self.layer_types[index]
+
+    def period(self) -> int:
+        """Length of the shortest pattern of layer types whose repetition is the whole decoder.
+
+        In: sliding, sliding, full, sliding, sliding, full. Out: 3.
+        """
+        types = [self.layer_type(i) for i in range(self.num_hidden_layers)]
+        count = len(types)
+        return next(p for p in range(1, count + 1) if count % p == 0 and types == types[:p] * (count // p))
 
     def parameter_count(self) -> int:
         """Number of parameters, from the shapes alone."""
         width, heads = self.hidden_size, self.num_attention_heads + 2 * self.num_key_value_heads
-        attention = width * heads * self.head_dim + self.num_attention_heads * self.head_dim * width
-        layer = attention + 3 * width * self.intermediate_size + 2 * width
-        layer += 2 * self.head_dim if self.qk_norm else 0
+        layer = width * heads * self.head_dim + self.num_attention_heads * self.head_dim * width
+        layer += 3 * width * self.intermediate_size + 2 * width
+        layer += heads * self.head_dim if self.attention_bias else 0
+        if self.qk_norm == "head":
+            layer += 2 * self.head_dim
+        elif self.qk_norm == "projection":
+            layer += (self.num_attention_heads + self.num_key_value_heads) * self.head_dim
         embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
         return self.num_hidden_layers * layer + embeddings + width
-
-
-_CONSTANTS = {
-    "model_type": "qwen3",
-    "architectures": ["Qwen3ForCausalLM"],
-    "hidden_act": "silu",
-    "attention_bias": False,
-}
-
-
-def to_hugging_face(config: ModelConfig) -> str:
-    """The `config.json` with which transformers loads the same model (as Qwen3)."""
-    require(config.qk_norm, "qk_norm=False has no Hugging Face architecture without biases to be saved as")
-    fields = dataclasses.asdict(config)
-    del fields["qk_norm"]
-    return json.dumps(_CONSTANTS | fields, indent=2) + "\n"
-
-
-def from_hugging_face(path: str | Path) -> ModelConfig:
-    """Reads a `config.json`. Raises ConfigError for a model this decoder would compute wrongly."""
-    values = json.loads(Path(path).read_text())
-    rope = values.pop("rope_parameters", None) or {}  # where transformers 5 keeps what 4 had beside
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"{path}: rope_parameters.rope_type={rope['rope_type']!r} is not supported")
-    values |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    values.setdefault("tie_word_embeddings", False)  # the default of transformers, not ours
-    for name, expected in _CONSTANTS.items():
-        if values.get(name, expected) != expected:
-            raise ConfigError(f"{path}: {name}={values[name]!r} is not supported, only {expected!r}")
-    for name in ("rope_scaling", "sliding_window"):
-        if values.get(name) is not None:
-            raise ConfigError(f"{path}: {name}={values[name]!r} is not supported")
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    return parse(ModelConfig, {name: values[name] for name in values if name in known}, str(path))

@@ -1,116 +1,153 @@
-"""The decoder: pre-norm transformer with grouped-query attention, RoPE, SwiGLU and q/k norm.
+"""The decoder: grouped-query attention, RoPE and SwiGLU, with the flags that make it Qwen2, Qwen3 or Olmo-3.
 
 Every parameter carries the logical names of its axes (`axes=`); `parallel.rules` says on which mesh
 axis each of them lives. Shape letters: B sequences, T query positions, S key positions, D width, F
 feed-forward width, N query heads, K key/value heads, H head width, V vocabulary.
+
+Layers of one kind are stacked: `Decoder.layers` holds one `Layer` for each place in the repeating pattern
+of layer types (one for Qwen, four for Olmo-3), and its parameters have the repetitions as leading axis.
+Training scans over them, so that compile time and memory do not grow with depth. Decoding walks through
+them one by one, because a stacked cache would be copied at every step; `unroll` prepares the parameters.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from sdistill.models.config import ModelConfig
+from sdistill.models.attention import Places, attend, choose_backend
+from sdistill.models.config import LayerType, ModelConfig
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions seen so far, one buffer a layer, [B, S, K, H] each."""
+    """What is known of the tokens seen so far.
+
+    Attributes:
+      keys: One buffer a layer, [B, S, K, H].
+      values: Likewise.
+      places: Where the tokens of the S columns are; segment 0 where nothing was written.
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+    places: Places
 
 
-def empty_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-    """A zeroed cache for `batch` sequences of up to `length` positions."""
+def empty_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype | None = None) -> Cache:
+    """A cache for `batch` sequences of up to `length` columns, of the activations' type if not told."""
     shape = (batch, length, config.num_key_value_heads, config.head_dim)
-    buffers = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
-    return Cache(buffers, tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)))
+    keys, values = (
+        tuple(jnp.zeros(shape, dtype or config.dtype) for _ in range(config.num_hidden_layers))
+        for _ in range(2)
+    )
+    return Cache(keys, values, Places(*(jnp.zeros((batch, length), jnp.int32) for _ in range(2))))
 
 
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
-    """Divides by the root mean square, in float32, and scales."""
+def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> Float[Array, "..."]:
+    """Divides by the root mean square over the axes of `scale`, in float32, and scales."""
+    axes = tuple(range(-scale.ndim, 0))
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + eps)
     return (y * scale).astype(x.dtype)
 
 
-def rope(
-    x_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], theta: float
-) -> Float[Array, "B T N H"]:
-    """Rotates the two halves of each head by position over wavelength (Su et al. 2021).
+def rope_frequencies(config: ModelConfig, layer_type: LayerType) -> tuple[np.ndarray, float]:
+    """Radians a position for each pair of a head, and what multiplies sine and cosine.
 
-    Angles are float32: in bfloat16, position 257 would round to 256.
+    Unscaled, or by YaRN (arXiv 2309.00071, section 3.2; bounds rounded outwards as in transformers).
     """
-    half = x_BTNH.shape[-1] // 2
-    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BTH = positions_BT[..., None].astype(jnp.float32) * frequency_H
-    cos, sin = jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
+    half, theta, yarn = config.head_dim // 2, config.rope_theta, config.rope_scaling
+    frequency_H = theta ** (-np.arange(half) / half)
+    if yarn is None or (layer_type == "sliding_attention" and not yarn.sliding_layers):
+        return frequency_H, 1.0
+
+    def pair_with(turns: float) -> float:
+        """Which pair turns so often within the original context; fractional."""
+        return half * np.log(yarn.original_max_position_embeddings / (turns * 2 * np.pi)) / np.log(theta)
+
+    first = max(np.floor(pair_with(yarn.beta_fast)), 0)
+    last = min(np.ceil(pair_with(yarn.beta_slow)), config.head_dim - 1)
+    stretched_H = np.clip((np.arange(half) - first) / max(last - first, 0.001), 0, 1)
+    attention_factor = yarn.attention_factor
+    if attention_factor is None:
+        attention_factor = 0.1 * np.log(yarn.factor) + 1
+    return frequency_H * (1 - stretched_H + stretched_H / yarn.factor), attention_factor
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of every position's angles, float32."""
+
+    cos_BTH: Float[Array, "B T H/2"]
+    sin_BTH: Float[Array, "B T H/2"]
+
+
+def rotation(config: ModelConfig, layer_type: LayerType, positions_BT: Int[Array, "B T"]) -> Rotation:
+    """Angles are float32: in bfloat16, position 257 would round to 256."""
+    frequency_H, factor = rope_frequencies(config, layer_type)
+    angle_BTH = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequency_H, jnp.float32)
+    return Rotation(jnp.cos(angle_BTH) * factor, jnp.sin(angle_BTH) * factor)
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
+    """Rotates the two halves of each head against each other (RoPE, Su et al. 2021)."""
+    cos, sin = by.cos_BTH[:, :, None], by.sin_BTH[:, :, None]
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTNH.dtype)
 
 
-def causal_mask(segments_BS: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
-    """Which keys a query may see: earlier or equal positions of its own, non-zero segment.
-
-    In: [1 1 2 0]. Out: rows `1000 1100 0010 0000`: sequences packed in one row do not see each other,
-    and padding (segment 0) sees and is seen by nothing.
-    """
-    same = segments_BS[:, :, None] == segments_BS[:, None, :]
-    length = segments_BS.shape[1]
-    return same & (segments_BS[:, :, None] > 0) & jnp.tri(length, dtype=bool)[None]
-
-
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, layer_type: LayerType, rngs: nnx.Rngs):
         self.config = config
+        self.window = config.sliding_window if layer_type == "sliding_attention" else None
         width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         head = config.head_dim
         normal = jax.nn.initializers.normal(config.initializer_range)
+        kv_axes = ("embed", "kv_heads", None)
         self.q_DNH = nnx.Param(normal(rngs.params(), (width, heads, head)), axes=("embed", "heads", None))
-        self.k_DKH = nnx.Param(
-            normal(rngs.params(), (width, kv_heads, head)), axes=("embed", "kv_heads", None)
-        )
-        self.v_DKH = nnx.Param(
-            normal(rngs.params(), (width, kv_heads, head)), axes=("embed", "kv_heads", None)
-        )
+        self.k_DKH = nnx.Param(normal(rngs.params(), (width, kv_heads, head)), axes=kv_axes)
+        self.v_DKH = nnx.Param(normal(rngs.params(), (width, kv_heads, head)), axes=kv_axes)
         # Layers add to the residual stream, so their outputs start smaller the more of them there are.
         small = jax.nn.initializers.normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
         self.o_NHD = nnx.Param(small(rngs.params(), (heads, head, width)), axes=("heads", None, "embed"))
-        if config.qk_norm:
-            self.q_norm_H = nnx.Param(jnp.ones(head), axes=(None,))
-            self.k_norm_H = nnx.Param(jnp.ones(head), axes=(None,))
+        if config.attention_bias:
+            self.q_bias_NH = nnx.Param(jnp.zeros((heads, head)), axes=("heads", None))
+            self.k_bias_KH = nnx.Param(jnp.zeros((kv_heads, head)), axes=("kv_heads", None))
+            self.v_bias_KH = nnx.Param(jnp.zeros((kv_heads, head)), axes=("kv_heads", None))
+        if config.qk_norm == "head":
+            self.q_norm = nnx.Param(jnp.ones(head), axes=(None,))
+            self.k_norm = nnx.Param(jnp.ones(head), axes=(None,))
+        elif config.qk_norm == "projection":
+            self.q_norm = nnx.Param(jnp.ones((heads, head)), axes=("heads", None))
+            self.k_norm = nnx.Param(jnp.ones((kv_heads, head)), axes=("kv_heads", None))
 
-    def __call__(
-        self,
-        x_BTD: Float[Array, "B T D"],
-        positions_BT: Int[Array, "B T"],
-        mask_BTS: Bool[Array, "B T S"],
-        cache: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]] | None,
-        cache_index: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]]:
-        """Attends; with a cache, first writes the new keys and values at `cache_index`."""
-        eps, theta = self.config.rms_norm_eps, self.config.rope_theta
+    def project(
+        self, x_BTD: Float[Array, "B T D"], turned: Rotation
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Queries, keys and values."""
+        config = self.config
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.q_DNH[...])
         k_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, self.k_DKH[...])
         v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, self.v_DKH[...])
-        if self.config.qk_norm:
-            q_BTNH = rms_norm(q_BTNH, self.q_norm_H[...], eps)
-            k_BTKH = rms_norm(k_BTKH, self.k_norm_H[...], eps)
-        q_BTNH, k_BTKH = rope(q_BTNH, positions_BT, theta), rope(k_BTKH, positions_BT, theta)
-        if cache is not None:
-            start = (0, cache_index, 0, 0)
-            k_BTKH = jax.lax.dynamic_update_slice(cache[0], k_BTKH.astype(cache[0].dtype), start)
-            v_BTKH = jax.lax.dynamic_update_slice(cache[1], v_BTKH.astype(cache[1].dtype), start)
-        y_BTNH = jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH.astype(q_BTNH.dtype), v_BTKH.astype(q_BTNH.dtype), mask=mask_BTS[:, None]
-        )
-        return jnp.einsum("btnh,nhd->btd", y_BTNH, self.o_NHD[...]), (k_BTKH, v_BTKH)
+        if config.attention_bias:
+            q_BTNH += self.q_bias_NH[...].astype(q_BTNH.dtype)
+            k_BTKH += self.k_bias_KH[...].astype(k_BTKH.dtype)
+            v_BTKH += self.v_bias_KH[...].astype(v_BTKH.dtype)
+        if config.qk_norm is not None:
+            q_BTNH = rms_norm(q_BTNH, self.q_norm[...], config.rms_norm_eps)
+            k_BTKH = rms_norm(k_BTKH, self.k_norm[...], config.rms_norm_eps)
+        return rotate(q_BTNH, turned), rotate(k_BTKH, turned), v_BTKH
+
+    def output(self, y_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        """Mixes the heads."""
+        return jnp.einsum("btnh,nhd->btd", y_BTNH, self.o_NHD[...])
 
 
 class FeedForward(nnx.Module):
@@ -131,28 +168,66 @@ class FeedForward(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward, each behind a norm and around a residual."""
+    """Attention and feed-forward around a residual, each behind a norm (Qwen) or before one (Olmo-3)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.eps = config.rms_norm_eps
+    def __init__(self, config: ModelConfig, layer_type: LayerType, rngs: nnx.Rngs):
+        self.config, self.layer_type = config, layer_type
         self.attention_norm_D = nnx.Param(jnp.ones(config.hidden_size), axes=(None,))
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, layer_type, rngs)
         self.feed_forward_norm_D = nnx.Param(jnp.ones(config.hidden_size), axes=(None,))
         self.feed_forward = FeedForward(config, rngs)
 
+    def residual(
+        self, x_BTD: Float[Array, "B T D"], scale_D: nnx.Param, layer: Callable[[jax.Array], jax.Array]
+    ) -> Float[Array, "B T D"]:
+        """X + layer(norm(x)), or x + norm(layer(x))."""
+        eps = self.config.rms_norm_eps
+        if self.config.norm == "input":
+            return x_BTD + layer(rms_norm(x_BTD, scale_D[...], eps))
+        return x_BTD + rms_norm(layer(x_BTD), scale_D[...], eps)
+
     def __call__(
+        self, x_BTD: Float[Array, "B T D"], places: Places, turned: Rotation
+    ) -> Float[Array, "B T D"]:
+        """The new residual stream of whole sequences."""
+        backend = choose_backend(self.config.compute.attention, x_BTD.dtype)
+
+        def attention(x_BTD: jax.Array) -> jax.Array:
+            q_BTNH, k_BTKH, v_BTKH = self.attention.project(x_BTD, turned)
+            window = self.attention.window
+            y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, places, places, window=window, backend=backend)
+            return self.attention.output(y_BTNH)
+
+        x_BTD = self.residual(x_BTD, self.attention_norm_D, attention)
+        return self.residual(x_BTD, self.feed_forward_norm_D, self.feed_forward)
+
+    def extend(
         self,
         x_BTD: Float[Array, "B T D"],
-        positions_BT: Int[Array, "B T"],
-        mask_BTS: Bool[Array, "B T S"],
-        cache: tuple[jax.Array, jax.Array] | None,
-        cache_index: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "B T D"], tuple[jax.Array, jax.Array]]:
-        """Returns the new residual stream and this layer's keys and values."""
-        normed = rms_norm(x_BTD, self.attention_norm_D[...], self.eps)
-        attended, cache = self.attention(normed, positions_BT, mask_BTS, cache, cache_index)
-        x_BTD = x_BTD + attended
-        return x_BTD + self.feed_forward(rms_norm(x_BTD, self.feed_forward_norm_D[...], self.eps)), cache
+        places: Places,
+        turned: Rotation,
+        keys_BSKH: Float[Array, "B S K H"],
+        values_BSKH: Float[Array, "B S K H"],
+        seen: Places,
+        column: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """The same for tokens that join those in the cache, and the cache with them from `column` on."""
+        cached = []
+
+        def attention(x_BTD: jax.Array) -> jax.Array:
+            q_BTNH, *new = self.attention.project(x_BTD, turned)
+            for buffer, part in zip((keys_BSKH, values_BSKH), new, strict=True):
+                cached.append(
+                    jax.lax.dynamic_update_slice(buffer, part.astype(buffer.dtype), (0, column, 0, 0))
+                )
+            k_BSKH, v_BSKH = (buffer.astype(q_BTNH.dtype) for buffer in cached)
+            window = self.attention.window
+            y_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, places, seen, window=window, backend="plain")
+            return self.attention.output(y_BTNH)
+
+        x_BTD = self.residual(x_BTD, self.attention_norm_D, attention)
+        x_BTD = self.residual(x_BTD, self.feed_forward_norm_D, self.feed_forward)
+        return x_BTD, cached[0], cached[1]
 
 
 class Decoder(nnx.Module):
@@ -167,44 +242,138 @@ class Decoder(nnx.Module):
         normal = jax.nn.initializers.normal(config.initializer_range)
         shape = (config.vocab_size, config.hidden_size)
         self.embedding_VD = nnx.Param(normal(rngs.params(), shape), axes=("vocab", "embed"))
-        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
+        layers = [Layer(config, config.layer_type(i), rngs) for i in range(config.num_hidden_layers)]
+        self.layers = nnx.List([_stacked(layers[i :: config.period()]) for i in range(config.period())])
         self.norm_D = nnx.Param(jnp.ones(config.hidden_size), axes=(None,))
         if not config.tie_word_embeddings:
             self.head_DV = nnx.Param(normal(rngs.params(), shape[::-1]), axes=("embed", "vocab"))
 
-    def __call__(
-        self,
-        tokens_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        mask_BTS: Bool[Array, "B T S"],
-        cache: Cache | None = None,
-        cache_index: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final hidden states, and the cache with the new positions in it.
+    def __call__(self, tokens_BT: Int[Array, "B T"], places: Places) -> Float[Array, "B T D"]:
+        """Final hidden states of whole sequences."""
+        x_BTD, turned = self._embed(tokens_BT, places)
+        graphs, stacks = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
 
-        Without a cache S = T and the returned cache holds just these positions. With one, the T new
-        positions are written at column `cache_index` and the mask is over all its S columns.
+        def pattern(x_BTD: jax.Array, states: tuple[nnx.State, ...]) -> tuple[jax.Array, None]:
+            for graph, state in zip(graphs, states, strict=True):
+                layer = nnx.merge(graph, _cast(state, self.config.dtype))
+                x_BTD = layer(x_BTD, places, turned[layer.layer_type])
+            return x_BTD, None
+
+        remat = self.config.compute.remat
+        if remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            pattern = jax.checkpoint(pattern, policy=dots if remat == "dots" else None, prevent_cse=False)
+        repeats = self.config.num_hidden_layers // len(self.layers)
+        # A loop around a few small layers costs more than it saves: 13 % of a step of the signs model.
+        x_BTD, _ = jax.lax.scan(pattern, x_BTD, stacks, unroll=repeats <= 4)
+        return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps)
+
+    def extend(
+        self, tokens_BT: Int[Array, "B T"], places: Places, cache: Cache, column: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Final hidden states of tokens that follow those in the cache, and the cache with them.
+
+        Args:
+          tokens_BT: The new tokens; T > 1 for prompts, 1 for decoding.
+          places: Where they are.
+          cache: Of what came before; `empty_cache` at first.
+          column: They are written to the columns from this one on; there must be room.
         """
-        x_BTD = self.embedding_VD[...][tokens_BT]
+        x_BTD, turned = self._embed(tokens_BT, places)
+        seen = Places(
+            *(
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, column))
+                for old, new in zip(cache.places, places, strict=True)
+            )
+        )
         keys, values = [], []
-        for index, layer in enumerate(self.layers):
-            layer_cache = None if cache is None else (cache.keys[index], cache.values[index])
-            x_BTD, (k, v) = layer(x_BTD, positions_BT, mask_BTS, layer_cache, cache_index)
-            keys.append(k)
-            values.append(v)
+        for layer, k_BSKH, v_BSKH in zip(self._each_layer(), cache.keys, cache.values, strict=True):
+            turn = turned[layer.layer_type]
+            x_BTD, k_BSKH, v_BSKH = layer.extend(x_BTD, places, turn, k_BSKH, v_BSKH, seen, column)
+            keys.append(k_BSKH)
+            values.append(v_BSKH)
         x_BTD = rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps)
-        return x_BTD, Cache(tuple(keys), tuple(values))
+        return x_BTD, Cache(tuple(keys), tuple(values), seen)
 
     def head(self) -> Float[Array, "D V"]:
-        """The matrix that turns hidden states into logits."""
-        return self.embedding_VD[...].T if self.config.tie_word_embeddings else self.head_DV[...]
+        """The matrix that turns hidden states into logits, of the activations' type."""
+        tied = self.config.tie_word_embeddings
+        return (self.embedding_VD[...].T if tied else self.head_DV[...]).astype(self.config.dtype)
+
+    def _embed(
+        self, tokens_BT: Int[Array, "B T"], places: Places
+    ) -> tuple[Float[Array, "B T D"], dict[LayerType, Rotation]]:
+        """Embeddings, and the angles of each kind of layer: computed once, not in every layer."""
+        kinds = {layer.layer_type for layer in self.layers}
+        turned = {kind: rotation(self.config, kind, places.positions) for kind in sorted(kinds)}
+        return self.embedding_VD[...][tokens_BT].astype(self.config.dtype), turned
+
+    def _each_layer(self) -> Iterator[Layer]:
+        """The layers from first to last, each with its own slice of the parameters."""
+        parts = [nnx.split(layer) for layer in self.layers]
+        for repeat in range(self.config.num_hidden_layers // len(self.layers)):
+            for graph, stack in parts:
+                state = jax.tree.map(lambda x, repeat=repeat: x[repeat], stack)
+                yield nnx.merge(graph, _cast(state, self.config.dtype))
+
+
+def is_matrix(variable: nnx.Variable) -> bool:
+    """Whether it multiplies activations: matrices have a side as wide as the residual stream."""
+    return "embed" in variable.get_metadata()["axes"]
+
+
+def _cast(state: nnx.State, dtype: jnp.dtype) -> nnx.State:
+    """The matrices of a layer in the activations' type; norms and biases as they are."""
+
+    def cast(variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(variable[...].astype(dtype)) if is_matrix(variable) else variable
+
+    return jax.tree.map(cast, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _stacked(layers: list[Layer]) -> Layer:
+    """One layer whose parameters are those of all the layers along a new leading axis."""
+    graph, first = nnx.split(layers[0])
+    states = [nnx.split(layer)[1] for layer in layers]
+    return nnx.merge(graph, _with_axis(jax.tree.map(lambda *xs: jnp.stack(xs), first, *states[1:])))
+
+
+def _with_axis(stack: Any) -> Any:
+    """Notes the leading axis of stacked parameters in their logical axes."""
+
+    def note(variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(axes=("layers", *variable.get_metadata()["axes"]))
+
+    return jax.tree.map(note, stack, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def unroll(params: nnx.State) -> nnx.State:
+    """The same parameters with every layer on its own (a stack of one), the layout to decode with.
+
+    Slicing a stack inside the decoding loop would copy all weights for every token.
+    """
+    stacks = params["layers"]
+    repeats = jax.tree.leaves(stacks)[0].shape[0]
+    layers = [
+        jax.tree.map(lambda x, r=r: x[r : r + 1], stacks[place])
+        for r in range(repeats)
+        for place in range(len(stacks))
+    ]
+    return nnx.State({**params, "layers": nnx.State(dict(enumerate(layers)))})
 
 
 @functools.cache
-def _graph(config: ModelConfig) -> nnx.GraphDef[Decoder]:
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))), nnx.Param)[0]
+def _graph(config: ModelConfig, layers: int) -> nnx.GraphDef[Decoder]:
+    def make() -> Decoder:
+        model = Decoder(config, nnx.Rngs(params=0))
+        if layers > config.period():  # unrolled
+            kinds = [config.layer_type(i) for i in range(layers)]
+            model.layers = nnx.List([_stacked([Layer(config, kind, nnx.Rngs(0))]) for kind in kinds])
+        return model
+
+    return nnx.split(nnx.eval_shape(make), nnx.Param)[0]
 
 
 def bind(config: ModelConfig, params: nnx.State) -> Decoder:
     """The decoder that computes with these parameters. Made for the inside of jitted functions."""
-    return nnx.merge(_graph(config), params)
+    return nnx.merge(_graph(config, len(params["layers"])), params)

@@ -1,40 +1,45 @@
-"""Hugging Face safetensors in and out, under the names and shapes transformers gives a Qwen3 model."""
+"""Hugging Face safetensors in and out, a tensor at a time, straight into and out of the sharded layout."""
 
+import contextlib
+import functools
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from sdistill.config import ConfigError
-from sdistill.models.config import ModelConfig, from_hugging_face, to_hugging_face
+from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder
-from sdistill.storage import write_atomically
+from sdistill.models.hugging_face import (
+    from_hugging_face,
+    tensor_name,
+    their_block,
+    their_shape,
+    to_hugging_face,
+    to_ours,
+    to_theirs,
+)
+from sdistill.parallel.mesh import MeshConfig, make_mesh
+from sdistill.parallel.rules import TRAINING, parameter_shardings
+from sdistill.storage import finish, write_atomically
 
 SIGNS_BASE = Path(__file__).parent / "assets" / "signs_base"
 """The shipped base model of the signs puzzle; `configs/signs/pretrain.py` makes it."""
 
-WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+"""Written last: a folder that has it has all of its weights."""
 
-_LAYER_NAMES = {
-    "attention_norm_D": "input_layernorm",
-    "attention.q_DNH": "self_attn.q_proj",
-    "attention.k_DKH": "self_attn.k_proj",
-    "attention.v_DKH": "self_attn.v_proj",
-    "attention.o_NHD": "self_attn.o_proj",
-    "attention.q_norm_H": "self_attn.q_norm",
-    "attention.k_norm_H": "self_attn.k_norm",
-    "feed_forward_norm_D": "post_attention_layernorm",
-    "feed_forward.gate_DF": "mlp.gate_proj",
-    "feed_forward.up_DF": "mlp.up_proj",
-    "feed_forward.down_FD": "mlp.down_proj",
-}
-_MODEL_NAMES = {"embedding_VD": "model.embed_tokens", "norm_D": "model.norm", "head_DV": "lm_head"}
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def new_model(config: ModelConfig, seed: int) -> Decoder:
@@ -42,64 +47,209 @@ def new_model(config: ModelConfig, seed: int) -> Decoder:
     return Decoder(config, nnx.Rngs(params=seed))
 
 
-def _hugging_face_name(path: tuple[Any, ...]) -> str:
-    """In: ("layers", 0, "attention", "q_DNH"). Out: `model.layers.0.self_attn.q_proj.weight`."""
-    if path[0] == "layers":
-        name = ".".join(str(part) for part in path[2:])
-        return f"model.layers.{path[1]}.{_LAYER_NAMES[name]}.weight"
-    return f"{_MODEL_NAMES[str(path[0])]}.weight"
+class _Tensors:
+    """The tensors of a model folder, whichever of its files they are in."""
+
+    def __init__(self, folder: Path):
+        """Reads what is where; FileNotFoundError and ConfigError name the file that is missing or damaged."""
+        index = folder / _INDEX
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (json.JSONDecodeError, KeyError) as error:
+                raise ConfigError(f"{index} is damaged: {error!r}") from error
+        else:
+            names = [_WEIGHTS]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._files: dict[str, Path] = {}
+        for path in (folder / name for name in names):
+            if not path.is_file():
+                raise FileNotFoundError(f"no {path.name} in {folder}: not a model folder")
+            with _open(path) as file:
+                for name in file.keys():  # noqa: SIM118  (no mapping)
+                    part = file.get_slice(name)
+                    self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+                    self._files[name] = path
+
+    def read(self, name: str, block: tuple[slice, ...]) -> np.ndarray:
+        """A block of a tensor, and nothing else of the file."""
+        with _open(self._files[name]) as file:
+            return file.get_slice(name)[block]
 
 
-def _to_hugging_face(name: str, value: np.ndarray) -> np.ndarray:
-    """Our [in…, out…] to their [out, in]; embeddings and norms are the same in both."""
-    if value.ndim == 1 or name == "model.embed_tokens.weight":
-        return value
-    inputs = 2 if name.endswith("o_proj.weight") else 1
-    return value.reshape(int(np.prod(value.shape[:inputs])), -1).T
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        # Not mapped into memory: mapped pages would count as ours until the system takes them back.
+        with safe_open(path, framework="np", backend="pread") as file:
+            yield file
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from error
 
 
-def save_pretrained(model: Decoder, path: str | Path) -> None:
-    """Writes `config.json` and `model.safetensors`, each of them whole or not at all."""
-    path = Path(path)
-    tensors = {}
-    for parts, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        name = _hugging_face_name(parts)
-        value = np.asarray(jax.device_get(variable[...]))
-        tensors[name] = np.ascontiguousarray(_to_hugging_face(name, value))
-    write_atomically(path / CONFIG_FILE, to_hugging_face(model.config).encode())
-    write_atomically(path / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+def load_pretrained(path: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32") -> Decoder:
+    """Reads a model folder of Hugging Face's, or what `save_pretrained` wrote.
 
+    One tensor after the other goes from disk to the devices that hold a part of it; the host never has
+    more than the largest tensor and one copy of it.
 
-def load_pretrained(path: str | Path) -> Decoder:
-    """Reads what `save_pretrained` (or transformers, for a Qwen3 model) wrote.
+    Args:
+      path: The folder.
+      mesh: Where the parameters go, laid out for training; None for the first device.
+      dtype: Type of the parameters, whatever it is in the files.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ConfigError: if a tensor is missing, extra or of another shape, or the file is damaged.
+      ConfigError: if a tensor is missing, extra, of another shape or type, or a file is damaged; before
+        anything is allocated on a device.
     """
     path = Path(path)
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / file).is_file():
-            raise FileNotFoundError(f"no {file} in {path}: not a model folder")
-    model = nnx.eval_shape(lambda: new_model(from_hugging_face(path / CONFIG_FILE), seed=0))
-    try:
-        tensors = load_file(path / WEIGHTS_FILE)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path / WEIGHTS_FILE} is damaged: {error}") from error
-    state = nnx.state(model, nnx.Param)
-    flat = nnx.to_flat_state(state)
-    expected = {_hugging_face_name(parts): variable for parts, variable in flat}
-    if missing := expected.keys() - tensors.keys():
-        raise ConfigError(f"{path / WEIGHTS_FILE} lacks tensors {sorted(missing)}")
-    if extra := tensors.keys() - expected.keys():
-        raise ConfigError(f"{path / WEIGHTS_FILE} has tensors the config does not call for: {sorted(extra)}")
+    config = from_hugging_face(path / CONFIG_FILE)
+    tensors = _Tensors(path)
+    model = nnx.eval_shape(lambda: new_model(config, seed=0))
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    _check(path, config, flat, tensors)
+    mesh = mesh or make_mesh(MeshConfig())
+    shardings = dict(nnx.to_flat_state(parameter_shardings(nnx.state(model, nnx.Param), mesh, TRAINING)))
     values = []
     for parts, variable in flat:
-        name = _hugging_face_name(parts)
-        wanted = _to_hugging_face(name, np.empty(variable.shape)).shape
-        if tensors[name].shape != wanted:
-            raise ConfigError(f"{name}: expected shape {wanted}, found {tensors[name].shape}")
-        ours = tensors[name] if tensors[name].shape == variable.shape else tensors[name].T
-        values.append((parts, variable.replace(jax.numpy.asarray(ours.reshape(variable.shape)))))
+        shape, sharding = variable.shape, shardings[parts].get_value()
+        if parts[0] != "layers":
+            name = tensor_name(config, parts, 0)
+            value = _to_devices(tensors, name, parts, shape, sharding).astype(dtype)
+        else:
+            layer = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
+            value = jnp.zeros(shape, dtype, device=sharding)
+            for repeat in range(shape[0]):
+                name = tensor_name(config, parts, repeat)
+                value = _set_layer(value, _to_devices(tensors, name, parts, shape[1:], layer), repeat)
+        values.append((parts, variable.replace(value)))
     nnx.update(model, nnx.from_flat_state(values))
     return model
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    return stack.at[index].set(layer.astype(stack.dtype))
+
+
+def _to_devices(
+    tensors: _Tensors, name: str, parts: tuple[Any, ...], shape: tuple[int, ...], sharding: NamedSharding
+) -> jax.Array:
+    """Our parameter of one layer; each device's block is read by the process it belongs to."""
+
+    def read(block: tuple[slice, ...] | None) -> np.ndarray:
+        assert block is not None  # it is for scalars
+        wanted = tuple(len(range(*cut.indices(size))) for cut, size in zip(block, shape, strict=True))
+        return to_ours(parts, tensors.read(name, their_block(parts, block, shape)), wanted)
+
+    # Waiting keeps at most one tensor on the host.
+    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, read))
+
+
+def _check(path: Path, config: ModelConfig, flat: Iterable[Any], tensors: _Tensors) -> None:
+    """Refuses files that are not the weights of this config."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for parts, variable in flat:
+        stacked = parts[0] == "layers"
+        for repeat in range(variable.shape[0] if stacked else 1):
+            shape = variable.shape[1:] if stacked else variable.shape
+            expected[tensor_name(config, parts, repeat)] = their_shape(parts, shape)
+    if missing := expected.keys() - tensors.shapes.keys():
+        raise ConfigError(f"{path} lacks tensors {_some(missing)}")
+    extra = tensors.shapes.keys() - expected.keys()
+    if config.tie_word_embeddings and "lm_head.weight" in extra:
+        extra -= {"lm_head.weight"}  # some files repeat the tied head
+        _check_same(path, tensors, "model.embed_tokens.weight", "lm_head.weight")
+    if extra:
+        raise ConfigError(f"{path} has tensors its config.json does not call for: {_some(extra)}")
+    for name, shape in expected.items():
+        if tensors.shapes[name] != shape:
+            raise ConfigError(f"{path}: {name}: expected shape {shape}, found {tensors.shapes[name]}")
+        if tensors.dtypes[name] not in _DTYPES:
+            raise ConfigError(
+                f"{path}: {name}: found type {tensors.dtypes[name]}, only {', '.join(_DTYPES)} can be read"
+            )
+
+
+def _check_same(path: Path, tensors: _Tensors, one: str, other: str) -> None:
+    """Compares two tensors, some rows at a time."""
+    same = tensors.shapes[one] == tensors.shapes[other]
+    for start in range(0, tensors.shapes[one][0], 8192):
+        rows = (slice(start, start + 8192),)
+        if not same or not np.array_equal(tensors.read(one, rows), tensors.read(other, rows)):
+            raise ConfigError(f"{path}: tie_word_embeddings is true, but {other} is not {one}")
+
+
+def _some(names: Any) -> str:
+    """The first few, and how many more."""
+    names = sorted(names)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{names[:8]}{more}"
+
+
+def save_pretrained(model: Decoder, path: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
+    """Writes a model folder that transformers loads, too.
+
+    Files appear whole or not at all, and `config.json` comes last: a folder that has it is complete.
+
+    Args:
+      model: The model; its parameters are saved in the type they have.
+      path: The folder.
+      shard_bytes: Tensors are spread over files of at most this size (or of one tensor).
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / CONFIG_FILE).unlink(missing_ok=True)
+    sizes = [(name, parts, repeat, _bytes(value, repeat)) for name, parts, repeat, value in _named(model)]
+    shards = _shards([size for *_, size in sizes], shard_bytes)
+    count = max(shards) + 1
+    files = (
+        [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)] if count > 1 else [_WEIGHTS]
+    )
+    for stale in [*path.glob("model*.safetensors"), path / _INDEX]:
+        stale.unlink(missing_ok=True)
+    dtypes = set()
+    for shard, group in itertools.groupby(zip(shards, _named(model), strict=True), key=lambda pair: pair[0]):
+        tensors = {}
+        for _, (name, parts, repeat, value) in group:
+            part = value if repeat is None else value[repeat]
+            tensors[name] = to_theirs(parts, np.asarray(jax.device_get(part)))
+            dtypes.add(str(part.dtype))
+        temporary = path / f".{files[shard]}.tmp"
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        finish(temporary, path / files[shard])
+    if count > 1:
+        index = {
+            "metadata": {"total_size": sum(size for *_, size in sizes)},
+            "weight_map": {name: files[shard] for (name, *_), shard in zip(sizes, shards, strict=True)},
+        }
+        write_atomically(path / _INDEX, (json.dumps(index, indent=2) + "\n").encode())
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    write_atomically(path / CONFIG_FILE, to_hugging_face(model.config, dtype).encode())
+
+
+def _named(model: Decoder) -> Iterator[tuple[str, tuple[Any, ...], int | None, jax.Array]]:
+    """Every tensor's name, our parameter that holds it, and which of its layers (None: all of it)."""
+    for parts, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if parts[0] != "layers":
+            yield tensor_name(model.config, parts, 0), parts, None, variable[...]
+        else:
+            for repeat in range(variable[...].shape[0]):
+                yield tensor_name(model.config, parts, repeat), parts, repeat, variable[...]
+
+
+def _bytes(value: jax.Array, repeat: int | None) -> int:
+    return value.nbytes if repeat is None else value.nbytes // value.shape[0]
+
+
+def _shards(sizes: list[int], limit: int) -> list[int]:
+    """The number of the file that each tensor goes to, in order."""
+    numbers, number, filled = [], 0, 0
+    for size in sizes:
+        if filled and filled + size > limit:
+            number, filled = number + 1, 0
+        numbers.append(number)
+        filled += size
+    return numbers

@@ -11,6 +11,7 @@ Rules = Mapping[str, str | None]
 """Logical axis → mesh axis."""
 
 TRAINING: Rules = {
+    "layers": None,
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",

@@ -7,7 +7,7 @@ sample, position), never of which rows it was decoded with.
 import functools
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from sdistill.config import ConfigError
+from sdistill.models.attention import Places
 from sdistill.models.config import ModelConfig
-from sdistill.models.decoder import Cache, bind, causal_mask
+from sdistill.models.decoder import Cache, bind, empty_cache, unroll
 from sdistill.parallel.rules import SAMPLING, parameter_shardings, place_batch
 from sdistill.rollout.sampling import Sampling, SamplingArrays, draw
 
@@ -85,7 +86,7 @@ def decode(
     """Samples B / Q responses to each of Q right-padded prompts, until all ended or T tokens.
 
     Prompt tokens stay in cache columns [0, P), response token t goes to column P + t of every row; the
-    columns between a short prompt and P are masked. Rows that are not live on entry are fillers.
+    columns between a short prompt and P stay empty. Rows that are not live on entry are fillers.
 
     Returns: ids, lengths, finished, log-probabilities and full log-probabilities of `Rollouts`.
     """
@@ -93,20 +94,20 @@ def decode(
     head_DV = model.head()
     queries, prompt_columns = prompts_QP.shape
     batch = live_B.shape[0]
-    columns = prompt_columns + response_length
 
     positions_QP = jnp.broadcast_to(jnp.arange(prompt_columns), prompts_QP.shape)
     filled_QP = positions_QP < prompt_lengths_Q[:, None]
-    hidden_QPD, cache = model(prompts_QP, positions_QP, causal_mask(filled_QP.astype(jnp.int32)))
+    places = Places(positions_QP, filled_QP.astype(jnp.int32))
+    hidden_QPD, cache = model.extend(prompts_QP, places, empty_cache(config, queries, prompt_columns), 0)
     last_QD = jnp.take_along_axis(hidden_QPD, prompt_lengths_Q[:, None, None] - 1, axis=1)[:, 0]
 
     def fork(x: jax.Array) -> jax.Array:
         return jnp.repeat(x, batch // queries, axis=0)
 
     def with_room(buffer: jax.Array) -> jax.Array:
-        return jnp.pad(fork(buffer), ((0, 0), (0, response_length), (0, 0), (0, 0)))
+        return jnp.pad(fork(buffer), [(0, 0), (0, response_length)] + [(0, 0)] * (buffer.ndim - 2))
 
-    lengths_B, filled_BP = fork(prompt_lengths_Q), fork(filled_QP)
+    lengths_B = fork(prompt_lengths_Q)
     seed, step = seed_and_step
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     keys_B = jax.vmap(
@@ -118,12 +119,8 @@ def decode(
         drawn = draw(carry.logits_BV, jax.vmap(lambda key: jax.random.fold_in(key, t))(keys_B), settings)
         live_B = carry.live_B
         ids_B = jnp.where(live_B, drawn.ids_B, 0).astype(jnp.int32)
-        column_S = jnp.arange(columns)
-        sampled_S = (column_S >= prompt_columns) & (column_S <= prompt_columns + t)
-        visible_BS = jnp.pad(filled_BP, ((0, 0), (0, response_length))) | sampled_S
-        hidden_B1D, cache = model(
-            ids_B[:, None], (lengths_B + t)[:, None], visible_BS[:, None], carry.cache, prompt_columns + t
-        )
+        place = Places((lengths_B + t)[:, None], jnp.ones_like(ids_B)[:, None])
+        hidden_B1D, cache = model.extend(ids_B[:, None], place, carry.cache, prompt_columns + t)
         return _Decoding(
             t + 1,
             hidden_B1D[:, 0] @ head_DV,
@@ -153,6 +150,17 @@ def decode(
 @functools.cache
 def _compiled(config: ModelConfig, response_length: int, eos_id: int) -> Callable[..., tuple[Array, ...]]:
     return jax.jit(functools.partial(decode, config=config, response_length=response_length, eos_id=eos_id))
+
+
+def _for_sampling(params: nnx.State, mesh: Mesh) -> nnx.State:
+    """The parameters laid out for decoding: layers one by one, no axis that needs gathering a token."""
+    shardings = parameter_shardings(jax.eval_shape(unroll, params), mesh, SAMPLING)
+    return _compiled_unroll(tuple(jax.tree.leaves(shardings)), jax.tree.structure(shardings))(params)
+
+
+@functools.cache
+def _compiled_unroll(shardings: tuple[Any, ...], structure: Any) -> Callable[[nnx.State], nnx.State]:
+    return jax.jit(unroll, out_shardings=jax.tree.unflatten(structure, shardings))
 
 
 class Engine:
@@ -225,7 +233,7 @@ class Engine:
                     f"prompt of {request.problem!r} has {len(request.prompt)} tokens; it must have 1 to "
                     f"max_prompt={self.max_prompt}"
                 )
-        params = jax.device_put(params, parameter_shardings(params, self.mesh, SAMPLING))
+        params = _for_sampling(params, self.mesh)
         settings = sampling.arrays(self.config.vocab_size)
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         at_a_time = min(self.slots // samples, -(-len(requests) // ways) * ways)

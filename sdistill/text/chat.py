@@ -1,14 +1,175 @@
 """From conversations to prompts."""
 
-from sdistill.tasks.problem import Problem
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from sdistill.config import ConfigError, require
+from sdistill.tasks.problem import THINK_END, Message, Problem
+from sdistill.text.hugging_face import (
+    THINK_START,
+    TOKENIZER_CONFIG_FILE,
+    HuggingFaceTokenizer,
+    read_json,
+)
+from sdistill.text.tokenizer import Tokenizer
 
 GENERATION_PROMPT = " <think>"
-"""Opens the response, as the templates of the DeepSeek distills do; the response closes it."""
+"""Opens the response to a signs puzzle, as the templates of the DeepSeek distills do."""
+
+TEMPLATE_FILE = "chat_template.jinja"
 
 
-def render(problem: Problem, content: str | None = None) -> str:
-    """The prompt that poses a problem, with its last user turn replaced by `content` if given.
+def conversation(problem: Problem, content: str | None = None) -> tuple[Message, ...]:
+    """The messages that pose a problem, its last turn, the user's, saying `content` if given."""
+    if content is None:
+        return problem.messages
+    *earlier, last = problem.messages
+    return (*earlier, {**last, "content": content})
 
-    The signs puzzle has no roles: its prompt is the user's turn.
+
+class Chat(Protocol):
+    """How a model is spoken to: its tokenizer, and the form of its prompts."""
+
+    tokenizer: Tokenizer
+
+    def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
+        """The prompt that asks for the next turn, as `tokenizer.encode` takes it.
+
+        Raises ConfigError if such a prompt cannot ask for this `thinking`.
+        """
+        ...
+
+    def prompt(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+        """Ids of the prompt that asks for the next turn."""
+        return self.tokenizer.encode(self.render(messages, thinking=thinking))
+
+
+class SignsChat(Chat):
+    """The signs puzzle has no roles: its prompt is the last turn, and always opens the thinking."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
+        """The last turn, and an open `<think>`."""
+        require(thinking, "thinking=False: the signs puzzle's prompt opens the thinking; use thinking=True")
+        return messages[-1]["content"] + GENERATION_PROMPT
+
+
+class TemplateChat(Chat):
+    """A Hugging Face tokenizer with its chat template. No text of a message becomes a special token."""
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer, template: "ChatTemplate"):
+        self.tokenizer: HuggingFaceTokenizer = tokenizer
+        self.template = template
+
+    def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
+        """The rendered template; messages are escaped (`HuggingFaceTokenizer.escape`)."""
+        escaped = [{key: self.tokenizer.escape(text) for key, text in m.items()} for m in messages]
+        return self.template.render(escaped, thinking=thinking)
+
+
+def open_chat(folder: str | Path) -> TemplateChat:
+    """The chat of a Hugging Face model folder.
+
+    The template is `chat_template.jinja`; without that file, `chat_template` of `tokenizer_config.json`, and
+    the one named `default` if there are several.
+
+    Raises:
+      FileNotFoundError: if a tokenizer file is missing.
+      ConfigError: if there is no template, or what is there cannot be used.
     """
-    return (problem.messages[-1]["content"] if content is None else content) + GENERATION_PROMPT
+    folder = Path(folder)
+    tokenizer = HuggingFaceTokenizer(folder)
+    file = folder / TEMPLATE_FILE
+    if file.is_file():
+        return TemplateChat(tokenizer, ChatTemplate(file.read_text(encoding="utf-8"), file, tokenizer.named))
+    file = folder / TOKENIZER_CONFIG_FILE
+    source = read_json(file).get("chat_template")
+    if isinstance(source, list):
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    if not isinstance(source, str):
+        raise ConfigError(
+            f"{folder} has no chat template: neither {TEMPLATE_FILE} nor a (default) one in {file.name}"
+        )
+    return TemplateChat(tokenizer, ChatTemplate(source, file, tokenizer.named))
+
+
+class ChatTemplate:
+    """A Jinja template of a prompt, rendered as transformers renders it.
+
+    A template that listens to `enable_thinking` renders differently with it and without; it can be asked for
+    both. With any other the flag would silently do nothing, so only the value that says what its model does
+    anyway is accepted. The model thinks if the prompt ends in an open `<think>` (R1 distills); it does not if
+    the prompt ends in a closed one. If the prompt ends in neither, it thinks if the template knows `</think>`
+    from earlier turns (first release of the R1 distills, which open the thinking themselves), and else does
+    not (OLMo-3-Instruct).
+    """
+
+    def __init__(self, source: str, file: Path, variables: Mapping[str, str]):
+        """Compiles a template.
+
+        Args:
+          source: The template.
+          file: Where it was found, for messages.
+          variables: `bos_token`, `eos_token`; those a tokenizer does not have are left undefined.
+
+        Raises ConfigError if it has a syntax error or cannot render a single turn of a user.
+        """
+        self._file, self._variables = file, dict(variables)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"chat template of {file}, line {error.lineno}: {error.message}") from error
+        on, off = (self._render([{"role": "user", "content": "?"}], thinking) for thinking in (True, False))
+        end = on.rstrip()
+        self._thinks = end.endswith(THINK_START) or (THINK_END in source and not end.endswith(THINK_END))
+        self._listens = on != off
+
+    def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
+        """The prompt that asks for the next turn.
+
+        Raises ConfigError if the template refuses the messages or cannot be told this `thinking`.
+        """
+        require(
+            self._listens or thinking == self._thinks,
+            f"thinking={thinking}: the chat template of {self._file} ignores enable_thinking, and its model "
+            f"{'always' if self._thinks else 'never'} thinks; use thinking={self._thinks}",
+        )
+        return self._render(messages, thinking)
+
+    def _render(self, messages: Sequence[Message], thinking: bool) -> str:
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
+                tools=None,
+                **self._variables,
+            )
+        except (jinja2.TemplateError, TypeError) as error:  # the second from Python in the template
+            raise ConfigError(f"chat template of {self._file}: {error}") from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What transformers gives a template: no access to Python, and a few functions."""
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(form: str) -> str:
+        return datetime.now().strftime(form)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's escapes HTML
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return environment

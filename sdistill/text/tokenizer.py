@@ -1,4 +1,4 @@
-"""Tokenizers behind one small protocol; here SentencePiece."""
+"""Tokenizers behind one small protocol; here SentencePiece, and what holds for all of them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,16 +6,28 @@ from typing import Protocol
 
 import sentencepiece
 
+from sdistill.config import require
+
 SIGNS_TOKENIZER = Path(__file__).parent / "assets" / "signs.model"
 """The shipped tokenizer of the signs puzzle; `configs/signs/tokenizer.py` makes it."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of the code needs of a tokenizer."""
+    """What the rest of the code needs of a tokenizer.
+
+    Attributes:
+      vocab_size: The highest id and one; a model's embedding may have more rows, never fewer.
+      pad_id: Fills rows up; stands for no text.
+      bos_id: Begins a text, None if nothing does. `encode` never adds it: chat templates write it.
+      eos_id: Ends the responses we make for training; the first choice among `stop_ids`.
+      stop_ids: Each of them ends a response when the model samples it.
+    """
 
     vocab_size: int
     pad_id: int
+    bos_id: int | None
     eos_id: int
+    stop_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with no special token added."""
@@ -40,7 +52,10 @@ class SentencePieceTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.vocab_size: int = self._processor.vocab_size()
         self.pad_id: int = self._processor.pad_id()
+        bos_id: int = self._processor.bos_id()
+        self.bos_id: int | None = bos_id if bos_id >= 0 else None
         self.eos_id: int = self._processor.eos_id()
+        self.stop_ids: tuple[int, ...] = (self.eos_id,)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises ValueError that quotes the first word outside the vocabulary."""
@@ -55,6 +70,25 @@ class SentencePieceTokenizer:
         unknown = self._processor.unk_id()
         known = [int(i) for i in ids if i < self.vocab_size and i != unknown]
         return str(self._processor.decode(known))
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises ConfigError if a model's `vocab_size` has no row for some id of the tokenizer."""
+    require(
+        tokenizer.vocab_size <= vocab_size,
+        f"the model's vocab_size={vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
+        "they do not belong together",
+    )
+
+
+def check_response(ids: Sequence[int], stop_ids: Sequence[int]) -> None:
+    """Raises ValueError if the response goes on after an end token: only its last id may be one."""
+    for position, token in enumerate(ids[:-1]):
+        if token in stop_ids:
+            raise ValueError(
+                f"the response goes on after end token {token} at position {position} of {len(ids)}; "
+                "only its last token may be one"
+            )
 
 
 def train_word_model(words: Iterable[str], prefix: str | Path) -> None:

@@ -11,8 +11,7 @@ from sdistill.analysis.measure import Generation
 from sdistill.distill.contexts import sibling_contents
 from sdistill.rollout.engine import Rollouts
 from sdistill.tasks.problem import Problem
-from sdistill.text.chat import render
-from sdistill.text.tokenizer import Tokenizer
+from sdistill.text.chat import Chat, conversation
 from sdistill.training.config import TrainConfig
 from sdistill.training.objectives import OnPolicyBatch, group_advantages
 from sdistill.training.rows import layout
@@ -23,7 +22,7 @@ def on_policy_batch(
     problems: Sequence[Problem],
     generations: Sequence[Generation],
     rollouts: Rollouts,
-    tokenizer: Tokenizer,
+    chat: Chat,
 ) -> tuple[OnPolicyBatch, dict[str, float]]:
     """Lays out judged rollouts for the step, and says how the batch looks."""
     settings = config.rollouts
@@ -33,7 +32,9 @@ def on_policy_batch(
     ]
     verdicts = [[bool(g["correct"]) for g in group] for group in groups]
     correct = np.asarray(verdicts)
-    prompts = [tokenizer.encode(render(p)) for p in problems for _ in range(settings.samples)]
+    prompts = [
+        chat.prompt(p.messages, thinking=settings.thinking) for p in problems for _ in range(settings.samples)
+    ]
     student = layout(prompts, rollouts.ids, rollouts.lengths, settings.max_prompt)
     figures = {
         "train_accuracy": float(correct.mean()),
@@ -43,7 +44,7 @@ def on_policy_batch(
         "finished": float(rollouts.finished.mean()),
     }
     # On the host until `place_batch`: hence the cast.
-    columns: Any = (rollouts.full_log_probs, token_mask(tokenizer, rollouts.ids))
+    columns: Any = (rollouts.full_log_probs, token_mask(chat.tokenizer, rollouts.ids))
     batch = OnPolicyBatch(student, *columns)
     if config.grpo is not None:
         advantages = group_advantages(correct.astype(np.float32), config.grpo.divide_by_std)
@@ -53,8 +54,11 @@ def on_policy_batch(
     contents = [c for row in sibling_contents(config.sdpo.context, problems, texts, verdicts) for c in row]
     has_teacher = np.asarray([c is not None for c in contents], np.float32)
     figures["teacher_fraction"] = float(has_teacher.mean())
+    thinking = config.sdpo.context.thinking
     teacher_prompts = [
-        prompt if content is None else tokenizer.encode(render(problems[i // settings.samples], content))
+        prompt
+        if content is None
+        else chat.prompt(conversation(problems[i // settings.samples], content), thinking=thinking)
         for i, (prompt, content) in enumerate(zip(prompts, contents, strict=True))
     ]
     teacher = layout(teacher_prompts, rollouts.ids, rollouts.lengths, settings.max_teacher_prompt)

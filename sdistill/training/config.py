@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sdistill.config import require, require_positive
-from sdistill.models.config import ModelConfig
+from sdistill.models.config import ComputeConfig, ModelConfig
 from sdistill.parallel.mesh import MeshConfig
 from sdistill.rollout.sampling import Sampling
 from sdistill.training.objectives import GRPOConfig, SDPOConfig
@@ -44,6 +44,7 @@ class RolloutsConfig:
       max_response: Tokens after which a rollout is cut.
       max_teacher_prompt: Tokens of a prompt with context, at most (SDPO only).
       sampling: How tokens are drawn.
+      thinking: Whether the prompt asks the student to think; the teacher has a setting of its own.
     """
 
     split: str
@@ -54,6 +55,7 @@ class RolloutsConfig:
     max_response: int
     max_teacher_prompt: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    thinking: bool = True
 
     def __post_init__(self) -> None:
         require_positive(self, "prompts", "max_prompt", "max_response")
@@ -76,6 +78,7 @@ class EvaluationConfig:
       samples: Responses a problem.
       max_response: Tokens after which a response is cut.
       sampling: How tokens are drawn.
+      thinking: Whether the prompt asks for thinking.
     """
 
     every: int
@@ -85,6 +88,7 @@ class EvaluationConfig:
     samples: int = 4
     max_response: int = 112
     sampling: Sampling = field(default_factory=Sampling)
+    thinking: bool = True
 
     def __post_init__(self) -> None:
         require_positive(self, "every", "problems", "samples", "max_response")
@@ -99,8 +103,11 @@ class TrainConfig:
       seed: Of initial weights, order of data and sampling.
       steps: Updates to make.
       optimizer: How.
-      init_from: Where the weights come from: `signs_base` (shipped) or a model folder; None to draw them.
+      init_from: Where the weights come from: `signs_base` (shipped), a model folder of either form
+        (see `sdistill.convert`), or a name of Hugging Face's; None to draw them.
       model: Shape of the model to draw weights for; only where `init_from` is None.
+      parameters: Type of the parameters, and so of the optimizer's moments.
+      compute: How the model is computed.
       examples: Data of `pretrain` and `sft`.
       rollouts: Data of `grpo` and `sdpo`.
       sdpo: Settings of SDPO.
@@ -119,6 +126,8 @@ class TrainConfig:
     optimizer: OptimizerConfig
     init_from: str | None = "signs_base"
     model: ModelConfig | None = None
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     examples: ExamplesConfig | None = None
     rollouts: RolloutsConfig | None = None
     sdpo: SDPOConfig | None = None
@@ -135,6 +144,10 @@ class TrainConfig:
         require(
             (self.model is None) == (self.init_from is not None),
             "model is needed where init_from is None, and has no effect otherwise",
+        )
+        require(
+            self.model is None or self.model.compute == ComputeConfig(),
+            "model.compute has no effect; the run's own field compute says how the model is computed",
         )
         on_policy = self.objective in ("grpo", "sdpo")
         for name, used in (

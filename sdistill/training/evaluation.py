@@ -13,7 +13,7 @@ from sdistill.rollout.engine import Engine
 from sdistill.storage import write_records
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import SignsTask
-from sdistill.text.tokenizer import Tokenizer
+from sdistill.text.chat import Chat
 from sdistill.training.config import EvaluationConfig, TrainConfig
 
 
@@ -21,7 +21,7 @@ def evaluator(
     config: TrainConfig,
     model: ModelConfig,
     mesh: Mesh,
-    tokenizer: Tokenizer,
+    chat: Chat,
     problems: Sequence[Problem],
     workdir: Path,
 ) -> Callable[[nnx.State, int], None]:
@@ -30,7 +30,7 @@ def evaluator(
     if settings is None:
         return lambda params, step: None
     datasets = evaluation_problems(settings, problems, config.data_dir)
-    engine = evaluation_engine(settings, model, mesh, tokenizer)
+    engine = evaluation_engine(settings, model, mesh, chat)
 
     def evaluate(params: nnx.State, step: int) -> None:
         due = settings.at_start if step == 0 else settings.datasets
@@ -45,26 +45,25 @@ def evaluator(
                 params,
                 datasets[name],
                 [problem.messages[-1]["content"] for problem in datasets[name]],
-                tokenizer=tokenizer,
+                chat=chat,
                 task=SignsTask(),
                 samples=settings.samples,
                 seed=config.seed,
                 step=step,
                 sampling=settings.sampling,
+                thinking=settings.thinking,
             )
             write_records(path, generations)
 
     return evaluate
 
 
-def evaluation_engine(
-    settings: EvaluationConfig, model: ModelConfig, mesh: Mesh, tokenizer: Tokenizer
-) -> Engine:
+def evaluation_engine(settings: EvaluationConfig, model: ModelConfig, mesh: Mesh, chat: Chat) -> Engine:
     """An engine for the evaluation's longer responses."""
     return Engine(
         model,
         mesh=mesh,
-        eos_id=tokenizer.eos_id,
+        eos_id=chat.tokenizer.eos_id,
         slots=256,
         max_prompt=16,
         max_response=settings.max_response,

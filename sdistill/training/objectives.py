@@ -1,7 +1,7 @@
 """On-policy objectives: SDPO and GRPO, from hidden states to a scalar."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 
 from sdistill.config import require
 from sdistill.distill.contexts import ContextConfig
-from sdistill.distill.divergence import Support, Tail, token_divergence
+from sdistill.distill.divergence import Support, Tail, check_divergence, chunked_token_divergence
 from sdistill.distill.teacher import TeacherConfig
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import bind
-from sdistill.models.scoring import by_chunks, score_logits, score_tokens
+from sdistill.models.scoring import score_tokens
 from sdistill.training.rows import Rows, response_hidden, response_ids
 
 Aggregation = Literal["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"]
@@ -43,19 +43,7 @@ class DistillationConfig:
     aggregation: Aggregation = "seq_mean_token_mean"
 
     def __post_init__(self) -> None:
-        topk = self.support == "topk"
-        require(0 <= self.alpha <= 1, f"alpha={self.alpha} must be 0 to 1")
-        require(
-            topk == (self.top_k is not None), f"top_k={self.top_k} goes with support='topk' and only with it"
-        )
-        require(
-            topk == (self.tail is not None), f"tail={self.tail!r} goes with support='topk' and only with it"
-        )
-        require(self.top_k is None or self.top_k > 0, f"top_k={self.top_k} must be positive")
-        require(
-            self.support != "sampled" or self.alpha == 1,
-            f"alpha={self.alpha}: support='sampled' estimates KL(S‖T), alpha=1, only",
-        )
+        check_divergence(alpha=self.alpha, support=self.support, top_k=self.top_k, tail=self.tail)
         require(
             self.importance_cap is None or self.importance_cap > 0,
             f"importance_cap={self.importance_cap} must be positive, or None",
@@ -167,27 +155,20 @@ def sdpo_loss(
     assert batch.teacher is not None and batch.has_teacher is not None
     student = bind(model, params)
     teacher = student if teacher_params is None else bind(model, teacher_params)
-    ids_BT = response_ids(batch.student)
     student_BTD = response_hidden(student, batch.student)
-    teacher_BTD = jax.lax.stop_gradient(response_hidden(teacher, batch.teacher))
-    student_head, teacher_head = student.head(), jax.lax.stop_gradient(teacher.head())
-
-    def compare(student_hidden: Array, teacher_hidden: Array, ids: Array) -> Any:
-        student_logits = student_hidden @ student_head / temperature
-        teacher_logits = teacher_hidden @ teacher_head / temperature
-        divergence = token_divergence(
-            student_logits,
-            teacher_logits,
-            alpha=config.alpha,
-            support=config.support,
-            top_k=config.top_k,
-            tail=config.tail,
-            sampled_ids_BT=ids,
-        )
-        return divergence, score_logits(student_logits, ids), score_logits(teacher_logits, ids)
-
-    divergence_BT, student_scores, teacher_scores = by_chunks(
-        compare, chunk, student_BTD, teacher_BTD, ids_BT
+    teacher_BTD = response_hidden(teacher, batch.teacher)
+    divergence_BT, student_scores, teacher_scores = chunked_token_divergence(
+        student_BTD,
+        student.head(),
+        teacher_BTD,
+        teacher.head(),
+        response_ids(batch.student),
+        alpha=config.alpha,
+        support=config.support,
+        top_k=config.top_k,
+        tail=config.tail,
+        temperature=temperature,
+        chunk_size=chunk * len(student_BTD),
     )
     response_BT = batch.student.response_mask
     mask_BT = response_BT * batch.has_teacher[:, None]

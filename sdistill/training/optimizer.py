@@ -6,8 +6,10 @@ from typing import Literal
 
 import jax
 import optax
+from flax import nnx
 
 from sdistill.config import require
+from sdistill.models.decoder import is_matrix
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ class OptimizerConfig:
         )
 
 
+def _matrices(params: nnx.State) -> nnx.State:
+    """True for every matrix, False for norms and biases."""
+    return jax.tree.map(
+        lambda variable: variable.replace(is_matrix(variable)),
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+
+
 @functools.cache  # equal settings give the same object, and so the same compiled step
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The gradient transformation."""
@@ -72,6 +83,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+            mask=_matrices,
         ),
     )

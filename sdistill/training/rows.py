@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdistill.models.decoder import Decoder, causal_mask
+from sdistill.models.attention import Places
+from sdistill.models.decoder import Decoder
 
 
 class Rows(NamedTuple):
@@ -18,7 +19,7 @@ class Rows(NamedTuple):
     Attributes:
       tokens: Ids; padding is 0.
       positions: Position of each token in its own sequence; 0 on padding.
-      segments: 1 on tokens, 0 on padding, which `causal_mask` hides.
+      segments: 1 on tokens, 0 on padding, which sees and is seen by nothing.
       response_mask: 1.0 on response tokens (the end token included), 0.0 after.
     """
 
@@ -62,7 +63,7 @@ def layout(
 
 def response_hidden(model: Decoder, rows: Rows) -> Float[Array, "B T D"]:
     """Hidden states that predict the response tokens."""
-    hidden, _ = model(rows.tokens, rows.positions, causal_mask(rows.segments))
+    hidden = model(rows.tokens, Places(rows.positions, rows.segments))
     response_length = rows.response_mask.shape[1]
     return hidden[:, -response_length - 1 : -1]
 

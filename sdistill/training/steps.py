@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from sdistill.models.attention import Places
 from sdistill.models.config import ModelConfig
-from sdistill.models.decoder import bind, causal_mask
+from sdistill.models.decoder import bind
 from sdistill.models.scoring import score_tokens
 from sdistill.training.objectives import (
     DistillationConfig,
@@ -44,7 +45,7 @@ def cross_entropy_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Mean cross-entropy over the tokens with weight, in nats."""
     decoder = bind(model, params)
-    hidden, _ = decoder(batch.tokens, batch.positions, causal_mask(batch.segments))
+    hidden = decoder(batch.tokens, Places(batch.positions, batch.segments))
     scores = score_tokens(hidden, decoder.head(), batch.targets, chunk=chunk)
     total, count = masked_sum(-scores.log_prob_BT, batch.weights)
     metrics = {"loss": (total, count), "entropy": masked_sum(scores.entropy_BT, batch.weights)}

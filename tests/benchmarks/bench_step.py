@@ -22,6 +22,7 @@ from sdistill.distill.teacher import first_teacher
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
 from sdistill.parallel.mesh import make_mesh
 from sdistill.parallel.rules import TRAINING, place
+from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 from sdistill.train import learner, training_problems
 from sdistill.training.config import TrainConfig
@@ -59,7 +60,7 @@ def main() -> None:
     params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
     state = new_state(params, make_optimizer(config.optimizer), mesh)
     teacher = first_teacher(config.sdpo.teacher, params)
-    learn = learner(config, state, model.config, mesh, tokenizer, problems)
+    learn = learner(config, state, model.config, mesh, SignsChat(tokenizer), problems)
     batches = problem_batches(problems, batch=config.rollouts.prompts, seed=0)
 
     compilations: list[str] = []

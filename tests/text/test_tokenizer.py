@@ -4,8 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdistill.config import ConfigError
 from sdistill.tasks.signs.reasoner import vocabulary
-from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer, train_word_model
+from sdistill.text.tokenizer import (
+    SIGNS_TOKENIZER,
+    SentencePieceTokenizer,
+    check_response,
+    check_vocabulary,
+    train_word_model,
+)
 
 WORDS = vocabulary(5)
 SHIPPED = SentencePieceTokenizer(SIGNS_TOKENIZER)
@@ -16,6 +23,7 @@ def test_one_id_a_word_after_the_special_ones():
     assert all(len(i) == 1 for i in ids)
     assert {i for (i,) in ids} == set(range(3, len(WORDS) + 3))
     assert (SHIPPED.vocab_size, SHIPPED.pad_id, SHIPPED.eos_id) == (len(WORDS) + 3, 0, 2)
+    assert (SHIPPED.bos_id, SHIPPED.stop_ids) == (None, (2,))
 
 
 @given(st.lists(st.sampled_from(WORDS)))
@@ -76,3 +84,21 @@ def test_trained_model_has_exactly_the_words_given(tmp_path):
     assert [tokenizer.decode([i]) for i in range(3, 8)] == sorted(words)
     with pytest.raises(ValueError, match="'maybe'"):
         tokenizer.encode("yes maybe no")
+
+
+def test_a_model_needs_a_row_for_every_id():
+    check_vocabulary(SHIPPED, SHIPPED.vocab_size)
+    check_vocabulary(SHIPPED, SHIPPED.vocab_size + 2)
+    with pytest.raises(ConfigError, match=r"vocab_size=165 is smaller than the tokenizer's 166"):
+        check_vocabulary(SHIPPED, 165)
+
+
+@pytest.mark.parametrize("ids", [[], [5], [2], [5, 6, 7], [5, 6, 2]])
+def test_a_response_may_end_in_an_end_token_or_be_cut(ids):
+    check_response(ids, (2, 3))
+
+
+@pytest.mark.parametrize(("ids", "token", "position"), [([2, 5], 2, 0), ([5, 3, 2], 3, 1), ([5, 2, 2], 2, 1)])
+def test_a_response_that_goes_on_after_an_end_token_is_refused(ids, token, position):
+    with pytest.raises(ValueError, match=f"end token {token} at position {position} of {len(ids)}"):
+        check_response(ids, (2, 3))

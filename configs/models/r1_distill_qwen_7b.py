@@ -1,0 +1,40 @@
+"""DeepSeek-R1-Distill-Qwen-7B: what a training config of this model has in common.
+
+    config = section.get_config(...)
+    config.update(r1_distill_qwen_7b.get_config())
+
+Sections 3, 4 and 5 of the paper. It always thinks: its template opens the thought.
+7,615,616,512 parameters: 28.4 GiB in float32, 85.1 GiB with Adam's moments. `:tiny` is the same
+architecture with random weights, small enough for two steps on a laptop.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Fields of TrainConfig; `tiny` for random weights."""
+    if arg == "tiny":
+        model = {
+            "init_from": None,
+            "model": {
+                "vocab_size": 168,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "tie_word_embeddings": False,
+                "qk_norm": None,
+                "attention_bias": True,
+            },
+        }
+    else:
+        model = {"init_from": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "model": None}
+    return ConfigDict(
+        {
+            **model,
+            "parameters": "float32",
+            "compute": {"dtype": "bfloat16", "remat": "full", "attention": "auto"},
+        }
+    )

@@ -1,0 +1,82 @@
+"""Between the two forms of a model folder: Hugging Face's safetensors and an Orbax checkpoint.
+
+    python -m sdistill.convert Qwen/Qwen3-0.6B models/qwen3_0p6b            # to Orbax
+    python -m sdistill.convert models/qwen3_0p6b qwen3_0p6b --dtype bfloat16  # and back
+
+The source is a folder or, where there is a network, a name of Hugging Face's; the target takes the other
+form. Tokenizer, chat template and generation settings travel along. Weights are neither dropped nor
+renamed: the way there and back gives the same bits.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sdistill.config import ConfigError
+from sdistill.models.folders import find_model, load_model
+from sdistill.models.hugging_face import stored_dtype
+from sdistill.models.orbax import is_orbax, save_orbax
+from sdistill.models.weights import CONFIG_FILE, save_pretrained
+
+TEXT_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
+)
+
+
+def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> str:
+    """Writes `target` as the other form of `source`.
+
+    Args:
+      source: A model folder of either form, or a name of Hugging Face's.
+      target: The folder to write; new or empty.
+      dtype: Type of the parameters there; None for the one they have.
+
+    Returns: what was written, in words.
+
+    Raises:
+      ConfigError: if the target holds something already, or the source is not what it says.
+      FileNotFoundError: if there is no such source.
+    """
+    source, target = find_model(source), Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty; give a new folder")
+    dtype = dtype or stored_dtype(source / CONFIG_FILE)
+    start = time.monotonic()
+    model = load_model(source, dtype=dtype)
+    if is_orbax(source):
+        form = "Hugging Face safetensors"
+        save_pretrained(model, target)
+    else:
+        form = "Orbax checkpoint"
+        save_orbax(model, target)
+    for file in (source / name for name in TEXT_FILES):
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+    count, seconds = model.config.parameter_count(), time.monotonic() - start
+    return f"{form}, {count:,} parameters in {dtype}, {seconds:.1f} s"
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m sdistill.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="model folder of either form, or a name such as Qwen/Qwen3-0.6B")
+    parser.add_argument("target", help="folder to write")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="type to store; default: as it is")
+    arguments = parser.parse_args()
+    try:
+        written = convert(arguments.source, arguments.target, dtype=arguments.dtype)
+    except (ConfigError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    table = Table("folder", "written")
+    table.add_row(str(arguments.target), written)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

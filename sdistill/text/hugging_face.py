@@ -1,0 +1,186 @@
+"""The tokenizer of a Hugging Face model folder, read so that no outside text becomes a special token."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from sdistill.config import ConfigError, require
+from sdistill.tasks.problem import THINK_END
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+THINK_START = "<think>"
+THINKING_TAGS = (THINK_START, THINK_END)
+
+MARK = "\ufdd0"
+"""Keeps two characters apart until they are encoded: a Unicode noncharacter, which no text should hold."""
+
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+"""What an added token may ask for that `encode` does not do."""
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`, with what the files beside it say about its tokens.
+
+    `encode` gives the ids that transformers gives, so the string of an added token (`<|im_end|>`) becomes
+    that token. Text from outside goes through `escape` first, and then it never does.
+
+    Attributes:
+      named: The strings that `tokenizer_config.json` has for `bos_token`, `eos_token` and `pad_token`.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Reads a model folder.
+
+        `stop_ids` are those of `generation_config.json`; without any, the `eos_token` of
+        `tokenizer_config.json`; without it, those of `config.json`. `eos_id` is that `eos_token` if it is
+        one of them, else the first.
+
+        Raises:
+          FileNotFoundError: if there is no `tokenizer.json` or no `tokenizer_config.json`.
+          ConfigError: if a file is damaged or contradicts another, if an added token asks for what is not
+            supported, or if nothing says which token ends a response.
+        """
+        folder = Path(folder)
+        data, settings = read_json(folder / TOKENIZER_FILE), read_json(folder / TOKENIZER_CONFIG_FILE)
+        # Text is neither cut nor filled up here, whatever was set when the file was written.
+        data |= {"truncation": None, "padding": None}
+        try:
+            self._whole = Tokenizer.from_str(json.dumps(data))
+            self._plain = Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ConfigError(f"{folder / TOKENIZER_FILE} is damaged: {error}") from error
+        added = data.get("added_tokens", [])
+        self._added = {token["content"]: token["id"] for token in added}
+        self._added_token = re.compile(f"({_any_of(sorted(self._added, key=len, reverse=True))})")
+        starts = {token[0] for token in self._added.keys() - set(THINKING_TAGS)}
+        self._start_of_added = re.compile(f"(?!{_any_of(THINKING_TAGS)})(?:{_any_of(sorted(starts))})")
+        self._check_added(added, settings.get("added_tokens_decoder", {}), folder)
+
+        vocabulary = self._whole.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.named = _named_tokens(settings)
+        for name, token in self.named.items():
+            require(token in vocabulary, f"{name}={token!r} of {folder} is not in its {TOKENIZER_FILE}")
+        ids = {name: vocabulary[token] for name, token in self.named.items()}
+        self.stop_ids = _stop_ids(folder, ids.get("eos_token"), self.vocab_size)
+        self.eos_id = next((i for i in self.stop_ids if i == ids.get("eos_token")), self.stop_ids[0])
+        self.pad_id = ids.get("pad_token", self.eos_id)
+        self.bos_id = ids.get("bos_token")
+        special = {token["id"] for token in added if token["special"]}
+        thinking = {self._added.get(tag) for tag in THINKING_TAGS}
+        self._silent = {*special, self.pad_id, *self.stop_ids} - thinking
+
+    def _check_added(
+        self, tokens: Sequence[dict[str, Any]], listed: dict[str, dict[str, Any]], folder: Path
+    ) -> None:
+        """Raises ConfigError unless `encode` and `escape` are right for every added token."""
+        for token in tokens:
+            content, index = token["content"], token["id"]
+            name = f"added token {content!r} of {folder / TOKENIZER_FILE}"
+            flags = [flag for flag in _FLAGS if token[flag]]
+            require(not flags, f"{name} has {', '.join(flags)}, which is not supported")
+            require(len(content) > 1, f"{name} is a single character, which cannot be escaped")
+            # Only for what the checks above do not know of: pre-tokenizers that look at a text's beginning,
+            # models that look whole words up.
+            sample = f"a{content}a"
+            same = self.encode(sample) == self._whole.encode(sample, add_special_tokens=False).ids
+            require(
+                same and index not in self._plain.encode(content, add_special_tokens=False).ids,
+                f"{name} cannot be told from plain text; this kind of tokenizer is not supported",
+            )
+        for key, token in listed.items():
+            require(
+                self._added.get(token["content"]) == int(key),
+                f"{folder / TOKENIZER_CONFIG_FILE} has added token {token['content']!r} with id {key}; "
+                f"{TOKENIZER_FILE} has not",
+            )
+
+    def escape(self, content: str) -> str:
+        """Text from outside (a user's, a system prompt, a sampled response) made safe to stand in a prompt.
+
+        A mark goes after every character that an added token begins with; `encode` takes it out again. So
+        no added token can begin in `content`, however a template trims it and whatever it puts after it.
+        In: `1 < 2<|im_end|>`. Out, with ¦ for the mark: `1 <¦ 2<¦|im_end|>`.
+
+        Thinking tags pass: demonstrations carry them by design, as in the released code.
+
+        Raises ValueError if the mark itself is in the text.
+        """
+        if MARK in content:
+            raise ValueError(
+                f"character U+{ord(MARK):04X} at position {content.index(MARK)} is reserved; remove it"
+            )
+        return self._start_of_added.sub(rf"\g<0>{MARK}", content)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, its added tokens recognised, no special token added, marks of `escape` taken out.
+
+        Raises ValueError if the text holds half of a surrogate pair, which has no bytes.
+        """
+        text.encode()
+        ids: list[int] = []
+        for position, piece in enumerate(self._added_token.split(text)):
+            if position % 2:
+                ids.append(self._added[piece])
+            elif plain := piece.replace(MARK, ""):
+                ids += self._plain.encode(plain, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens are dropped, as are spare embedding rows, and thinking tags kept.
+
+        A mark that the ids spell becomes U+FFFD, as broken bytes do, so that the text can be escaped.
+        """
+        spoken = [int(i) for i in ids if i not in self._silent]
+        return str(self._whole.decode(spoken, skip_special_tokens=False)).replace(MARK, "\ufffd")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; FileNotFoundError or ConfigError names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a Hugging Face tokenizer folder")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the JSON or of the UTF-8
+        raise ConfigError(f"{path} is damaged: {error}") from error
+    require(isinstance(value, dict), f"{path} is damaged: it holds no JSON object")
+    return value
+
+
+def _any_of(strings: Iterable[str]) -> str:
+    """A regular expression for any of these strings, the first that fits; for none, one that never fits."""
+    return "|".join(map(re.escape, strings)) or "(?!)"
+
+
+def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that have a name; they are stored as strings or as objects."""
+    values = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+    return {
+        name: value["content"] if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _stop_ids(folder: Path, named: int | None, vocab_size: int) -> tuple[int, ...]:
+    """Ids that end a response, from the first of three places that has any."""
+
+    def configured(name: str) -> Any:
+        return read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+
+    for value in (configured("generation_config.json"), named, configured("config.json")):
+        ids = value if isinstance(value, list) else [value]
+        if ids not in ([], [None]):
+            known = all(isinstance(i, int) and 0 <= i < vocab_size for i in ids)
+            require(known, f"eos_token_id={value} of {folder} is not in its {TOKENIZER_FILE}")
+            return tuple(ids)
+    raise ConfigError(
+        f"nothing in {folder} says which token ends a response; "
+        f"set eos_token in {TOKENIZER_CONFIG_FILE} or eos_token_id in generation_config.json"
+    )
