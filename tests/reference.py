@@ -33,39 +33,82 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def normed(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
-    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * scale
+    axes = tuple(range(-scale.ndim, 0))
+    return x / np.sqrt(np.mean(x**2, axis=axes, keepdims=True) + eps) * scale
 
 
-def rotated(x_TNH: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
+def wavelengths(c: ModelConfig, layer_type: str) -> tuple[np.ndarray, float]:
+    """Tokens that each pair of a head takes for a turn, and what rotated vectors are multiplied by.
+
+    YaRN (arXiv 2309.00071) keeps the pairs that turn more than `beta_fast` times within the original
+    context, stretches those that turn less than `beta_slow` times by `factor`, and mixes frequencies in
+    between. The paper mixes in proportion to turns, its authors' program in proportion to the pair's
+    number, from the last pair that is kept to the first that is stretched: weights are trained with that.
+    """
+    yarn = c.rope_scaling
+    length = np.array([2 * np.pi * c.rope_theta ** (2 * pair / c.head_dim) for pair in range(c.head_dim)])
+    own = length[: c.head_dim // 2]
+    if yarn is None or (layer_type == "sliding_attention" and not yarn.sliding_layers):
+        return own, 1.0
+    turns = yarn.original_max_position_embeddings / length
+    kept = max([pair for pair in range(c.head_dim) if turns[pair] >= yarn.beta_fast], default=0)
+    stretched = min(pair for pair in range(c.head_dim) if turns[pair] <= yarn.beta_slow)
+    mixed = []
+    for pair, wavelength in enumerate(own):
+        share = min(max((pair - kept) / (stretched - kept), 0), 1)
+        mixed.append(1 / ((1 - share) / wavelength + share / (yarn.factor * wavelength)))
+    given = yarn.attention_factor
+    return np.array(mixed), 0.1 * np.log(yarn.factor) + 1 if given is None else given
+
+
+def rotated(x_TNH: np.ndarray, wavelengths: np.ndarray, factor: float) -> np.ndarray:
     """Each pair (i, i + H/2) is a complex number, turned by its angle."""
     half = x_TNH.shape[-1] // 2
     z = x_TNH[..., :half] + 1j * x_TNH[..., half:]
-    z = z * np.exp(1j * np.multiply.outer(positions, theta ** (-np.arange(half) / half)))[:, None]
+    turns = np.divide.outer(np.arange(len(x_TNH)), wavelengths)
+    z = factor * z * np.exp(2j * np.pi * turns)[:, None]
     return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def attended(x: np.ndarray, w: Parameters, c: ModelConfig, layer_type: str) -> np.ndarray:
+    """What a layer's attention adds, before any norm of it."""
+    q, k, v = (np.einsum("td,dnh->tnh", x, w[f"attention.{n}"]) for n in ("q_DNH", "k_DKH", "v_DKH"))
+    if c.attention_bias:
+        q, k, v = (x + w[f"attention.{n}"] for x, n in ((q, "q_bias_NH"), (k, "k_bias_KH"), (v, "v_bias_KH")))
+    if c.qk_norm:
+        q = normed(q, w["attention.q_norm"], c.rms_norm_eps)
+        k = normed(k, w["attention.k_norm"], c.rms_norm_eps)
+    turn = wavelengths(c, layer_type)
+    q, k = rotated(q, *turn), rotated(k, *turn)
+    window = c.sliding_window if layer_type == "sliding_attention" else len(x)
+    out = np.zeros_like(x)
+    for t in range(len(x)):
+        seen = slice(max(t - window + 1, 0), t + 1)
+        for n in range(c.num_attention_heads):
+            shared = n // (c.num_attention_heads // c.num_key_value_heads)
+            scores = k[seen, shared] @ q[t, n] / np.sqrt(c.head_dim)
+            out[t] += softmax(scores) @ v[seen, shared] @ w["attention.o_NHD"][n]
+    return out
+
+
+def fed_forward(x: np.ndarray, w: Parameters) -> np.ndarray:
+    gate = x @ w["feed_forward.gate_DF"]
+    return (gate / (1 + np.exp(-gate)) * (x @ w["feed_forward.up_DF"])) @ w["feed_forward.down_FD"]
 
 
 def hidden_states(p: Parameters, c: ModelConfig, tokens: Sequence[int]) -> np.ndarray:
     """Final hidden states [T, D] of one sequence without padding."""
-    length, per_kv = len(tokens), c.num_attention_heads // c.num_key_value_heads
-    positions = np.arange(length)
     x = p["embedding_VD"][np.asarray(tokens)]
     for index in range(c.num_hidden_layers):
         w = {k.removeprefix(f"layers.{index}."): v for k, v in p.items() if k.startswith(f"layers.{index}.")}
-        y = normed(x, w["attention_norm_D"], c.rms_norm_eps)
-        q, k, v = (np.einsum("td,dnh->tnh", y, w[f"attention.{n}"]) for n in ("q_DNH", "k_DKH", "v_DKH"))
-        if c.qk_norm:
-            q = normed(q, w["attention.q_norm"], c.rms_norm_eps)
-            k = normed(k, w["attention.k_norm"], c.rms_norm_eps)
-        q, k = rotated(q, positions, c.rope_theta), rotated(k, positions, c.rope_theta)
-        attended = np.zeros_like(x)
-        for t in range(length):
-            for n in range(c.num_attention_heads):
-                scores = k[: t + 1, n // per_kv] @ q[t, n] / np.sqrt(c.head_dim)
-                attended[t] += softmax(scores) @ v[: t + 1, n // per_kv] @ w["attention.o_NHD"][n]
-        x = x + attended
-        y = normed(x, w["feed_forward_norm_D"], c.rms_norm_eps)
-        gate = y @ w["feed_forward.gate_DF"]
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["feed_forward.up_DF"])) @ w["feed_forward.down_FD"]
+        kind = c.layer_types[index] if c.layer_types else "full_attention"
+        first, second = w["attention_norm_D"], w["feed_forward_norm_D"]
+        if c.norm == "input":
+            x = x + attended(normed(x, first, c.rms_norm_eps), w, c, kind)
+            x = x + fed_forward(normed(x, second, c.rms_norm_eps), w)
+        else:
+            x = x + normed(attended(x, w, c, kind), first, c.rms_norm_eps)
+            x = x + normed(fed_forward(x, w), second, c.rms_norm_eps)
     return normed(x, p["norm_D"], c.rms_norm_eps)
 
 

@@ -13,7 +13,7 @@ from sdistill.config import ConfigError
 from sdistill.datasets.signs.builders import SignsCorpus, SignsProblems
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import problem_from_text
-from sdistill.text.tokenizer import Tokenizer
+from sdistill.text.tokenizer import Tokenizer, check_response
 
 # One thread is enough for data in memory, and more of them fight the training step for the cores.
 _IN_MEMORY = grain.ReadOptions(num_threads=1, prefetch_buffer_size=256)
@@ -53,13 +53,19 @@ class TokenizeExample(grain.transforms.Map):
         self._max_length = max_length
 
     def map(self, element: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Tokenizes one example. Raises ValueError if it is longer than `max_length`."""
+        """Tokenizes one example.
+
+        Raises:
+          ValueError: if it is longer than `max_length`, or an end token stands in the middle of the response.
+        """
         prompt, response = (
             text.decode() if isinstance(text, bytes) else text
             for text in (element["prompt"], element["response"])
         )
         start = self._tokenizer.encode(prompt)
-        ids = [*start, *self._tokenizer.encode(response), self._tokenizer.eos_id]
+        target = [*self._tokenizer.encode(response), self._tokenizer.eos_id]
+        check_response(target, self._tokenizer.stop_ids)
+        ids = [*start, *target]
         if len(ids) - 1 > self._max_length:
             raise ValueError(
                 f"an example of {len(ids) - 1} tokens does not fit a row of {self._max_length}; "

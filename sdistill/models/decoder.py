@@ -59,7 +59,8 @@ def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> 
 def rope_frequencies(config: ModelConfig, layer_type: LayerType) -> tuple[np.ndarray, float]:
     """Radians a position for each pair of a head, and what multiplies sine and cosine.
 
-    Unscaled, or by YaRN (arXiv 2309.00071, section 3.2; bounds rounded outwards as in transformers).
+    Unscaled, or by YaRN (arXiv 2309.00071, section 3.2). The paper's ramp runs in turns of a pair; that of
+    its authors' program, and of transformers, in the pair's index, with bounds rounded outwards: as here.
     """
     half, theta, yarn = config.head_dim // 2, config.rope_theta, config.rope_scaling
     frequency_H = theta ** (-np.arange(half) / half)

@@ -39,7 +39,12 @@ _SAME = (
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768},
-    "qwen3": {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768},
+    "qwen3": {
+        "rope_theta": 10_000.0,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32_768,
+        "head_dim": 128,
+    },
     "olmo3": {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 2_048},
 }
 """What transformers 5.23 assumes where a `config.json` is silent (its classes `Qwen2Config`, …)."""
@@ -72,7 +77,11 @@ def from_hugging_face(path: str | Path) -> ModelConfig:
             raise ConfigError(f"{path}: {name}={found!r} is not supported, only {expected!r}")
     fields = FAMILIES[family] | _DEFAULTS[family] | {"tie_word_embeddings": False}
     fields |= {name: rest.pop(name) for name in _SAME if rest.get(name) is not None}
-    fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
+    if family == "olmo3" or "num_key_value_heads" in values:  # null; where Qwen's is silent, it is 32
+        fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+        if type(fields.get(name)) is not int or fields[name] < 1:
+            raise ConfigError(f"{path}: {name}={fields.get(name)!r} must be a positive int")
     fields |= _head_dim(rest, fields, path) | _layers(rest, fields, family, path) | _rope(rest, family, path)
     if unknown := [f"{name}={value!r}" for name, value in rest.items() if value is not None]:
         raise ConfigError(
@@ -93,15 +102,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no {path.name} in {path.parent}: not a model folder")
     try:
         return dict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError) as error:  # no JSON, or no object
         raise ConfigError(f"{path} is damaged: {error}") from error
 
 
 def _head_dim(rest: dict[str, Any], fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Given, or width over heads."""
-    if (given := rest.pop("head_dim", None)) is not None:
-        return {"head_dim": given}
-    width, heads = fields.get("hidden_size", 0), fields.get("num_attention_heads", 1)
+    """Given, or the family's, or width over heads."""
+    given = rest.pop("head_dim", None)
+    if given is not None or "head_dim" in fields:
+        return {"head_dim": given or fields["head_dim"]}
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
     if width % heads:
         raise ConfigError(f"{path}: hidden_size={width} is no multiple of num_attention_heads={heads}")
     return {"head_dim": width // heads}
@@ -111,7 +121,7 @@ def _layers(rest: dict[str, Any], fields: Mapping[str, Any], family: str, path: 
     """Which layers have a window. In the Qwen families only if `use_sliding_window` says so."""
     types, window = rest.pop("layer_types", None), rest.pop("sliding_window", None)
     used, first = rest.pop("use_sliding_window", None), rest.pop("max_window_layers", None)
-    count = fields.get("num_hidden_layers", 0)
+    count = fields["num_hidden_layers"]
     if family == "olmo3":
         window = 4096 if window is None else window  # transformers' default
         types = types or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(count)]
@@ -120,9 +130,9 @@ def _layers(rest: dict[str, Any], fields: Mapping[str, Any], family: str, path: 
         first = 28 if first is None else first  # transformers' default
         sliding = ["full_attention" if i < first else "sliding_attention" for i in range(count)]
         types = types or (sliding if window is not None else ["full_attention"] * count)
-    if "sliding_attention" not in types:
+    if types == ["full_attention"] * count:
         return {"layer_types": None, "sliding_window": None}
-    if window is None:
+    if "sliding_attention" in types and window is None:
         raise ConfigError(f"{path}: layer_types has 'sliding_attention' layers, but there is no window")
     return {"layer_types": types, "sliding_window": window}
 
@@ -132,6 +142,9 @@ def _rope(rest: dict[str, Any], family: str, path: Path) -> dict[str, Any]:
 
     Olmo-3 scales only the layers that see the whole sequence: see docs/models.md.
     """
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(rest.get(name), dict | None):
+            raise ConfigError(f"{path}: {name}={rest[name]!r} must be an object")
     top = {"rope_theta": rest.pop("rope_theta", None), **(rest.pop("rope_scaling", None) or {})}
     nested = rest.pop("rope_parameters", None) or {}
     if "full_attention" in nested:

@@ -220,8 +220,8 @@ def _top(x: Float[Array, "b t V"], k: int) -> tuple[Float[Array, "b t K"], Int[A
 
 def _partition_top(top_k: int, mesh: Any, arguments: Any, result: Any) -> Any:
     """How `top_ids_of` computes on the logits' parts; see `jax.experimental.custom_partitioning`."""
-    shape, spec = arguments[0].shape, arguments[0].sharding.spec
-    *rows, vocabulary = (*spec, *[None] * (len(shape) - len(spec)))
+    logits = arguments[0]
+    *rows, vocabulary = [*logits.sharding.spec, *[None] * len(logits.shape)][: len(logits.shape)]
 
     def local(logits: Array) -> Array:
         values, ids = _top(logits, min(top_k, logits.shape[-1]))

@@ -56,7 +56,7 @@ class _Tensors:
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{index} is damaged: {error!r}") from error
         else:
             names = [_WEIGHTS]
@@ -123,7 +123,8 @@ def load_pretrained(path: str | Path, *, mesh: Mesh | None = None, dtype: str = 
             value = jnp.zeros(shape, dtype, device=sharding)
             for repeat in range(shape[0]):
                 name = tensor_name(config, parts, repeat)
-                value = _set_layer(value, _to_devices(tensors, name, parts, shape[1:], layer), repeat)
+                part = _to_devices(tensors, name, parts, shape[1:], layer)
+                value = jax.block_until_ready(_set_layer(value, part, repeat))
         values.append((parts, variable.replace(value)))
     nnx.update(model, nnx.from_flat_state(values))
     return model
@@ -131,7 +132,7 @@ def load_pretrained(path: str | Path, *, mesh: Mesh | None = None, dtype: str = 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
-    return stack.at[index].set(layer.astype(stack.dtype))
+    return jax.lax.dynamic_update_index_in_dim(stack, layer.astype(stack.dtype), index, 0)
 
 
 def _to_devices(
@@ -176,8 +177,9 @@ def _check(path: Path, config: ModelConfig, flat: Iterable[Any], tensors: _Tenso
 def _check_same(path: Path, tensors: _Tensors, one: str, other: str) -> None:
     """Compares two tensors, some rows at a time."""
     same = tensors.shapes[one] == tensors.shapes[other]
-    for start in range(0, tensors.shapes[one][0], 8192):
-        rows = (slice(start, start + 8192),)
+    count = tensors.shapes[one][0]
+    for start in range(0, count, 8192):
+        rows = (slice(start, min(start + 8192, count)),)
         if not same or not np.array_equal(tensors.read(one, rows), tensors.read(other, rows)):
             raise ConfigError(f"{path}: tie_word_embeddings is true, but {other} is not {one}")
 

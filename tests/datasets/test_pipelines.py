@@ -61,6 +61,15 @@ def test_examples_longer_than_a_row_are_refused():
         TokenizeExample(TOKENIZER, 9).map(element)
 
 
+def test_a_response_that_goes_on_after_its_end_is_refused():
+    tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
+    (wait,) = tokenizer.encode("wait")
+    tokenizer.stop_ids = (tokenizer.eos_id, wait)
+    element = {"prompt": "1 1 1 = 1 <think>", "response": "so wait so"}
+    with pytest.raises(ValueError, match=f"goes on after end token {wait} at position 1 of 4"):
+        TokenizeExample(tokenizer, 99).map(element)
+
+
 def test_one_example_a_row():
     iterator = batches(packed=False)
     expected = Counter(key(*e.values()) for e in tokenized())

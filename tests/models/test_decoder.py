@@ -10,16 +10,36 @@ import pytest
 from flax import nnx
 
 from sdistill.config import ConfigError
-from sdistill.models.decoder import bind, causal_mask, empty_cache
+from sdistill.models.attention import Places
+from sdistill.models.config import ComputeConfig, YarnConfig
+from sdistill.models.decoder import bind, empty_cache, unroll
 from tests import reference, tiny
 
+YARN = YarnConfig(factor=4.0, original_max_position_embeddings=16, beta_fast=2.0, beta_slow=0.5)
+WINDOWS = {"layer_types": ("full_attention", "sliding_attention"), "sliding_window": 3}
 CONFIGS = {
-    "grouped": tiny.CONFIG,
-    "multi-head": dataclasses.replace(tiny.CONFIG, num_key_value_heads=4, rope_theta=50.0),
-    "plain": dataclasses.replace(
-        tiny.CONFIG, num_key_value_heads=1, qk_norm=False, tie_word_embeddings=False, rms_norm_eps=0.1
-    ),
+    name: dataclasses.replace(tiny.CONFIG, **changes)
+    for name, changes in {
+        "grouped": {},
+        "multi-head": {"num_key_value_heads": 4, "rope_theta": 50.0},
+        "untied": {"num_key_value_heads": 1, "tie_word_embeddings": False, "rms_norm_eps": 0.1},
+        "no norm of queries and keys": {"qk_norm": None},
+        "norm of the whole projection": {"qk_norm": "projection"},
+        "biases": {"attention_bias": True, "qk_norm": None},
+        "norms of outputs": {"norm": "output"},
+        "windows": WINDOWS,
+        "yarn": {"rope_scaling": YARN, "rope_theta": 100.0},
+        "yarn with a factor for attention": {"rope_scaling": dataclasses.replace(YARN, attention_factor=1.5)},
+        "yarn and windows": {"rope_scaling": YARN, **WINDOWS},
+        "yarn not for windows": {"rope_scaling": dataclasses.replace(YARN, sliding_layers=False), **WINDOWS},
+        "a pattern of two kinds, twice": {
+            "num_hidden_layers": 4,
+            "layer_types": ("sliding_attention", "full_attention") * 2,
+            "sliding_window": 4,
+        },
+    }.items()
 }
+OLMO = dataclasses.replace(CONFIGS["yarn not for windows"], qk_norm="projection", norm="output")
 RNG = np.random.default_rng(0)
 SEQUENCES = [RNG.integers(0, 24, n).tolist() for n in (5, 7, 1, 12, 4)]
 PLACES = [(0, 0, 1), (0, 5, 2), (0, 12, 3), (1, 0, 1), (2, 8, 1)]  # row, first column, segment
@@ -28,7 +48,7 @@ PLACES = [(0, 0, 1), (0, 5, 2), (0, 12, 3), (1, 0, 1), (2, 8, 1)]  # row, first 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.QUICKLY)
 def logits(config, params, tokens, positions, segments):
     model = bind(config, params)
-    return model(tokens, positions, causal_mask(segments))[0] @ model.head()
+    return model(tokens, Places(positions, segments)) @ model.head()
 
 
 def packed(padding: int = 0) -> dict[str, np.ndarray]:
@@ -72,44 +92,100 @@ def test_later_tokens_have_no_influence():
     assert not np.any(np.all(ours[1, 6:12] == theirs[1, 6:12], axis=-1))
 
 
+@pytest.mark.parametrize("config", [tiny.CONFIG, OLMO], ids=["whole", "windows"])
 @pytest.mark.parametrize("prefilled", [1, 5, 11])
-def test_prefill_and_steps_with_a_cache_are_the_full_forward(prefilled):
-    """The cache is longer than the sequence, and what lies in its unused columns is masked."""
-    params, tokens = tiny.parameters(), jnp.asarray([SEQUENCES[3], SEQUENCES[3][::-1]])
+def test_prefill_and_steps_with_a_cache_are_the_full_forward(config, prefilled):
+    """The cache is longer than the sequence, and what lies in its unused columns is not seen."""
+    params, tokens = tiny.parameters(config), jnp.asarray([SEQUENCES[3], SEQUENCES[3][::-1]])
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    full = logits(tiny.CONFIG, params, tokens, positions, jnp.ones((2, 12), int))
-    model = bind(tiny.CONFIG, params)
+    full = logits(config, params, tokens, positions, jnp.ones((2, 12), int))
+    model = bind(config, unroll(params))
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
-    def step(tokens, start, cache):
-        at = start + jnp.arange(tokens.shape[1])
-        mask = jnp.broadcast_to(jnp.arange(15) <= at[:, None], (2, tokens.shape[1], 15))
-        hidden, cache = model(tokens, jnp.broadcast_to(at, tokens.shape), mask, cache, start)
+    def step(tokens, column, cache):
+        positions = jnp.broadcast_to(column + jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden, cache = model.extend(tokens, Places(positions, jnp.ones_like(tokens)), cache, column)
         return hidden @ model.head(), cache
 
-    cache = jax.tree.map(lambda x: x + 7.0, empty_cache(tiny.CONFIG, 2, 15, jnp.float32))
+    cache = empty_cache(config, 2, 15)
+    littered = (jax.tree.map(lambda x: x + 7.0, part) for part in (cache.keys, cache.values))
+    cache = cache._replace(**dict(zip(("keys", "values"), littered, strict=True)))
     parts = [tokens[:, :prefilled], *(tokens[:, t : t + 1] for t in range(prefilled, 12))]
-    start, outputs = 0, []
+    column, outputs = 0, []
     for part in parts:
-        output, cache = step(part, start, cache)
-        start += part.shape[1]
+        output, cache = step(part, column, cache)
+        column += part.shape[1]
         outputs.append(output)
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), full, atol=2e-5)
+    np.testing.assert_array_equal(cache.places.segments, [[1] * 12 + [0] * 3] * 2)
 
 
-def test_the_cache_of_a_forward_without_one_holds_its_keys_and_values():
-    params, tokens = tiny.parameters(), jnp.asarray([SEQUENCES[3]])
-    model, positions = bind(tiny.CONFIG, params), jnp.arange(12)[None]
-    forward = jax.jit(
-        lambda *cache: model(tokens, positions, causal_mask(jnp.ones((1, 12), int)), *cache)[1],
-        compiler_options=tiny.QUICKLY,
-    )
-    cache = empty_cache(tiny.CONFIG, 1, 12, jnp.float32)
-    made, filled = forward(), forward(cache)
-    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, cache)
-    for ours, theirs in zip(tiny.leaves(made), tiny.leaves(filled), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
-        assert np.abs(ours).max() > 0.1
+def test_a_cache_may_have_gaps():
+    """Where a token is counts, not the column it is kept in."""
+    params, tokens = tiny.parameters(OLMO), jnp.asarray([SEQUENCES[3]])
+    full = logits(OLMO, params, tokens, jnp.arange(12)[None], jnp.ones((1, 12), int))
+    model, cache = bind(OLMO, params), empty_cache(OLMO, 1, 20)
+    extend = jax.jit(model.extend, compiler_options=tiny.QUICKLY)
+    for start, column in ((0, 0), (6, 11)):  # the first six, then a gap of five columns
+        places = Places(start + jnp.arange(6)[None], jnp.ones((1, 6), int))
+        hidden, cache = extend(tokens[:, start : start + 6], places, cache, column)
+    np.testing.assert_allclose(hidden @ model.head(), full[:, 6:], atol=2e-5)
+
+
+@pytest.mark.parametrize("config", [tiny.CONFIG, OLMO, CONFIGS["a pattern of two kinds, twice"]])
+def test_unrolled_layers_are_the_same_model(config):
+    params = tiny.parameters(config)
+    unrolled = unroll(params)
+    assert len(unrolled["layers"]) == config.num_hidden_layers
+    assert reference.flatten(unrolled).keys() == reference.flatten(params).keys()
+    for name, value in reference.flatten(params).items():
+        np.testing.assert_array_equal(reference.flatten(unrolled)[name], value, err_msg=name)
+
+    @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
+    def extended(params):
+        model = bind(config, params)
+        tokens, places = jnp.asarray([SEQUENCES[3]]), Places(jnp.arange(12)[None], jnp.ones((1, 12), int))
+        return model.extend(tokens, places, empty_cache(config, 1, 12), 0)[0]
+
+    np.testing.assert_allclose(extended(unrolled), extended(params), atol=1e-5)
+
+
+@functools.cache
+def gradients(config, stored="float32"):
+    """Of a loss that every logit takes part in, with weight on some more than on others."""
+    weights, inputs = np.random.default_rng(1).normal(size=(3, 14, 24)), packed()
+
+    @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
+    @jax.grad
+    def gradient(params):
+        out = logits.__wrapped__(config, params, **inputs).astype(jnp.float32)
+        seen = inputs["segments"][..., None] > 0
+        return jnp.mean(jnp.where(seen, jax.nn.log_softmax(out), 0) * weights)
+
+    return tiny.leaves(gradient(jax.tree.map(lambda x: x.astype(stored), tiny.parameters(config))))
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_what_is_computed_again_has_the_same_gradients(remat):
+    config = dataclasses.replace(OLMO, compute=ComputeConfig(remat=remat))
+    for ours, theirs in zip(gradients(config), gradients(OLMO), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+        assert np.abs(theirs).max() > 0
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_gradients_in_bfloat16_are_close_and_have_the_type_of_the_parameters(stored):
+    config = dataclasses.replace(OLMO, compute=ComputeConfig("bfloat16"))
+    for ours, theirs in zip(gradients(config, stored), gradients(OLMO), strict=True):
+        assert ours.dtype == stored
+        assert np.linalg.norm(ours.astype(np.float32) - theirs) < 0.1 * np.linalg.norm(theirs)
+
+
+def test_hidden_states_and_head_have_the_type_of_the_activations():
+    model = bind(dataclasses.replace(OLMO, compute=ComputeConfig("bfloat16")), tiny.parameters(OLMO))
+    inputs = packed()
+    hidden = jax.eval_shape(model, inputs["tokens"], Places(inputs["positions"], inputs["segments"]))
+    assert hidden.dtype == model.head().dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -118,11 +194,19 @@ def test_the_parameter_count_is_the_real_one(name):
     assert CONFIGS[name].parameter_count() == total
 
 
-def test_every_parameter_names_the_axes_it_can_be_split_along():
-    flat = dict(nnx.to_flat_state(tiny.parameters()))
+@pytest.mark.parametrize(
+    "config", [OLMO, CONFIGS["biases"], CONFIGS["untied"]], ids=["olmo", "biases", "untied"]
+)
+def test_every_parameter_names_the_axes_it_can_be_split_along(config):
+    flat = dict(nnx.to_flat_state(tiny.parameters(config)))
     for path, variable in flat.items():
         assert len(variable.get_metadata()["axes"]) == variable[...].ndim, path
-    assert flat["layers", 0, "attention", "q_DNH"].get_metadata()["axes"] == ("embed", "heads", None)
+    assert flat["layers", 0, "attention", "q_DNH"].get_metadata()["axes"] == (
+        "layers",
+        "embed",
+        "heads",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,8 +214,19 @@ def test_every_parameter_names_the_axes_it_can_be_split_along():
     [
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 must divide num_attention_heads=4"),
         ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"layer_types": ("full_attention",)}, "layer_types has 1 entries, num_hidden_layers=2"),
+        ({"sliding_window": 4}, "sliding_window=4 goes with 'sliding_attention' in layer_types"),
+        ({**WINDOWS, "sliding_window": None}, "sliding_window=None goes with 'sliding_attention'"),
+        ({**WINDOWS, "sliding_window": 0}, "sliding_window=0 must be positive"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny.CONFIG, **changes)
+
+
+def test_impossible_computations_are_refused():
+    with pytest.raises(ConfigError, match="attention='cudnn' computes in bfloat16"):
+        ComputeConfig(attention="cudnn")
+    with pytest.raises(ConfigError, match="factor=0.5 must be 1 or more"):
+        dataclasses.replace(YARN, factor=0.5)

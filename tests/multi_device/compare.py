@@ -15,7 +15,7 @@ from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.parallel.rules import TRAINING, place, place_batch
 from sdistill.rollout.engine import Engine, Request
 from sdistill.rollout.sampling import Sampling
-from sdistill.training.objectives import DistillationConfig, OnPolicyBatch
+from sdistill.training.objectives import DistillationConfig, OnPolicyBatch, token_weights
 from sdistill.training.optimizer import OptimizerConfig, make_optimizer
 from sdistill.training.rows import layout
 from sdistill.training.state import new_state
@@ -33,12 +33,15 @@ def make_batch() -> OnPolicyBatch:
     contexts = [[*prompt, *rng.integers(0, 24, 4).tolist()] for prompt in prompts]
     lengths = np.array([5, 6, 1, 3, 6, 2, 4, 6])
     responses = np.where(np.arange(6) < lengths[:, None], rng.integers(0, 24, (8, 6)), 0)
+    student = layout(prompts, responses, lengths, max_prompt=8)
+    has_teacher = np.array([1, 1, 0, 1, 1, 1, 0, 1], np.float32)
     return OnPolicyBatch(
-        student=layout(prompts, responses, lengths, max_prompt=8),
+        student=student,
         rollout_log_probs=rng.normal(-3, 0.3, (8, 6)).astype(np.float32),
         markers=rng.integers(0, 2, (8, 6)).astype(np.float32),
+        weights=token_weights(student.response_mask * has_teacher[:, None], LOSS.aggregation),
         teacher=layout(contexts, responses, lengths, max_prompt=12),
-        has_teacher=np.array([1, 1, 0, 1, 1, 1, 0, 1], np.float32),
+        has_teacher=has_teacher,
     )
 
 

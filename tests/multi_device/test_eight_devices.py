@@ -29,8 +29,8 @@ def outcomes(tmp_path_factory):
 
 def test_the_work_is_split(outcomes):
     single, multiple = outcomes
-    assert single["devices"] == 1 and single["shard"] == [32, 48]
-    assert multiple["devices"] == 8 and multiple["shard"] == [16, 24]  # fsdp × tensor
+    assert single["devices"] == 1 and single["shard"] == [1, 32, 48]
+    assert multiple["devices"] == 8 and multiple["shard"] == [1, 16, 24]  # layers, fsdp × tensor
 
 
 def test_the_step_is_the_same(outcomes):

@@ -59,12 +59,12 @@ def test_a_mesh_larger_than_the_machine_is_refused():
         (("embedding_VD",), ("tensor", "fsdp"), ("tensor", None)),
         (("head_DV",), ("fsdp", "tensor"), (None, "tensor")),
         (("norm_D",), (None,), (None,)),
-        (("layers", 0, "attention", "q_DNH"), ("fsdp", "tensor", None), (None, "tensor", None)),
-        (("layers", 0, "attention", "k_DKH"), ("fsdp", "tensor", None), (None, "tensor", None)),
-        (("layers", 0, "attention", "o_NHD"), ("tensor", None, "fsdp"), ("tensor", None, None)),
-        (("layers", 0, "attention", "q_norm_H"), (None,), (None,)),
-        (("layers", 0, "feed_forward", "gate_DF"), ("fsdp", "tensor"), (None, "tensor")),
-        (("layers", 0, "feed_forward", "down_FD"), ("tensor", "fsdp"), ("tensor", None)),
+        (("layers", 0, "attention", "q_DNH"), (None, "fsdp", "tensor", None), (None, None, "tensor", None)),
+        (("layers", 0, "attention", "k_DKH"), (None, "fsdp", "tensor", None), (None, None, "tensor", None)),
+        (("layers", 0, "attention", "o_NHD"), (None, "tensor", None, "fsdp"), (None, "tensor", None, None)),
+        (("layers", 0, "attention", "q_norm"), (None, None), (None, None)),
+        (("layers", 0, "feed_forward", "gate_DF"), (None, "fsdp", "tensor"), (None, None, "tensor")),
+        (("layers", 0, "feed_forward", "down_FD"), (None, "tensor", "fsdp"), (None, "tensor", None)),
     ],
 )
 def test_logical_axes_become_mesh_axes(params, mesh, path, training, sampling):

@@ -9,7 +9,8 @@ import pytest
 
 from sdistill.analysis.richness import response_log_probs
 from sdistill.config import ConfigError
-from sdistill.models.decoder import bind, causal_mask
+from sdistill.models.attention import Places
+from sdistill.models.decoder import bind
 from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.rollout.engine import Engine, Request, Rollouts
 from sdistill.rollout.sampling import Sampling
@@ -131,7 +132,7 @@ def test_greedy_takes_the_likeliest_token_of_an_uncached_forward():
     def next_token(tokens, length):
         model = bind(CONFIG, PARAMS)
         positions = jnp.arange(tokens.size)
-        hidden, _ = model(tokens[None], positions[None], causal_mask((positions < length).astype(int)[None]))
+        hidden = model(tokens[None], Places(positions[None], (positions < length).astype(int)[None]))
         return jnp.argmax(hidden[0, length - 1] @ model.head())
 
     for prompt, ids, length, finished in zip(
@@ -218,7 +219,7 @@ def test_more_positions_than_the_model_has_are_refused():
 
 
 def test_a_model_without_tied_embeddings_samples_with_its_own_head():
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=False, qk_norm=False, num_hidden_layers=1)
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=False, qk_norm=None, num_hidden_layers=1)
     params = parameters(config, seed=3)
     engine = Engine(config, mesh=make_mesh(MeshConfig()), eos_id=EOS, slots=5, max_prompt=8, max_response=4)
     rollouts = engine.generate(params, REQUESTS, samples=1, seed=0, step=0, sampling=Sampling())

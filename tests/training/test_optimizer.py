@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from sdistill.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -38,6 +39,20 @@ def test_cosine_ends_at_a_hundredth():
     np.testing.assert_allclose(found, [expected(step) for step in steps], rtol=1e-5)
 
 
+# Stacked norms and biases have two axes and are no matrices all the same.
+AXES = {
+    "matrix": ("vocab", "embed"),
+    "scale": (None,),
+    "stacked": ("layers", None),
+    "tensor": ("layers", "embed", None),
+}
+
+
+def state(values):
+    """Arrays as the parameters of a model."""
+    return nnx.State({k: nnx.Param(jnp.asarray(v, jnp.float32), axes=AXES[k]) for k, v in values.items()})
+
+
 def adamw(params, gradients, config):
     means, squares = ({k: np.zeros_like(v) for k, v in params.items()} for _ in range(2))
     schedule = config.rate()
@@ -51,7 +66,7 @@ def adamw(params, gradients, config):
             mean = means[name] / (1 - config.b1 ** (step + 1))
             square = squares[name] / (1 - config.b2 ** (step + 1))
             update = mean / (np.sqrt(square) + 1e-8)
-            if params[name].ndim > 1:
+            if name in ("matrix", "tensor"):
                 update = update + config.weight_decay * params[name]
             params[name] = params[name] - float(schedule(step)) * update
     return params
@@ -67,32 +82,34 @@ def adamw(params, gradients, config):
 )
 def test_updates_match_float64_adamw(config):
     rng = np.random.default_rng(0)
-    shapes = {"matrix": (3, 4), "scale": (4,), "tensor": (2, 3, 2)}
+    shapes = {"matrix": (3, 4), "scale": (4,), "stacked": (2, 4), "tensor": (2, 3, 2)}
     start = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     gradients = [
         {name: scale * rng.standard_normal(shape) for name, shape in shapes.items()}
         for scale in (0.01, 3.0, 0.1, 10.0, 0.001)
     ]
     optimizer = make_optimizer(config)
-    params = {name: jnp.asarray(p, jnp.float32) for name, p in start.items()}
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    params = state(start)
+    moments, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient in gradients:
-        gradient = {name: jnp.asarray(g, jnp.float32) for name, g in gradient.items()}
-        updates, state = update(gradient, state, params)
+        updates, moments = update(state(gradient), moments, params)
         params = optax.apply_updates(params, updates)
     expected = adamw(dict(start), gradients, config)
     for name in shapes:
-        np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(params[name][...], expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_only_matrices_decay():
     config = OptimizerConfig(0.5, warmup_steps=0, weight_decay=0.1)
-    params = {"matrix": jnp.full((2, 2), 4.0), "scale": jnp.full(2, 4.0)}
+    params = state(
+        {"matrix": np.full((2, 2), 4.0), "scale": np.full(2, 4.0), "stacked": np.full((2, 2), 4.0)}
+    )
     optimizer = make_optimizer(config)
-    zeros = {name: jnp.zeros_like(p) for name, p in params.items()}
+    zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["matrix"], -0.5 * 0.1 * 4.0, rtol=1e-6)
-    np.testing.assert_array_equal(updates["scale"], 0)
+    np.testing.assert_allclose(updates["matrix"][...], -0.5 * 0.1 * 4.0, rtol=1e-6)
+    np.testing.assert_array_equal(updates["scale"][...], 0)
+    np.testing.assert_array_equal(updates["stacked"][...], 0)
 
 
 def test_equal_settings_share_one_optimizer():

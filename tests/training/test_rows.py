@@ -6,6 +6,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdistill.models.attention import Places
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder
 from sdistill.training.rows import layout, response_hidden, response_ids
@@ -81,7 +82,7 @@ def test_hidden_states_are_those_that_predict_the_response(model):
     for row, prompt in enumerate(prompts):
         ids = jnp.asarray([[*prompt, *responses[row][: lengths[row]]]])
         size = ids.shape[1]
-        alone, _ = forward(model, ids, jnp.arange(size)[None], jnp.tri(size, dtype=bool)[None])
+        alone = forward(model, ids, Places(jnp.arange(size)[None], jnp.ones((1, size), int)))
         predicting = alone[0, len(prompt) - 1 : size - 1]
         np.testing.assert_allclose(hidden[row, : lengths[row]], predicting, rtol=1e-5, atol=1e-5)
 
