@@ -40,22 +40,28 @@ from sdistill.analysis.claims import (
     name,
 )
 from sdistill.analysis.epistemic import WHOLE_WORD
+from sdistill.analysis.ranking import FIXES, JUDGE, against, by_seed, last, standings
 
 VALUES = "Values at the last step"
+RANKING = f"Ranked by accuracy on {JUDGE}, problems harder than those trained on"
+HEADINGS = {**SECTIONS, FIXES: "Which fix keeps reasoning?"}
 KEYS = {"section", "condition", "seed", "step", "dataset", "metric", "value", "n", "ci_low", "ci_high"}
 ASSETS = Path(__file__).parent / "assets"
 DIGITS = {"accuracy": 3, "length": 1, "words": 2, "words_substring": 2, "bits_per_response": 2}
 TERMINAL_TABLES = {
+    RANKING,
     VALUES,
     *(f"Minus {name(reference)}, paired by problem" for reference in ("base", "unguided")),
 }
 TERMINAL = {"condition", "data", *DIGITS} - {"words_substring"}
+TERMINAL_RANKING = {"rank", f"{JUDGE} accuracy", "minus base", "minus SDPO"}
 ORDER = ("accuracy", "pass@", "maj@", "length", "words", "words_substring", "finished", "bits_per")
 EXPECTED = {
     "richness": list(figures.CONTEXT_MARKS),
     "sft": list(figures.SFT_COLOURS),
     "on_policy": ["base", *figures.RUN_LINES],
     "coverage": ["base"],
+    FIXES: [*figures.FIX_LINES],
 }
 TRACES = {  # section → conditions side by side, data sets in order of preference
     "richness": (("unguided", "answer", "solution"), ("walk",)),
@@ -186,7 +192,7 @@ def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
         elif other := r["metric"].partition("_minus:")[2]:
             title = f"Minus {name(other)}, paired by problem"
         groups.setdefault(title, []).append(r)
-    tables = []
+    tables = ranking_tables(mine) if section == FIXES else []
     for title in sorted(groups, key=lambda t: (t.startswith("Training"), t != VALUES)):
         rows = groups[title]
         pooled = {r["condition"] for r in rows if r["seed"] == POOLED}
@@ -194,6 +200,27 @@ def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
         if shown:
             tables.append(_tabulate(title, shown, integer_seeds(mine)))
     return tables
+
+
+def ranking_tables(records: Sequence[Record]) -> list[Table]:
+    """The conditions of the fixes in their order; no table where nothing was pooled."""
+    columns = {
+        f"{JUDGE} accuracy": (JUDGE, "accuracy"),
+        "minus base": (JUDGE, "accuracy_minus:base"),
+        "minus SDPO": (JUDGE, "accuracy_minus:sdpo"),
+        "k3 accuracy": ("k3", "accuracy"),
+        f"{JUDGE} length": (JUDGE, "length"),
+        f"{JUDGE} words": (JUDGE, "words"),
+        f"{JUDGE} finished": (JUDGE, "finished"),
+    }
+    body: list[list[str | Cell]] = []
+    for standing in standings(records):
+        condition = standing.condition
+        cells = [_cell(last(records, condition, *figure)) for figure in columns.values()]
+        seeds = ", ".join(_number(value, 2) for value in by_seed(records, condition))
+        body.append([standing.place, condition, *cells, seeds])
+    head = ["rank", "condition", *columns, f"{JUDGE} by seed"]
+    return [Table(RANKING, head, body)] if body else []
 
 
 def _number(value: float | None, digits: int, sign: str = "-") -> str:
@@ -205,8 +232,9 @@ def print_section(section: str, records: Sequence[Record], console: Console) -> 
     for table in section_tables(section, records):
         if table.title not in TERMINAL_TABLES:
             continue
-        kept = [i for i, c in enumerate(table.columns) if c in TERMINAL]
-        if not any(table.columns[i] in DIGITS for i in kept):
+        ranked = table.title == RANKING
+        kept = [i for i, c in enumerate(table.columns) if c in TERMINAL or (ranked and c in TERMINAL_RANKING)]
+        if not ranked and not any(table.columns[i] in DIGITS for i in kept):
             continue
         shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i in kept:
@@ -215,7 +243,7 @@ def print_section(section: str, records: Sequence[Record], console: Console) -> 
             shown.add_column(header, justify="right" if numeric else "left", no_wrap=True)
         for row in table.rows:
             shown.add_row(*(_terminal(row[i]) for i in kept))
-        console.print(Text(f"\n{SECTIONS[section]}: {table.title[0].lower()}{table.title[1:]}", style="bold"))
+        console.print(Text(f"\n{HEADINGS[section]}: {table.title[0].lower()}{table.title[1:]}", style="bold"))
         console.print(shown)
 
 
@@ -231,8 +259,10 @@ def _terminal(cell: str | Cell) -> Text:
 def print_tables(records: Sequence[Record], console: Console | None = None) -> None:
     """Prints the tables of every section that was run, then the verdicts on the claims."""
     console = console or Console()
-    for section in SECTIONS:
+    for section in shown_sections(records):
         print_section(section, records, console)
+    if not studies_paper(records):
+        return
     colours = {Outcome.REPRODUCED: "green", Outcome.NOT_REPRODUCED: "red"}
     verdicts = RichTable("claim of the paper", "verdict", box=box.SIMPLE_HEAD, show_edge=False)
     claims = judge(records)
@@ -240,6 +270,17 @@ def print_tables(records: Sequence[Record], console: Console | None = None) -> N
         verdicts.add_row(Text(claim.text), Text(claim.outcome, colours.get(claim.outcome, "")))
     console.print(Text(f"\n{summary(claims).partition('. ')[0]}", style="bold"))
     console.print(verdicts)
+
+
+def studies_paper(records: Sequence[Record]) -> bool:
+    """Whether the run is about the paper's claims, and not of the fixes alone."""
+    return not records or any(r["section"] in SECTIONS for r in records)
+
+
+def shown_sections(records: Sequence[Record]) -> list[str]:
+    """The paper's sections, run or not, if the run is about them; that of the fixes if it was run."""
+    paper = list(SECTIONS) if studies_paper(records) else []
+    return paper + [FIXES] * any(r["section"] == FIXES for r in records)
 
 
 # ── The page ─────────────────────────────────────────────────────────────────────────────────────
@@ -270,6 +311,19 @@ def summary(claims: Sequence[Claim]) -> str:
             label = outcome.capitalize()
             sentences.append(f"{label} ({len(texts[outcome])}): {'; '.join(texts[outcome])}.")
     return " ".join(sentences)
+
+
+def fixes_summary(records: Sequence[Record]) -> str:
+    """How each condition compares with the base and with SDPO on harder problems; empty if none does."""
+    sentences = []
+    for other in ("base", "sdpo"):
+        words = {"above": "better than", "level": "not told apart from", "below": "worse than"}
+        for side, conditions in against(records, other).items():
+            if conditions:
+                sentences.append(
+                    f"{words[side].capitalize()} {name(other)}: {', '.join(map(name, conditions))}."
+                )
+    return f"Accuracy on harder problems, {JUDGE}. {' '.join(sentences)}" if sentences else ""
 
 
 def _evidence(e: Evidence) -> str:
@@ -327,7 +381,7 @@ def _html_table(table: Table) -> str:
 
 def _section(number: int, section: str, records: Sequence[Record]) -> str:
     mine = [r for r in records if r["section"] == section]
-    heading = f'<section id="{section}"><h2>{SECTIONS[section]}</h2>'
+    heading = f'<section id="{section}"><h2>{HEADINGS[section]}</h2>'
     if not mine:
         return f'{heading}<p class="missing">Not measured in this run.</p></section>'
     missing = [name(c) for c in EXPECTED[section] if c not in {r["condition"] for r in mine}]
@@ -343,8 +397,12 @@ def _section(number: int, section: str, records: Sequence[Record]) -> str:
         f"<figcaption><b>Figure {number}.</b> {_esc(caption)} Bars and bands are 95 % intervals."
         "</figcaption></figure>"
     )
-    tables = "".join(map(_html_table, section_tables(section, records)))
-    return f"{heading}{marks}{figure}<details><summary>Tables</summary>{tables}</details></section>"
+    tables = section_tables(section, records)
+    ranking = ""
+    if tables and tables[0].title == RANKING:
+        ranking = _fill("ranking.html", table=_html_table(tables.pop(0)))
+    rest = "".join(map(_html_table, tables))
+    return f"{heading}{marks}{ranking}{figure}<details><summary>Tables</summary>{rest}</details></section>"
 
 
 def highlight(text: str) -> str:
@@ -413,19 +471,31 @@ def _json_block(path: Path, title: str) -> str:
     return f"<details><summary>{title}</summary><pre>{_esc(text)}</pre></details>"
 
 
+def _fill(asset: str, **values: object) -> str:
+    """The text of an asset with its `$names` replaced."""
+    return Template((ASSETS / asset).read_text(encoding="utf-8")).substitute(values)
+
+
 def _page(run_dir: Path, records: Sequence[Record]) -> str:
     claims = judge(records)
-    sections = [_section(i, section, records) for i, section in enumerate(SECTIONS, 1)]
+    sections = [_section(i, section, records) for i, section in enumerate(shown_sections(records), 1)]
     settings = (("config.json", "Settings"), ("environment.json", "Versions, devices, seeds"))
-    return Template((ASSETS / "report.html").read_text(encoding="utf-8")).substitute(
+
+    title, found = "Fixes for self-distillation: one run, ranked", [fixes_summary(records)]
+    if studies_paper(records):
+        title = "Why does self-distillation degrade reasoning? One run, claim by claim"
+        found.insert(0, summary(claims))
+        traces = "\n".join(_trace_group(run_dir, section) for section in TRACES)
+        sections.insert(0, _fill("claims.html", claims=_claims_table(claims), margin=MARGIN))
+        sections.append(_fill("traces.html", traces=traces))
+    return _fill(
+        "report.html",
+        title=title,
         run=_esc(run_dir.resolve().name),
         style=(ASSETS / "report.css").read_text(encoding="utf-8"),
-        summary=_esc(summary(claims)),
+        summary=_esc(" ".join(filter(None, found))),
         seeds=", ".join(map(str, integer_seeds(records))) or "none",
-        claims=_claims_table(claims),
-        margin=MARGIN,
-        sections="\n".join(sections),
-        traces="\n".join(_trace_group(run_dir, section) for section in TRACES),
+        sections="\n\n".join(sections),
         settings="\n".join(_json_block(run_dir / file, title) for file, title in settings),
     )
 

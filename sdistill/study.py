@@ -1,9 +1,11 @@
 """The whole study of arXiv 2603.24472 on the signs puzzle, section by section, with a report.
 
     python -m sdistill.study --config configs/signs/study.py --workdir runs/study
+    python -m sdistill.study --config configs/signs/fixes.py --workdir runs/fixes
 
 The sections are the paper's: (3) how much richer contexts change responses, (4) SFT on unguided and on
-guided responses, (5) SDPO against GRPO, (6) task coverage. What a study directory holds:
+guided responses, (5) SDPO against GRPO, (6) task coverage. The second study has one section of its own,
+which of the fixes proposed since keeps reasoning. What a study directory holds:
 
     config.json, environment.json   settings, versions
     runs/<section>/<condition>/seed<k>/<dataset>-<step>.jsonl.gz
@@ -31,7 +33,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sdistill import command
 from sdistill.analysis.records import Record
 from sdistill.config import parse, to_json
-from sdistill.experiments.config import StudyConfig
+from sdistill.experiments.config import FixesConfig, RunsConfig, StudyConfig
+from sdistill.experiments.fixes import fixes_section
 from sdistill.experiments.on_policy import coverage_section, on_policy_section
 from sdistill.experiments.richness import richness_section
 from sdistill.experiments.sft import sft_section
@@ -43,15 +46,18 @@ from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 from sdistill.train import CONFIG_FILE, check_workdir
 
-SECTIONS: dict[str, Callable[[Study], list[Record]]] = {
-    "richness": richness_section,
-    "sft": sft_section,
-    "on_policy": on_policy_section,
-    "coverage": coverage_section,
+SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Record]]]] = {
+    StudyConfig: {
+        "richness": richness_section,
+        "sft": sft_section,
+        "on_policy": on_policy_section,
+        "coverage": coverage_section,
+    },
+    FixesConfig: {"fixes": fixes_section},
 }
 
 
-def run_study(config: StudyConfig, workdir: Path, console: Console) -> Path:
+def run_study(config: RunsConfig, workdir: Path, console: Console) -> Path:
     """Runs or continues the study; returns the path of the report.
 
     Raises:
@@ -67,7 +73,7 @@ def run_study(config: StudyConfig, workdir: Path, console: Console) -> Path:
     with Progress(*columns, console=console, transient=True) as progress:
         chat = SignsChat(SentencePieceTokenizer(SIGNS_TOKENIZER))
         study = Study(config, workdir, load_pretrained(SIGNS_BASE), chat, progress)
-        for name, section in SECTIONS.items():
+        for name, section in SECTIONS[type(config)].items():
             records += section(study)
             done = {record["section"] for record in records}
             kept = [record for record in before if record["section"] not in done]
@@ -76,7 +82,7 @@ def run_study(config: StudyConfig, workdir: Path, console: Console) -> Path:
     return write_report(workdir)
 
 
-def environment(config: StudyConfig) -> dict[str, str]:
+def environment(config: RunsConfig) -> dict[str, str]:
     """Versions, machine and seeds, for the report."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -93,9 +99,10 @@ def environment(config: StudyConfig) -> dict[str, str]:
 
 
 def main(values: dict[str, Any], workdir: Path) -> None:
-    """Runs the study."""
+    """Runs the study of the fixes if the settings name some, else that of the paper."""
     console = Console()
-    console.print(f"report: {run_study(parse(StudyConfig, values), workdir, console)}")
+    config = parse(FixesConfig if "fixes" in values else StudyConfig, values)
+    console.print(f"report: {run_study(config, workdir, console)}")
 
 
 if __name__ == "__main__":

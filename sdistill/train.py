@@ -17,7 +17,7 @@ What a run directory holds:
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ from sdistill import command
 from sdistill.analysis.measure import Generation
 from sdistill.config import ConfigError, parse, to_json
 from sdistill.datasets.pipelines import example_batches, open_corpus, open_problems, problem_batches
-from sdistill.distill.teacher import first_teacher, next_teacher
+from sdistill.distill.teacher import TeacherConfig, first_teacher, kept_teacher, next_teacher, on_device
 from sdistill.evaluate import sample
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder, bind
 from sdistill.models.folders import find_model, load_model
 from sdistill.models.hugging_face import from_hugging_face
+from sdistill.models.scoring import TokenScores
 from sdistill.models.weights import CONFIG_FILE as MODEL_CONFIG_FILE
 from sdistill.models.weights import load_pretrained, new_model, save_pretrained
 from sdistill.parallel.mesh import make_mesh
@@ -54,18 +55,22 @@ from sdistill.text.tokenizer import (
     Tokenizer,
     check_vocabulary,
 )
-from sdistill.training.batch import on_policy_batch
+from sdistill.training.batch import Score, on_policy_batch
 from sdistill.training.checkpoints import Checkpoints
 from sdistill.training.config import RolloutsConfig, TrainConfig
 from sdistill.training.evaluation import evaluator
+from sdistill.training.micro import on_policy_micro_batches, packed_micro_batches
+from sdistill.training.objectives import Metrics, score_rows
 from sdistill.training.optimizer import make_optimizer
+from sdistill.training.rows import Rows
 from sdistill.training.state import TrainState, new_state
 from sdistill.training.steps import (
     PackedBatch,
-    compile_step,
-    cross_entropy_step,
-    grpo_step,
-    sdpo_step,
+    compile_gradient,
+    compile_update,
+    cross_entropy_gradient,
+    grpo_gradient,
+    sdpo_gradient,
 )
 
 logger = logging.getLogger(__name__)
@@ -101,17 +106,22 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
     write_atomically(workdir / CONFIG_FILE, to_json(config).encode())  # all is well: the directory is ours
     params = nnx.state(model, nnx.Param)
     state = new_state(params, make_optimizer(config.optimizer), mesh)
-    teacher = first_teacher(config.sdpo.teacher, params) if config.sdpo else None
+    teacher = None  # shares the student's weights until the first update
+    kept = kept_teacher(config.guide.teacher, params) if config.guide else None
+    with_reference = config.grpo is not None and config.grpo.kl_coefficient is not None
+    reference = first_teacher(TeacherConfig("fixed"), params) if with_reference else None
     checkpoints = Checkpoints(workdir / "checkpoints")
     metrics: list[dict[str, Any]] = []
-    if restored := checkpoints.restore((state, teacher)):
+    if restored := checkpoints.restore((state, kept)):
         start, (state, teacher), position = restored
         iterator.set_state(position)
         metrics = [r for r in read_records(workdir / "metrics.jsonl") if r["step"] <= start]
+        if len(metrics) < start:
+            raise ConfigError(f"{workdir}/metrics.jsonl lacks steps before {start}; remove checkpoints/")
         logger.info("%s: continuing from step %d", workdir, start)
 
     # Loop.
-    learn = learner(config, state, model.config, mesh, chat, problems)
+    learn = learner(config, state, model.config, mesh, chat, problems, reference)
     evaluate = evaluator(config, model.config, mesh, chat, problems, workdir)
     rollouts: list[Generation] = []
     barren = 0
@@ -119,7 +129,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
     bar = progress.add_task(workdir.name, total=config.steps, completed=int(state.step))
     for step in range(int(state.step), config.steps):
         evaluate(state.params, step)
-        state, teacher, record, generations = learn(state, teacher, next(iterator), step)
+        state, teacher, record, generations = learn(state, teacher, next(iterator), step, metrics)
         check_finite(record, step)
         metrics.append({"step": step + 1, **record})
         rollouts += generations
@@ -168,9 +178,12 @@ def check_workdir(workdir: Path, settings: str) -> None:
 
 def check_thinking(config: TrainConfig, chat: Chat) -> None:
     """Refuses settings of thinking that the model's prompts cannot express."""
+    guide = "sdpo"
+    if config.grpo is not None:
+        guide = "grpo." + ("contrastive_hints" if config.grpo.contrastive_hints else "anti_self_distillation")
     settings = {
         "rollouts.thinking": config.rollouts,
-        "sdpo.context.thinking": config.sdpo.context if config.sdpo else None,
+        f"{guide}.context.thinking": config.guide.context if config.guide else None,
         "evaluation.thinking": config.evaluation,
     }
     for name, where in settings.items():
@@ -227,7 +240,7 @@ def training_problems(config: RolloutsConfig, data_dir: str | None) -> Sequence[
 
 
 Learner = Callable[
-    [TrainState, nnx.State | None, Any, int],
+    [TrainState, nnx.State | None, Any, int, Sequence[dict[str, Any]]],
     tuple[TrainState, nnx.State | None, dict[str, float], list[Generation]],
 ]
 
@@ -239,17 +252,31 @@ def learner(
     mesh: Mesh,
     chat: Chat,
     problems: Sequence[Problem],
+    reference: nnx.State | None,
 ) -> Learner:
-    """The objective's way from (state, teacher, batch of the iterator, step) to the next state."""
-    common = {"model": model, "optimizer": config.optimizer, "chunk": config.chunk}
+    """The objective's way from (state, teacher, batch of the iterator, step, past) to the next state.
+
+    `past` holds the records of the steps before; `reference` the initial weights, where they are needed.
+    """
+    common = {"model": model, "chunk": config.chunk}
+    apply = compile_update(state, optimizer=config.optimizer)
     if config.rollouts is None:
-        cross_entropy = compile_step(cross_entropy_step, state, **common)
+        assert config.examples is not None
+        examples_gradient = compile_gradient(cross_entropy_gradient, state, **common)
+        example_rows = config.micro_rows or config.examples.rows
 
         def learn_examples(
-            state: TrainState, teacher: nnx.State | None, batch: Any, step: int
+            state: TrainState,
+            teacher: nnx.State | None,
+            batch: Any,
+            step: int,
+            past: Sequence[dict[str, Any]],
         ) -> tuple[TrainState, nnx.State | None, dict[str, float], list[Generation]]:
-            state, metrics = cross_entropy(state, place_batch(PackedBatch(**batch), mesh))
-            return state, teacher, to_floats(metrics), []
+            weights = batch["weights"] / max(batch["weights"].sum(), 1.0)
+            parts = packed_micro_batches(PackedBatch(**{**batch, "weights": weights}), example_rows)
+            gradient, metrics = add_up(examples_gradient, mesh, parts, state.params)
+            state, more = apply(state, gradient)
+            return state, teacher, to_floats([*metrics, more]), []
 
         return learn_examples
 
@@ -263,13 +290,30 @@ def learner(
         max_prompt=settings.max_prompt,
         max_response=settings.max_response,
     )
+    common["temperature"] = temperature
     if config.sdpo is not None:
-        update = compile_step(sdpo_step, state, config=config.sdpo.loss, temperature=temperature, **common)
+        mix = config.sdpo.teacher.mix
+        gradient_of = compile_gradient(sdpo_gradient, state, config=config.sdpo.loss, mix=mix, **common)
     else:
-        update = compile_step(grpo_step, state, config=config.grpo, temperature=temperature, **common)
+        gradient_of = compile_gradient(grpo_gradient, state, config=config.grpo, **common)
+
+    def scorer(params: nnx.State | None) -> Score:
+        def score(rows: Rows) -> TokenScores:
+            size, found = config.micro_rows or len(rows.tokens), []
+            for start in range(0, len(rows.tokens), size):
+                part = place_batch(Rows(*(x[start : start + size] for x in rows)), mesh)
+                scores = score_rows(params, part, model=model, temperature=temperature, chunk=config.chunk)
+                found.append(jax.device_get(scores))
+            return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+        return score
 
     def learn_rollouts(
-        state: TrainState, teacher: nnx.State | None, batch: Any, step: int
+        state: TrainState,
+        teacher: nnx.State | None,
+        batch: Any,
+        step: int,
+        past: Sequence[dict[str, Any]],
     ) -> tuple[TrainState, nnx.State | None, dict[str, float], list[Generation]]:
         posed = [problems[i] for i in batch]
         generations, rollouts = sample(
@@ -285,22 +329,53 @@ def learner(
             sampling=settings.sampling,
             thinking=settings.thinking,
         )
-        rows, figures = on_policy_batch(config, posed, generations, rollouts, chat)
-        rows = place_batch(rows, mesh)
-        if config.sdpo is not None:
-            state, metrics = update(state, teacher, rows)
-            teacher = next_teacher(config.sdpo.teacher, teacher, state.params)
-        else:
-            state, metrics = update(state, rows)
+        shown = on_device(config.guide.teacher, teacher) if config.guide else None
+        if config.guide is not None and config.guide.teacher.weights != "live" and shown is None:
+            shown = state.params  # nothing has moved yet
+        whole, figures = on_policy_batch(
+            config,
+            posed,
+            generations,
+            rollouts,
+            chat,
+            teacher=scorer(state.params if shown is None else shown),
+            reference=scorer(reference),
+            past=past,
+        )
+        parts = on_policy_micro_batches(whole, config.micro_rows or len(generations))
+        weights = (state.params, shown) if config.sdpo is not None else (state.params,)
+        gradient, metrics = add_up(gradient_of, mesh, parts, *weights)
+        if config.guide is not None and teacher is None:
+            teacher = first_teacher(config.guide.teacher, state.params)  # the update takes the buffers
+        state, more = apply(state, gradient)
+        if config.guide is not None:
+            teacher = next_teacher(config.guide.teacher, teacher, state.params)
         generations = [{"step": step + 1, **generation} for generation in generations]
-        return state, teacher, figures | to_floats(metrics), generations
+        return state, teacher, figures | to_floats([*metrics, more]), generations
 
     return learn_rollouts
 
 
-def to_floats(metrics: dict[str, tuple[Any, Any]]) -> dict[str, float]:
-    """Sum over count; 0 where nothing was counted."""
-    return {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics.items()}
+def add_up(
+    gradient_of: Callable[..., tuple[nnx.State, Metrics]], mesh: Mesh, parts: Iterable[Any], *weights: Any
+) -> tuple[nnx.State, list[Metrics]]:
+    """The gradient of a batch from those of its parts, and their metrics."""
+    gradient, metrics = None, []
+    for part in parts:
+        gradient, figures = gradient_of(*weights, place_batch(part, mesh), so_far=gradient)
+        metrics.append(figures)
+    assert gradient is not None  # a batch has rows
+    return gradient, metrics
+
+
+def to_floats(metrics: Sequence[Metrics]) -> dict[str, float]:
+    """Sums over counts of all parts; 0 where nothing was counted."""
+    totals: dict[str, tuple[float, float]] = {}
+    for part in jax.device_get(metrics):
+        for name, (total, count) in part.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + float(total), before[1] + float(count))
+    return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
 
 
 def check_finite(record: dict[str, float], step: int) -> None:

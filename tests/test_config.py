@@ -191,6 +191,11 @@ def test_the_settings_that_are_broken_below_are_fine(values):
             {"support": "sampled", "top_k": None, "tail": None},
             "config.sdpo.loss.alpha=0.5: support='sampled' estimates KL(S‖T), alpha=1, only",
         ),
+        (
+            "sdpo.loss.rollout_correction_cap",
+            2.0,
+            "config.sdpo.loss.rollout_correction_cap has no effect where rollouts.sampling sets neither",
+        ),
         ("sdpo.loss.importance_cap", 0.0, "config.sdpo.loss.importance_cap=0.0 must be positive, or None"),
         ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate=0.0 must be positive"),
         ("optimizer.decay_steps", 5, "config.optimizer.decay_steps=5 goes with schedule='cosine'"),
@@ -251,3 +256,13 @@ def test_grpo_has_no_teacher_prompt():
     with pytest.raises(ConfigError, match="config.rollouts.max_teacher_prompt goes with objective='sdpo'"):
         parse(TrainConfig, values)
     assert parse(TrainConfig, changed(values, "rollouts.max_teacher_prompt", REMOVE)).grpo is not None
+
+
+@pytest.mark.parametrize("fix", ["contrastive_hints", "anti_self_distillation"])
+def test_grpo_with_a_teacher_has_teacher_prompts(fix):
+    values = {**SDPO, "objective": "grpo", "grpo": {fix: {}}}
+    del values["sdpo"]
+    config = parse(TrainConfig, values)
+    assert config.guide.context.kind == "solution" and config.guide.teacher.weights == "live"
+    with pytest.raises(ConfigError, match="config.rollouts.max_teacher_prompt goes with objective='sdpo'"):
+        parse(TrainConfig, changed(values, "rollouts.max_teacher_prompt", REMOVE))

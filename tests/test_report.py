@@ -13,6 +13,7 @@ from rich.console import Console
 from sdistill import report
 from sdistill.analysis import figures
 from sdistill.analysis.claims import Comparison, Outcome, difference, judge
+from sdistill.analysis.ranking import standings
 
 HOSTILE = "<script>alert(1)</script> <think> maybe 8 -3 & wait </think> + -"
 
@@ -106,6 +107,33 @@ def coverage_records():
                 for dataset, value in (("k3", ood + 0.2), ("k4", ood)):
                     rows.append(record("coverage", run, dataset, "accuracy", value, step=step))
                 rows.append(record("coverage", run, "k4", "accuracy_minus:base", ood - 0.61, step=step))
+    return rows
+
+
+FIXES = {  # accuracy on k4 and k3, minus base and minus SDPO on k4, length, words
+    "base": (0.61, 0.81, None, None, 36.0, 3.5),
+    "grpo": (0.73, 0.91, 0.12, 0.28, 33.0, 2.9),
+    "sdpo": (0.45, 0.70, -0.16, None, 14.0, 0.9),
+    "sdpo_marker_mask": (0.60, 0.82, -0.01, 0.15, 30.0, 3.2),
+    "sdpo_pass_rate": (0.46, 0.71, -0.15, 0.01, 15.0, 1.0),
+    "grpo_contrastive_hints": (0.72, 0.90, 0.11, 0.27, 34.0, 2.8),
+}
+
+
+def fixes_records():
+    rows = []
+    for condition, (k4, k3, base, sdpo, length, words) in FIXES.items():
+        step = 0 if condition == "base" else 40
+        for dataset, accuracy in (("k4", k4), ("k3", k3)):
+            figures = {"accuracy": accuracy, "length": length, "words": words, "finished": 0.9}
+            if dataset == "k4":
+                figures |= {"accuracy_minus:base": base, "accuracy_minus:sdpo": sdpo}
+            for metric, value in figures.items():
+                if value is not None:
+                    rows.append(record("fixes", condition, dataset, metric, value, step=step))
+            for seed in (0, 1):
+                value = accuracy + 0.01 * (2 * seed - 1)
+                rows.append(record("fixes", condition, dataset, "accuracy", value, step=step, seed=seed))
     return rows
 
 
@@ -250,6 +278,47 @@ def test_page_is_self_contained_and_escapes_what_comes_from_the_run(tmp_path):
     assert "Not measured" not in page
 
 
+def test_fixes_are_ranked_with_ties_visible():
+    places = {s.condition: s.place for s in standings(fixes_records())}
+    assert places == {
+        "grpo": "1–2", "grpo_contrastive_hints": "1–2", "base": "3–4", "sdpo_marker_mask": "3–4",
+        "sdpo_pass_rate": "5–6", "sdpo": "5–6",
+    }  # fmt: skip
+    assert list(places)[:3] == [
+        "grpo",
+        "grpo_contrastive_hints",
+        "base",
+    ]  # of those in a tie the higher first
+    (table,) = report.ranking_tables(fixes_records())
+    assert table.rows[0][:2] == ["1–2", "grpo"] and table.rows[0][-1] == "0.72, 0.74"
+    text = report.fixes_summary(fixes_records())
+    assert "Not told apart from base: SDPO + marker mask." in text
+    assert "Worse than base: SDPO + pass-rate weight, SDPO." in text
+    assert "Not told apart from SDPO: SDPO + pass-rate weight." in text
+
+
+def test_a_run_of_the_fixes_alone_has_a_page_of_its_own(tmp_path):
+    run = write_run(tmp_path, fixes_records(), generations=False)
+    page = report.write_report(run).read_text(encoding="utf-8")
+    assert "<h2>Which fix keeps reasoning?</h2>" in page and page.count("<svg") == 1
+    assert 'id="claims"' not in page and 'id="traces"' not in page and "Not measured" not in page
+    assert "SDPO + marker mask" in page and ">3–4<" in page
+
+
+def test_the_fixes_follow_the_papers_sections_where_a_run_has_both(tmp_path):
+    run = write_run(tmp_path, synthetic_records() + fixes_records())
+    page = report.write_report(run).read_text(encoding="utf-8")
+    assert page.count("<svg") == 5 and "17 of 17 measured directions" in page
+    assert page.index('id="coverage"') < page.index('id="fixes"') < page.index('id="traces"')
+
+
+def test_conditions_of_one_seed_are_not_ranked(tmp_path):
+    rows = [r for r in fixes_records() if r["seed"] == 0]
+    assert report.ranking_tables(rows) == [] and report.fixes_summary(rows) == ""
+    page = report.write_report(write_run(tmp_path, rows, generations=False)).read_text(encoding="utf-8")
+    assert "Not pooled over seeds" in page
+
+
 def test_traces_take_the_first_sample_of_the_first_problems_at_the_last_step(tmp_path):
     run = write_run(tmp_path, [])
     page = report.write_report(run).read_text(encoding="utf-8")
@@ -302,7 +371,7 @@ def test_undefined_values_are_shown_as_such(tmp_path):
 @pytest.mark.parametrize("section", figures.FIGURES)
 def test_figures_are_deterministic_and_take_the_pages_ink(section):
     draw, _ = figures.FIGURES[section]
-    rows = synthetic_records()
+    rows = synthetic_records() + fixes_records()
     first = figures.to_svg(draw(rows))
     assert first == figures.to_svg(draw(rows))
     assert first.startswith("<svg") and "currentColor" in first
@@ -316,6 +385,8 @@ def test_terminal_tables():
     report.print_section("sft", synthetic_records(), console)
     assert "sft_guided" in stream.getvalue() and "0.510 ±0.020" in stream.getvalue()
     report.print_section("coverage", [], console)
+    report.print_section("fixes", fixes_records(), console)
+    assert "0.730 ±0.020" in stream.getvalue() and "3–4" in stream.getvalue()
     report.print_tables(synthetic_records(), console)
     assert stream.getvalue().count("reproduced") == 1 + 17  # the headline and the claims
 

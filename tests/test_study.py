@@ -4,10 +4,14 @@ import contextlib
 import fcntl
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
 
+from configs.signs import fixes
+from sdistill.config import ConfigError, parse
+from sdistill.experiments.config import FixesConfig
 from sdistill.storage import read_records
 from tests.processes import ROOT, Commands, files_below
 
@@ -145,6 +149,65 @@ def test_a_directory_of_another_study_is_refused(uninterrupted, commands):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "other settings" in done.stderr and '"partial_fraction": 0.25' in done.stderr
+
+
+FIXES = "--config=configs/signs/fixes.py:tiny"
+
+
+def test_the_study_of_the_fixes_goes_on_after_a_kill_and_ranks_what_it_ran(commands, tmp_path):
+    workdir = tmp_path / "fixes"
+    arguments = ("sdistill.study", FIXES, f"--workdir={workdir}")
+    runs = workdir / "runs" / "fixes"
+    commands.kill(
+        *arguments, when=(runs / "sdpo" / "seed0" / "config.json").exists, after=random.uniform(0, 3)
+    )
+    assert not (workdir / "results.jsonl").exists()
+    commands.succeed(*arguments)
+    conditions = [
+        *("base", "grpo", "sdpo", "sdpo_pointwise_clip", "sdpo_marker_mask", "sdpo_pass_rate"),
+        *("sdpo_fork_aware", "sdpo_other_problem", "sdpo_partial", "grpo_contrastive_hints"),
+        "grpo_anti_self_distillation",
+    ]
+    records = read_records(workdir / "results.jsonl")
+    assert list(dict.fromkeys(record["condition"] for record in records)) == conditions
+    assert {(r["section"], r["seed"]) for r in records} == {("fixes", 0), ("fixes", "all")}
+    final = {(r["condition"], r["dataset"], r["metric"]) for r in records if r["ci_low"] is not None}
+    for condition in conditions[1:]:
+        for dataset in ("k3", "k4"):
+            for metric in ("accuracy", "length", "words", "finished", "accuracy_minus:base"):
+                assert (condition, dataset, metric) in final
+            assert ((condition, dataset, "accuracy_minus:sdpo") in final) == (condition != "sdpo")
+    page = (workdir / "report.html").read_text()
+    assert "<h2>Which fix keeps reasoning?</h2>" in page and "GRPO + contrastive hints" in page
+    times = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+    commands.succeed(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == times
+    assert read_records(workdir / "results.jsonl") == records
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda values: values["fixes"][0]["train"].update(steps=3),
+            "sdpo_pointwise_clip has other steps, rollouts or evaluation than grpo",
+        ),
+        (
+            lambda values: values["fixes"][1].update(condition="sdpo_pointwise_clip"),
+            "fixes: the conditions must differ",
+        ),
+        (
+            lambda values: values["fixes"][0].update(condition="clip"),
+            "condition='clip' must begin with 'sdpo_'",
+        ),
+        (lambda values: values.update(seeds=[]), "seeds=() must not be empty"),
+    ],
+)
+def test_fixes_that_cannot_be_compared_are_refused(change, message):
+    values = fixes.get_config("tiny").to_dict()
+    change(values)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(FixesConfig, values)
 
 
 def test_a_filter_that_keeps_no_problem_names_its_fields(commands, tmp_path):

@@ -178,6 +178,45 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(step, uninterrupted, tmp_pa
     assert_same_files(tmp_path, uninterrupted)
 
 
+def shaped_grpo(data_dir):
+    """GRPO with all that it takes from other weights, and a gate that closes at step 5."""
+    anti = {
+        "context": {"kind": "solution"},
+        "teacher": {"weights": "ema", "ema_rate": 0.3},
+        "gate": 1.0,
+        "warmup": 3,
+    }
+    changes = {
+        "objective": "grpo",
+        "seed": 4,
+        "sdpo": None,
+        "grpo": {"kl_coefficient": 0.1, "anti_self_distillation": anti},
+        "evaluation": None,
+    }
+    return parse(TrainConfig, settings(data_dir, **changes))
+
+
+def test_the_gate_and_the_reference_survive_a_cut(tmp_path, data_dir):
+    config = shaped_grpo(data_dir)
+    train(config, tmp_path / "whole")
+    shaped = [record["shaped"] for record in read_records(tmp_path / "whole" / "metrics.jsonl")]
+    assert shaped[4] == 0 < min(shaped[:4])  # by the mean over the steps before the cut
+    with pytest.raises(PowerCut):
+        train(config, tmp_path / "cut", progress=cut_power_at(5, tmp_path / "cut"))
+    train(config, tmp_path / "cut")
+    assert_same_files(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_run_without_its_records_is_not_continued(uninterrupted, tmp_path, data_dir):
+    """The gate of anti-self-distillation is a function of them."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    shutil.rmtree(workdir / "model")
+    (workdir / "metrics.jsonl").unlink()
+    with pytest.raises(ConfigError, match="metrics.jsonl lacks steps before 6; remove checkpoints/"):
+        train(parse(TrainConfig, settings(data_dir)), workdir)
+
+
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_bits(uninterrupted, tmp_path, data_dir):
     workdir, config = tmp_path / "run", tmp_path / "config.py"
@@ -324,7 +363,8 @@ def test_a_source_without_examples_is_refused(tmp_path, data_dir):
 
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "signs").glob("*.py"))
-RUNS = [name for name in CONFIGS if name not in ("study", "tokenizer")]  # these have tests of their own
+TESTED_ELSEWHERE = ("fixes", "study", "tokenizer")
+RUNS = [name for name in CONFIGS if name not in TESTED_ELSEWHERE]
 
 
 @pytest.mark.parametrize("name", RUNS)

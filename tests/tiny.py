@@ -10,6 +10,7 @@ from flax import nnx
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import is_matrix
 from sdistill.models.weights import new_model
+from sdistill.parallel.mesh import MeshConfig, make_mesh
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -38,6 +39,10 @@ def parameters(config: ModelConfig = CONFIG, seed: int = 0) -> nnx.State:
 
     shapes = nnx.state(nnx.eval_shape(lambda: new_model(config, 0)), nnx.Param)
     return jax.tree.map(draw, shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig())
 
 
 def leaves(tree: object) -> list[np.ndarray]:

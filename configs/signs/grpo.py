@@ -1,20 +1,29 @@
 """GRPO on the signs puzzle: one run of section 5, in everything but the objective as `sdpo.py`.
 
     python -m sdistill.train --config configs/signs/grpo.py --workdir runs/grpo
+    python -m sdistill.train --config configs/signs/grpo.py:dapo --workdir runs/dapo
 
-`:tiny` makes two steps of a small batch.
+The argument is one of `sdistill.training.objectives.PRESETS`, by default none of them: the settings of the
+paper. `tiny` makes two steps of a small batch.
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
 from configs.signs import sdpo
+from sdistill.training.objectives import PRESETS
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Settings of one run."""
-    config = sdpo.get_config(arg or "solution")
+    """Settings of one run; `arg` is a preset or `tiny`."""
+    if arg not in ("", "tiny", *PRESETS):
+        raise ValueError(
+            f"unknown argument {arg!r} of grpo.py; known: 'tiny', {', '.join(map(repr, PRESETS))}"
+        )
+    config = sdpo.get_config("tiny" if arg == "tiny" else "solution")
     config.objective = "grpo"
-    config.grpo = ConfigDict()  # the defaults are the paper's
+    config.grpo = ConfigDict(dataclasses.asdict(PRESETS[arg]) if arg in PRESETS else {})
     del config.sdpo
     del config.rollouts.max_teacher_prompt
     return config

@@ -29,6 +29,7 @@ SECTIONS = {
     "on_policy": "On-policy self-distillation (paper section 5)",
     "coverage": "Task coverage (paper section 6)",
 }
+"""The paper's sections; that of the fixes is in `ranking`."""
 POOLED = "all"  # the seed of records that pool every seed
 MARGIN = 0.03  # accuracy that counts as "about level" in a claim of no loss
 NARROW = 8  # the largest |D| that counts as small in the claim about in-domain gains
@@ -49,6 +50,15 @@ NAMES = {
     "sdpo_solution_ema": "SDPO c = s, EMA teacher",
     "sdpo_answer_fixed": "SDPO c = s∖think",
     "sdpo_answer_ema": "SDPO c = s∖think, EMA teacher",
+    "sdpo": "SDPO",
+    "sdpo_pointwise_clip": "SDPO + pointwise clip",
+    "sdpo_marker_mask": "SDPO + marker mask",
+    "sdpo_pass_rate": "SDPO + pass-rate weight",
+    "sdpo_fork_aware": "SDPO + fork-aware",
+    "sdpo_other_problem": "SDPO + other problem",
+    "sdpo_partial": "SDPO + partial context",
+    "grpo_contrastive_hints": "GRPO + contrastive hints",
+    "grpo_anti_self_distillation": "GRPO + anti-self-distillation",
 }
 
 

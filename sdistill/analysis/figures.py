@@ -1,4 +1,4 @@
-"""The four figures of a study, from its records. One function per figure, nothing global.
+"""The figures of a study, from its records. One function per figure, nothing global.
 
 Ink (text, axes) is written as `currentColor`, so a figure takes the colours of the page it is put
 in, light or dark; the colours of the data are of middle luminance and told apart by colour-blind
@@ -23,6 +23,7 @@ from sdistill.analysis.claims import (
     name,
     select,
 )
+from sdistill.analysis.ranking import FIXES, JUDGE, last, standings
 
 P = ParamSpec("P")
 
@@ -83,6 +84,11 @@ RUN_LINES: Mapping[str, Line] = {
     "sdpo_answer_ema": (ORANGE, "s", ":"),
     "sdpo_solution_fixed": (RED, "v", "-"),
     "sdpo_solution_ema": (RED, "v", ":"),
+}
+FIX_LINES: Mapping[str, Line] = {  # a fix has the colour of what it is put on
+    "base": (GREY, "o", "--"),
+    "grpo": (BLUE, "s", "--"),
+    "sdpo": (RED, "v", "--"),
 }
 SIZE_RAMP = LinearSegmentedColormap.from_list("coverage", [ORANGE, "#d0508a", BLUE])
 
@@ -290,6 +296,44 @@ def coverage(records: Sequence[Record]) -> Figure:
     return figure
 
 
+@_styled
+def fixes(records: Sequence[Record]) -> Figure:
+    """Every condition, ranked: accuracy in and out of distribution, length, words."""
+    order = [standing.condition for standing in standings(records)]
+    cells = (("accuracy", JUDGE), ("accuracy", "k3"), ("length", JUDGE), ("words", JUDGE))
+    figure, panels = _panels(1, len(cells), 11.2, 1.4 + 0.32 * max(len(order), 6))
+    for axes, (metric, dataset) in zip(panels, cells, strict=True):
+        for y, condition in enumerate(order):
+            r = last(records, condition, dataset, metric)
+            if r is None:
+                continue
+            colour, marker, _ = FIX_LINES[condition.partition("_")[0]]
+            axes.errorbar(
+                r["value"],
+                y,
+                xerr=_spread(r),
+                fmt=marker,
+                color=colour,
+                markersize=6.5,
+                markerfacecolor=colour if condition in FIX_LINES else "none",
+                capsize=2,
+                elinewidth=1.4,
+            )
+            if condition in FIX_LINES:
+                axes.axvline(r["value"], color=colour, linestyle="--", linewidth=1.1, label=name(condition))
+        _title(axes, metric, dataset)
+        axes.set_title(f"{UNITS[metric].removesuffix(' per response')}, {PLACES[dataset]}", fontsize=9)
+        if metric != "accuracy":
+            axes.set_xlim(left=0)
+        if order:
+            axes.set_ylim(len(order) - 0.4, -0.6)
+            labels = [name(condition) for condition in order] if axes is panels[0] else []
+            axes.set_yticks(range(len(order)), labels or [""] * len(order))
+            axes.grid(axis="y", visible=False)
+    _legend(figure, 3)
+    return figure
+
+
 FIGURES: Mapping[str, tuple[Callable[[Sequence[Record]], Figure], str]] = {
     "richness": (
         richness,
@@ -310,6 +354,11 @@ FIGURES: Mapping[str, tuple[Callable[[Sequence[Record]], Figure], str]] = {
         coverage,
         "Training on |D| distinct problems, teacher frozen, c = s∖think. Trained problems differ "
         "from one |D| to the next.",
+    ),
+    FIXES: (
+        fixes,
+        "Fixes, ranked by accuracy on harder problems. Filled marks and dashed lines: the base, plain GRPO "
+        "and plain SDPO (c = s); open marks: a fix on top of either, in its colour.",
     ),
 }
 """Section → (figure, caption). Bars and bands are 95 % intervals."""

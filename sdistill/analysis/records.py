@@ -128,6 +128,9 @@ TRAINING_METRICS = (
     "divergence_other",
     "entropy",
     "teacher_entropy",
+    "shaped",
+    "negative",
+    "forks",
     "gradient_norm",
 )
 

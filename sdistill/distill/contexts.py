@@ -117,6 +117,36 @@ def sibling_contents(
     return contents
 
 
+def contrastive_contents(
+    config: ContextConfig,
+    problems: Sequence[Problem],
+    responses: Sequence[Sequence[str]],
+    correct: Sequence[Sequence[bool]],
+    hints: int,
+) -> list[list[list[str | None]]]:
+    """The teacher's user turns for every rollout: with the correct hint, and with `hints` wrong ones.
+
+    The correct hint is the group's first success that is not one's own, the wrong ones are its failures
+    other than one's own, in their order. None stands for a hint that is missing.
+
+    Args:
+      config: How a response is shown as a hint.
+      problems: One a group.
+      responses: Texts, groups × samples.
+      correct: Verdicts on them.
+      hints: Wrong ones of a rollout, at most.
+    """
+    contents = []
+    for problem, texts, verdicts in zip(problems, responses, correct, strict=True):
+        row = []
+        for own in range(len(texts)):
+            wrong = [i for i, success in enumerate(verdicts) if not success and i != own][:hints]
+            shown = [first_other_success(verdicts, own), *wrong, *[None] * (hints - len(wrong))]
+            row.append([None if i is None else guided_content(config, problem, texts[i]) for i in shown])
+        contents.append(row)
+    return contents
+
+
 def _next_solved(problems: Sequence[Problem], correct: Sequence[Sequence[bool]], group: int) -> int | None:
     """The next group, going round, that is about another problem and has a success."""
     for offset in range(1, len(problems)):

@@ -6,6 +6,7 @@ from hidden states, in memory that does not grow with the vocabulary times the p
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sdistill.config import require
+from sdistill.distill.fixes import clip_pointwise
 from sdistill.models.scoring import (
     NOTHING,
+    Summary,
     TokenScores,
     add,
     product,
@@ -22,6 +25,7 @@ from sdistill.models.scoring import (
     read_by_chunks,
     summarise,
     summary_of_logits,
+    sums,
     take,
     top_ids_of,
 )
@@ -33,7 +37,9 @@ LOG_FLOOR = math.log(-math.expm1(-1e-7))
 """A tail bucket holds at least this, as released: it bounds what an id outside the support can cost."""
 
 
-def check_divergence(*, alpha: float, support: Support, top_k: int | None, tail: Tail | None) -> None:
+def check_divergence(
+    *, alpha: float, support: Support, top_k: int | None, tail: Tail | None, pointwise_clip: float | None
+) -> None:
     """Raises ConfigError where the options of a divergence contradict each other."""
     topk = support == "topk"
     require(0 <= alpha <= 1, f"alpha={alpha} must be 0 to 1")
@@ -46,6 +52,14 @@ def check_divergence(*, alpha: float, support: Support, top_k: int | None, tail:
         support != "sampled" or alpha == 1,
         f"alpha={alpha}: support='sampled' estimates KL(S‖T), alpha=1, only",
     )
+    require(
+        pointwise_clip is None or pointwise_clip > 0,
+        f"pointwise_clip={pointwise_clip} must be positive, or None",
+    )
+    require(
+        support != "sampled" or pointwise_clip is None,
+        f"pointwise_clip={pointwise_clip}: support='sampled' has no sum over ids to clip; use another",
+    )
 
 
 def token_divergence(
@@ -56,6 +70,7 @@ def token_divergence(
     support: Support,
     top_k: int | None = None,
     tail: Tail | None = None,
+    pointwise_clip: float | None = None,
     temperature: float | Float[Array, ""] = 1.0,
     sampled_ids_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
@@ -79,6 +94,8 @@ def token_divergence(
       support: See above.
       top_k: Size of the `topk` support.
       tail: What `topk` does with the rest.
+      pointwise_clip: What each id, or the bucket, adds at most, in nats; see `fixes.clip_pointwise`. The
+        divergence may then be negative.
       temperature: Of the rollout; divides the logits of both. Not differentiated.
       sampled_ids_BT: The student's own tokens, for `sampled`.
 
@@ -86,27 +103,23 @@ def token_divergence(
       ConfigError: if the options contradict each other.
       ValueError: if the shapes do.
     """
-    check_divergence(alpha=alpha, support=support, top_k=top_k, tail=tail)
+    check_divergence(alpha=alpha, support=support, top_k=top_k, tail=tail, pointwise_clip=pointwise_clip)
     _check_vocabulary(student_logits_BTV.shape[-1], teacher_logits_BTV.shape[-1], top_k)
     require(
         (support == "sampled") == (sampled_ids_BT is not None),
         f"sampled_ids_BT goes with support='sampled' and only with it; support={support!r}",
     )
-    log_s = _log_softmax(student_logits_BTV, temperature)
-    log_t = jax.lax.stop_gradient(_log_softmax(teacher_logits_BTV, temperature))
+    teacher_logits_BTV = jax.lax.stop_gradient(teacher_logits_BTV)
+    both = student_logits_BTV.astype(jnp.float32), teacher_logits_BTV.astype(jnp.float32)
+    if top_k is not None:
+        ids = top_ids_of(jax.lax.stop_gradient(both[0]), top_k)
+        log_s, log_t = (_on_support(x, ids, tail, temperature) for x in both)
+    else:
+        log_s, log_t = (_log_softmax(x, temperature) for x in both)
     if sampled_ids_BT is not None:
         log_s, log_t = (take(x, sampled_ids_BT[..., None])[..., 0] for x in (log_s, log_t))
         return _sampled(log_s, log_t)
-    if top_k is not None:
-        ids = top_ids_of(jax.lax.stop_gradient(student_logits_BTV), top_k)
-        log_s, log_t = (
-            jnp.concatenate(
-                [take(x, ids), jax.nn.logsumexp(put(x, ids, NOTHING), axis=-1, keepdims=True)], axis=-1
-            )
-            for x in (log_s, log_t)
-        )
-        log_s, log_t = _with_tail(log_s, tail), _with_tail(log_t, tail)
-    return _divergence(log_s, log_t, alpha)
+    return _divergence(log_s, log_t, alpha, pointwise_clip)
 
 
 class Comparison(NamedTuple):
@@ -134,6 +147,7 @@ def chunked_token_divergence(
     support: Support,
     top_k: int | None = None,
     tail: Tail | None = None,
+    pointwise_clip: float | None = None,
     temperature: float | Float[Array, ""] = 1.0,
     chunk_size: int,
 ) -> Comparison:
@@ -152,6 +166,7 @@ def chunked_token_divergence(
       support: See `alpha`.
       top_k: See `alpha`.
       tail: See `alpha`.
+      pointwise_clip: See `alpha`.
       temperature: See `alpha`.
       chunk_size: Largest number of positions whose logits exist at the same time.
 
@@ -159,14 +174,14 @@ def chunked_token_divergence(
       ConfigError: if the options contradict each other.
       ValueError: if the shapes do.
     """
-    check_divergence(alpha=alpha, support=support, top_k=top_k, tail=tail)
+    check_divergence(alpha=alpha, support=support, top_k=top_k, tail=tail, pointwise_clip=pointwise_clip)
     require(chunk_size > 0, f"chunk_size={chunk_size} must be positive")
     _check_vocabulary(student_head_DV.shape[-1], teacher_head_DV.shape[-1], top_k)
     teacher = jax.lax.stop_gradient((teacher_hidden_BTD, teacher_head_DV))
     if support == "full":
         return read_by_chunks(
-            functools.partial(_compare, alpha),
-            functools.partial(_compare_gradient, alpha),
+            functools.partial(_compare, alpha, pointwise_clip),
+            functools.partial(_compare_gradient, alpha, pointwise_clip),
             chunk_size,
             student_hidden_BTD,
             student_head_DV,
@@ -180,25 +195,34 @@ def chunked_token_divergence(
     if support == "sampled":
         loss_BT = _sampled(student.log_prob_BT, teacher_scores.log_prob_BT)
     else:
-        loss_BT = _divergence(_with_tail(s.log_probs(), tail), _with_tail(t.log_probs(), tail), alpha)
+        both = _summary_on_support(s, tail), _summary_on_support(t, tail)
+        loss_BT = _divergence(*both, alpha, pointwise_clip)
     return Comparison(loss_BT, student, teacher_scores)
 
 
 def _compare(
-    alpha: float, logits: Float[Array, "b t V"], slices: tuple[Array, Array], constants: tuple[Array, Array]
+    alpha: float,
+    clip: float | None,
+    logits: Float[Array, "b t V"],
+    slices: tuple[Array, Array],
+    constants: tuple[Array, Array],
 ) -> tuple[Comparison, tuple[Array, ...]]:
-    """`full` support on a chunk; saves both peaks and logarithms of normalisers."""
+    """`full` support on a chunk; saves peaks and logarithms of normalisers, and the sum of slopes."""
     (teacher_hidden, ids), (teacher_head, temperature) = slices, constants
     teacher_logits = product(teacher_hidden, teacher_head)
     s, (s_peak, s_rest, _) = summary_of_logits(0, logits, (ids, None), temperature)
     t, (t_peak, t_rest, _) = summary_of_logits(0, teacher_logits, (ids, None), temperature)
     saved = (s_peak, s_rest, t_peak, t_rest)
     log_s, log_t = _both_log_probs(logits, teacher_logits, temperature, saved)
-    return Comparison(_divergence(log_s, log_t, alpha), s.scores(), t.scores()), saved
+    loss, drift = sums(
+        _clipped_terms(log_s, log_t, alpha, clip), _slopes_of_clipped_terms(log_s, log_t, alpha, clip)
+    )
+    return Comparison(loss, s.scores(), t.scores()), (*saved, drift)
 
 
 def _compare_gradient(
     alpha: float,
+    clip: float | None,
     logits: Float[Array, "b t V"],
     slices: tuple[Array, Array],
     constants: tuple[Array, Array],
@@ -206,19 +230,21 @@ def _compare_gradient(
     gradient: Comparison,
 ) -> Float[Array, "b t V"]:
     (teacher_hidden, ids), (teacher_head, temperature) = slices, constants
-    log_s, log_t = _both_log_probs(logits, product(teacher_hidden, teacher_head), temperature, saved)
-    of_loss, of_log_prob = (x[..., None] / temperature for x in (gradient.loss_BT, gradient.student.log_prob_BT))
-    _, pull = jax.vjp(lambda log_s: _terms(log_s, log_t, alpha), log_s)
-    (slope,) = pull(jnp.ones_like(log_s))
-    total = jnp.sum(slope, axis=-1, keepdims=True)
-    logits_gradient = of_loss * slope - (of_loss * total + of_log_prob) * jnp.exp(log_s)
+    *normalisers, drift = saved
+    log_s, log_t = _both_log_probs(logits, product(teacher_hidden, teacher_head), temperature, normalisers)
+    of_loss, of_log_prob = (
+        x[..., None] / temperature for x in (gradient.loss_BT, gradient.student.log_prob_BT)
+    )
+    p = jnp.exp(log_s)
+    slopes = _slopes_of_clipped_terms(log_s, log_t, alpha, clip)
+    logits_gradient = of_loss * (slopes - p * drift[..., None]) - of_log_prob * p
     return add(logits_gradient, ids[..., None], of_log_prob)
 
 
 def _both_log_probs(
-    student_logits: Array, teacher_logits: Array, temperature: Array, saved: tuple[Array, ...]
+    student_logits: Array, teacher_logits: Array, temperature: Array, normalisers: Iterable[Array]
 ) -> tuple[Array, Array]:
-    s_peak, s_rest, t_peak, t_rest = (x[..., None] for x in saved)
+    s_peak, s_rest, t_peak, t_rest = (x[..., None] for x in normalisers)
     return (student_logits - s_peak) / temperature - s_rest, (teacher_logits - t_peak) / temperature - t_rest
 
 
@@ -229,7 +255,9 @@ def _check_vocabulary(student: int, teacher: int, top_k: int | None) -> None:
             "(cut or pad the head with more)"
         )
     if top_k is not None and top_k > student:
-        raise ValueError(f"top_k={top_k} is above the {student} ids of the vocabulary; lower it, or use 'full'")
+        raise ValueError(
+            f"top_k={top_k} is above the {student} ids of the vocabulary; lower it, or use 'full'"
+        )
 
 
 def _log_softmax(logits: Float[Array, "B T V"], temperature: float | Array) -> Float[Array, "B T V"]:
@@ -239,19 +267,51 @@ def _log_softmax(logits: Float[Array, "B T V"], temperature: float | Array) -> F
     return jax.nn.log_softmax((logits - peak) / jax.lax.stop_gradient(temperature), axis=-1)
 
 
-def _with_tail(log_p: Float[Array, "B T K+1"], tail: Tail | None) -> Float[Array, "B T C"]:
-    """The distribution on the support, from log-probabilities of K ids and of all others together."""
+def _on_support(
+    logits: Float[Array, "B T V"], ids: Int[Array, "B T K"], tail: Tail | None, temperature: float | Array
+) -> Float[Array, "B T C"]:
+    """Log-probabilities of the ids, and of all others in a bucket if there is one."""
     if tail == "renormalise":
-        return jax.nn.log_softmax(log_p[..., :-1], axis=-1)
-    return log_p.at[..., -1].max(LOG_FLOOR)
+        return _log_softmax(take(logits, ids), temperature)
+    log_p = _log_softmax(logits, temperature)
+    rest = jax.nn.logsumexp(put(log_p, ids, NOTHING), axis=-1)
+    return _with_bucket(take(log_p, ids), rest)
+
+
+def _summary_on_support(summary: Summary, tail: Tail | None) -> Float[Array, "B T C"]:
+    """The same of a summary."""
+    if tail == "renormalise":
+        return jax.nn.log_softmax(summary.top_BTK, axis=-1)
+    log_p = summary.log_probs()
+    return _with_bucket(log_p[..., :-1], log_p[..., -1])
+
+
+def _with_bucket(top: Float[Array, "B T K"], rest: Float[Array, "B T"]) -> Float[Array, "B T K+1"]:
+    return jnp.concatenate([top, jnp.maximum(rest, LOG_FLOOR)[..., None]], axis=-1)
 
 
 def _sampled(log_s: Float[Array, "B T"], log_t: Float[Array, "B T"]) -> Float[Array, "B T"]:
     return jax.lax.stop_gradient(log_s - log_t) * log_s
 
 
-def _divergence(log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float) -> Float[Array, "B T"]:
-    return jnp.sum(_terms(log_s, log_t, alpha), axis=-1)
+def _divergence(
+    log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float, clip: float | None
+) -> Float[Array, "B T"]:
+    """Of distributions that sum to 1."""
+    total = jnp.sum(_clipped_terms(log_s, log_t, alpha, clip), axis=-1)
+    if alpha != 1 or clip is not None:
+        return total
+    # Counted from its own value, it keeps the digits of its gradient S (log S/T - KL): a small difference
+    # where S is almost sure of an id that T finds unlikely.
+    center = jax.lax.stop_gradient(total)[..., None]
+    return center[..., 0] + jnp.sum(jnp.exp(log_s) * (log_s - log_t - center), axis=-1)
+
+
+def _clipped_terms(
+    log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float, clip: float | None
+) -> Float[Array, "B T C"]:
+    terms = _terms(log_s, log_t, alpha)
+    return terms if clip is None else clip_pointwise(terms, clip)
 
 
 def _terms(log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float) -> Float[Array, "B T C"]:
@@ -260,12 +320,33 @@ def _terms(log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: fl
         return jnp.exp(log_t) * (log_t - log_s)
     if alpha == 1:
         return jnp.exp(log_s) * (log_s - log_t)
-    # With r = log T/S: log m/S = log(1-alpha + alpha e^r) and log m/T = log m/S - r. Written so that small
-    # ones keep their digits and large ones stay finite.
+    log_ms, log_mt = _log_mixture_over(log_s, log_t, alpha)
+    return -(1 - alpha) * jnp.exp(log_s) * log_ms - alpha * jnp.exp(log_t) * log_mt
+
+
+def _slopes_of_clipped_terms(
+    log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float, clip: float | None
+) -> Float[Array, "B T C"]:
+    """The derivative of each term in its log S. That of log m cancels between the two halves of a term."""
+    if alpha == 0:
+        slopes = -jnp.exp(log_t)
+    elif alpha == 1:
+        slopes = jnp.exp(log_s) * (log_s - log_t + 1)
+    else:
+        slopes = -(1 - alpha) * jnp.exp(log_s) * _log_mixture_over(log_s, log_t, alpha)[0]
+    return slopes if clip is None else jnp.where(_terms(log_s, log_t, alpha) < clip, slopes, 0)
+
+
+def _log_mixture_over(
+    log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float
+) -> tuple[Float[Array, "B T C"], Float[Array, "B T C"]]:
+    """The mixture m = (1-alpha) S + alpha T, as log m/S and log m/T.
+
+    With r = log T/S they are log(1-alpha + alpha e^r) and that less r; written so that small ones keep their
+    digits and large ones stay finite.
+    """
     r = log_t - log_s
     above = r > 0
     excess = jnp.expm1(jnp.where(above, -r, r))
     common = jnp.log1p(jnp.where(above, 1 - alpha, alpha) * excess)
-    log_ms = common + jnp.where(above, r, 0)
-    log_mt = common + jnp.where(above, 0, -r)
-    return -(1 - alpha) * jnp.exp(log_s) * log_ms - alpha * jnp.exp(log_t) * log_mt
+    return common + jnp.where(above, r, 0), common + jnp.where(above, 0, -r)

@@ -1,6 +1,6 @@
-"""The settings of the study."""
+"""The settings of the studies: of the paper's sections, and of the fixes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdistill.config import require
 from sdistill.distill.contexts import Kind
@@ -63,42 +63,108 @@ class TeacherContext:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """The study.
+class RunsConfig:
+    """What every study of on-policy runs has.
 
     Attributes:
-      seeds: Of sections 4 and 5; section 3 uses the first.
-      coverage_seeds: Of section 6; among `seeds`.
+      seeds: Each condition is run under each; they take the place of the runs' own.
       max_prompt: Tokens of a prompt with any context, at most.
+      grpo: The GRPO runs.
+      sdpo: The SDPO runs.
+    """
+
+    seeds: tuple[int, ...]
+    max_prompt: int
+    grpo: TrainConfig
+    sdpo: TrainConfig
+
+    def __post_init__(self) -> None:
+        require(len(self.seeds) > 0, "seeds=() must not be empty")
+        require(self.grpo.evaluation is not None, "grpo.evaluation is missing")
+        require(
+            self.grpo.evaluation == self.sdpo.evaluation, "grpo.evaluation and sdpo.evaluation must be equal"
+        )
+
+
+@dataclass(frozen=True)
+class StudyConfig(RunsConfig):
+    """The study of the paper's sections 3 to 6.
+
+    In the runs, |D| is filled in, in those of SDPO also context and teacher weights; section 3 uses the
+    first seed.
+
+    Attributes:
+      coverage_seeds: Of section 6; among `seeds`.
       richness: Section 3.
       sft: Section 4.
-      grpo: The GRPO runs of sections 5 and 6; |D| and the seed are filled in.
-      sdpo: The SDPO runs; also context and teacher weights are.
       contexts: Of section 5; section 6 takes the last.
       ema_rate: Of the EMA teacher.
       coverage: |D| of section 6, besides the whole split, which section 5 has run.
     """
 
-    seeds: tuple[int, ...]
     coverage_seeds: tuple[int, ...]
-    max_prompt: int
     richness: RichnessConfig
     sft: SFTStudyConfig
-    grpo: TrainConfig
-    sdpo: TrainConfig
     contexts: tuple[TeacherContext, ...]
     ema_rate: float
     coverage: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "coverage_seeds", "contexts", "coverage"):
+        super().__post_init__()
+        for name in ("coverage_seeds", "contexts", "coverage"):
             require(len(getattr(self, name)) > 0, f"{name}=() must not be empty")
         require(
             set(self.coverage_seeds) <= set(self.seeds),
             f"coverage_seeds={self.coverage_seeds} must be among seeds={self.seeds}: they share runs",
         )
-        require(self.grpo.evaluation is not None, "grpo.evaluation is missing")
-        require(
-            self.grpo.evaluation == self.sdpo.evaluation, "grpo.evaluation and sdpo.evaluation must be equal"
-        )
         require(self.sft.train.evaluation is not None, "sft.train.evaluation is missing")
+
+
+@dataclass(frozen=True)
+class FixRun:
+    """SDPO or GRPO with one fix.
+
+    Attributes:
+      condition: Its name in the results, and of its directory: what it is put on, and the fix.
+      train: The run.
+    """
+
+    condition: str
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        require(
+            self.condition.startswith(f"{self.train.objective}_"),
+            f"condition={self.condition!r} must begin with '{self.train.objective}_', its objective",
+        )
+
+
+@dataclass(frozen=True)
+class FixesConfig(RunsConfig):
+    """The study of the fixes: each on top of SDPO or GRPO, on the same data, for as many steps.
+
+    Attributes:
+      fixes: The runs besides those of plain GRPO and SDPO.
+    """
+
+    fixes: tuple[FixRun, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        runs = self.runs()
+        require(len(runs) == 2 + len(self.fixes), f"fixes: the conditions must differ, not {[*runs]}")
+        for condition, run in runs.items():
+            require(
+                _comparable(run) == _comparable(self.grpo),
+                f"fixes: {condition} has other steps, rollouts or evaluation than grpo; make them equal",
+            )
+
+    def runs(self) -> dict[str, TrainConfig]:
+        """Condition → run, the plain ones first."""
+        return {"grpo": self.grpo, "sdpo": self.sdpo, **{fix.condition: fix.train for fix in self.fixes}}
+
+
+def _comparable(run: TrainConfig) -> tuple[object, ...]:
+    """What runs must share for their difference to be one of objectives."""
+    rollouts = run.rollouts and replace(run.rollouts, max_teacher_prompt=None)
+    return run.init_from, run.steps, rollouts, run.evaluation

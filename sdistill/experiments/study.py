@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from flax import nnx
 from rich.progress import Progress
@@ -14,7 +15,7 @@ from sdistill.analysis.records import Cell, Record, Results, training_records
 from sdistill.analysis.richness import richness_bits
 from sdistill.config import ConfigError
 from sdistill.evaluate import sample
-from sdistill.experiments.config import StudyConfig
+from sdistill.experiments.config import RunsConfig
 from sdistill.models.decoder import Decoder
 from sdistill.parallel.mesh import make_mesh
 from sdistill.rollout.engine import Engine, Rollouts
@@ -27,12 +28,14 @@ from sdistill.train import train, training_problems
 from sdistill.training.config import TrainConfig
 from sdistill.training.evaluation import evaluation_problems
 
+C = TypeVar("C", bound=RunsConfig)
+
 
 @dataclass(frozen=True)
-class Study:
+class Study(Generic[C]):
     """What all sections share."""
 
-    config: StudyConfig
+    config: C
     workdir: Path
     base: Decoder
     chat: Chat
@@ -133,15 +136,17 @@ def name_of(split: str) -> str:
     return split.removesuffix("_test")
 
 
-def add_base(study: Study, results: Results, seed: int, datasets: Iterable[str]) -> None:
-    """Evaluates the base model, once for all sections."""
+def add_base(
+    study: Study, results: Results, seed: int, datasets: Iterable[str], section: str = "on_policy"
+) -> None:
+    """Evaluates the base model, once for all sections; its files are with those of `section`."""
     evaluation, rollouts = study.config.grpo.evaluation, study.config.grpo.rollouts
     assert evaluation is not None and rollouts is not None
     pool = training_problems(rollouts, study.config.grpo.data_dir)
     problems = evaluation_problems(evaluation, pool, study.config.grpo.data_dir)
     for dataset in datasets:
         generations = study.generate(
-            study.directory("on_policy", "base", seed) / f"{dataset}-000000.jsonl.gz",
+            study.directory(section, "base", seed) / f"{dataset}-000000.jsonl.gz",
             problems[dataset],
             [p.messages[-1]["content"] for p in problems[dataset]],
             samples=evaluation.samples,

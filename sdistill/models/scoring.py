@@ -130,7 +130,8 @@ def summary_of_logits(
     chosen = (take(logits, chosen_ids[..., None])[..., 0] - peak) / temperature
     logits = put(logits, top_ids, NOTHING)
     rest_peak = jnp.max(logits, axis=-1, keepdims=True)
-    total, moment = _sums_of_exponentials((logits - rest_peak) / temperature)
+    log_share = (logits - rest_peak) / temperature
+    total, moment = sums(jnp.exp(log_share), log_share * jnp.exp(log_share))
     rest_peak = (rest_peak[..., 0] - peak) / temperature
     rest = rest_peak + jnp.log(total)
 
@@ -157,15 +158,13 @@ def _summary_gradient(
     return add(logits_gradient, slices[0][..., None], chosen[..., None])
 
 
-def _sums_of_exponentials(x: Float[Array, "b t V"]) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
-    """Σ exp(x) and Σ x·exp(x) over V, in one pass over the exponentials, which cost the most on a CPU."""
-    exponentials = jnp.exp(x)
+def sums(
+    x: Float[Array, "b t V"], y: Float[Array, "b t V"]
+) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
+    """Σx and Σy over V, in one pass: the exponentials in both cost the most on a CPU."""
     zero = jnp.zeros((), x.dtype)
     return jax.lax.reduce(
-        (exponentials, x * exponentials),
-        (zero, zero),
-        lambda a, b: (a[0] + b[0], a[1] + b[1]),
-        dimensions=(x.ndim - 1,),
+        (x, y), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), dimensions=(x.ndim - 1,)
     )
 
 

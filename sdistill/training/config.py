@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sdistill.config import require, require_positive
+from sdistill.distill.fixes import AntiSelfDistillation, ContrastiveHints
 from sdistill.models.config import ComputeConfig, ModelConfig
 from sdistill.parallel.mesh import MeshConfig
 from sdistill.rollout.sampling import Sampling
@@ -42,7 +43,7 @@ class RolloutsConfig:
       samples: Rollouts a problem, G.
       max_prompt: Tokens of a prompt without context, at most.
       max_response: Tokens after which a rollout is cut.
-      max_teacher_prompt: Tokens of a prompt with context, at most (SDPO only).
+      max_teacher_prompt: Tokens of a prompt with context, at most; for objectives with a teacher only.
       sampling: How tokens are drawn.
       thinking: Whether the prompt asks the student to think; the teacher has a setting of its own.
     """
@@ -114,6 +115,8 @@ class TrainConfig:
       grpo: Settings of GRPO.
       evaluation: When and on what to evaluate; None for never.
       checkpoint_every: Steps between checkpoints.
+      micro_rows: Rows whose gradient is computed at a time, so many at a time until the batch is done; None
+        for all at once. It changes memory and padding, not the objective.
       chunk: Response positions a row whose logits exist at the same time.
       slots: Responses decoded at a time.
       mesh: Sizes of the device mesh.
@@ -134,6 +137,7 @@ class TrainConfig:
     grpo: GRPOConfig | None = None
     evaluation: EvaluationConfig | None = None
     checkpoint_every: int = 20
+    micro_rows: int | None = None
     chunk: int = 64
     slots: int = 128
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -161,16 +165,43 @@ class TrainConfig:
             require(used or not given, f"{name} has no effect with objective={self.objective!r}; remove it")
         if self.rollouts is not None:
             require(
-                (self.rollouts.max_teacher_prompt is not None) == (self.objective == "sdpo"),
-                "rollouts.max_teacher_prompt goes with objective='sdpo' and only with it",
+                (self.rollouts.max_teacher_prompt is not None) == (self.guide is not None),
+                "rollouts.max_teacher_prompt goes with objective='sdpo', grpo.contrastive_hints or "
+                "grpo.anti_self_distillation, and only with these",
+            )
+            sampling = self.rollouts.sampling
+            require(
+                self.sdpo is None
+                or self.sdpo.loss.rollout_correction_cap is None
+                or sampling.top_k is not None
+                or sampling.top_p < 1,
+                "sdpo.loss.rollout_correction_cap has no effect where rollouts.sampling sets neither top_k "
+                "nor top_p; remove it",
             )
             rows = self.rollouts.prompts * self.rollouts.samples
             ways = self.mesh.data * self.mesh.fsdp
             require(
                 rows % ways == 0, f"rollouts.prompts × samples = {rows} rows must divide over {ways} devices"
             )
+            self._check_micro_rows("rollouts.prompts × samples", rows)
+        if self.examples is not None:
+            self._check_micro_rows("examples.rows", self.examples.rows)
         if self.evaluation is not None and not on_policy:
             require(
                 "trained" not in self.evaluation.datasets,
                 "evaluation.datasets: 'trained' needs training problems, which only grpo and sdpo have",
             )
+
+    def _check_micro_rows(self, name: str, rows: int) -> None:
+        ways, micro = self.mesh.data * self.mesh.fsdp, self.micro_rows
+        require(
+            micro is None or (micro > 0 and rows % micro == 0 and micro % ways == 0),
+            f"micro_rows={micro} must divide {name} = {rows}, and itself over {ways} devices",
+        )
+
+    @property
+    def guide(self) -> SDPOConfig | ContrastiveHints | AntiSelfDistillation | None:
+        """The part of the objective that has a teacher, and a context for it."""
+        if self.grpo is not None:
+            return self.grpo.contrastive_hints or self.grpo.anti_self_distillation
+        return self.sdpo

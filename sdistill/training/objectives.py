@@ -1,5 +1,7 @@
 """On-policy objectives: SDPO and GRPO, from hidden states to a scalar."""
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -12,10 +14,11 @@ from jaxtyping import Array, Float
 from sdistill.config import require
 from sdistill.distill.contexts import ContextConfig
 from sdistill.distill.divergence import Support, Tail, check_divergence, chunked_token_divergence
-from sdistill.distill.teacher import TeacherConfig
+from sdistill.distill.fixes import AntiSelfDistillation, ContrastiveHints, ForkAware, fork_weights
+from sdistill.distill.teacher import Outputs, TeacherConfig, mixed
 from sdistill.models.config import ModelConfig
-from sdistill.models.decoder import bind
-from sdistill.models.scoring import score_tokens
+from sdistill.models.decoder import Decoder, bind
+from sdistill.models.scoring import TokenScores, score_tokens
 from sdistill.training.rows import Rows, response_hidden, response_ids
 
 Aggregation = Literal["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"]
@@ -30,24 +33,41 @@ class DistillationConfig:
       support: Ids the divergence is summed over.
       top_k: Size of the `topk` support.
       tail: What `topk` does with the other ids.
-      importance_cap: Largest weight S/S_rollout of a token; None for no weights.
+      pointwise_clip: What each id adds to a divergence at most; see `fixes.clip_pointwise`.
+      importance_cap: Largest weight S/S_old of a token, S_old being the student that sampled it; None for
+        no weights.
+      rollout_correction_cap: Largest weight S_old/S_rollout of a token, S_rollout being the distribution
+        that top-k and top-p left to the sampler, which never gives a token less; None for no weights.
       aggregation: From tokens to the objective. Rows without a teacher count as zero in
         `seq_mean_*` and not at all in `token_mean`.
+      marker_mask: No loss at epistemic tokens; see `fixes.without_markers`.
+      pass_rate_weight: Weigh problems by their pass rate; see `fixes.pass_rate_weights`.
+      fork_aware: Away from the teacher where the student is uncertain; see `fixes.fork_weights`.
     """
 
     alpha: float = 0.5
     support: Support = "topk"
     top_k: int | None = 100
     tail: Tail | None = "bucket"
+    pointwise_clip: float | None = None
     importance_cap: float | None = 2.0
+    rollout_correction_cap: float | None = None
     aggregation: Aggregation = "seq_mean_token_mean"
+    marker_mask: bool = False
+    pass_rate_weight: bool = False
+    fork_aware: ForkAware | None = None
 
     def __post_init__(self) -> None:
-        check_divergence(alpha=self.alpha, support=self.support, top_k=self.top_k, tail=self.tail)
-        require(
-            self.importance_cap is None or self.importance_cap > 0,
-            f"importance_cap={self.importance_cap} must be positive, or None",
+        check_divergence(
+            alpha=self.alpha,
+            support=self.support,
+            top_k=self.top_k,
+            tail=self.tail,
+            pointwise_clip=self.pointwise_clip,
         )
+        for name in ("importance_cap", "rollout_correction_cap"):
+            cap = getattr(self, name)
+            require(cap is None or cap > 0, f"{name}={cap} must be positive, or None")
 
 
 @dataclass(frozen=True)
@@ -67,20 +87,48 @@ class SDPOConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Group-relative policy optimisation, defaults as the paper's comparison runs.
+    """Group-relative policy optimisation, defaults as the paper's comparison runs; see also `PRESETS`.
 
     Attributes:
       clip_low: The probability ratio is clipped to [1 - clip_low, 1 + clip_high].
       clip_high: See `clip_low`.
-      divide_by_std: Divide advantages by the group's standard deviation. Without it, as in the released
-        scripts, the method is also known as Dr. GRPO.
+      divide_by_std: Divide advantages by the group's standard deviation.
       aggregation: From tokens to the objective.
+      kl_coefficient: Weight of the divergence from the initial weights (`k3`); None for no such term.
+      contrastive_hints: Advantages by token, from right and wrong hints; see `fixes`.
+      anti_self_distillation: Advantages by token, away from a teacher; see `fixes`.
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.28
     divide_by_std: bool = False
     aggregation: Aggregation = "seq_mean_token_mean"
+    kl_coefficient: float | None = None
+    contrastive_hints: ContrastiveHints | None = None
+    anti_self_distillation: AntiSelfDistillation | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.kl_coefficient is None or self.kl_coefficient > 0,
+            f"kl_coefficient={self.kl_coefficient} must be positive, or None",
+        )
+        require(
+            self.contrastive_hints is None or self.anti_self_distillation is None,
+            "contrastive_hints and anti_self_distillation each need the one teacher; remove one of them",
+        )
+
+
+PRESETS: Mapping[str, GRPOConfig] = {
+    "dr_grpo": GRPOConfig(clip_high=0.2, aggregation="seq_mean_token_sum"),
+    "dapo": GRPOConfig(divide_by_std=True, aggregation="token_mean"),
+}
+"""Named settings of GRPO, as `configs/signs/grpo.py:NAME` takes them.
+
+- `dr_grpo` (arXiv 2503.20783): neither the group's standard deviation nor the response's length divides.
+- `dapo` (arXiv 2503.14476): its clip-higher, 0.2 and 0.28, and its mean over tokens. Its dynamic sampling,
+  which samples on until no group is all right or all wrong, and its overlong shaping, which punishes
+  responses near the limit, are not included.
+"""
 
 
 class OnPolicyBatch(NamedTuple):
@@ -88,19 +136,24 @@ class OnPolicyBatch(NamedTuple):
 
     Attributes:
       student: Prompts without context, and the responses.
-      rollout_log_probs: Log-probabilities that the sampler gave the response tokens.
+      rollout_log_probs: Log-probabilities that the student that sampled them gave the response tokens.
       markers: 1 on response tokens that are epistemic words.
-      advantages: Group-relative rewards (GRPO).
+      weights: What each response token counts in the objective; see `token_weights`.
+      advantages: Of each response token (GRPO).
       teacher: Prompts with context, and the same responses (SDPO).
       has_teacher: 1 where there is a context; the teacher row is a filler elsewhere (SDPO).
+      reference_log_probs: Log-probabilities of the response tokens under the initial weights (GRPO with a
+        KL term).
     """
 
     student: Rows
     rollout_log_probs: Float[Array, "B T"]
     markers: Float[Array, "B T"]
-    advantages: Float[Array, " B"] | None = None
+    weights: Float[Array, "B T"]
+    advantages: Float[Array, "B T"] | None = None
     teacher: Rows | None = None
     has_teacher: Float[Array, " B"] | None = None
+    reference_log_probs: Float[Array, "B T"] | None = None
 
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -111,23 +164,32 @@ def masked_sum(values: Float[Array, "..."], mask: Float[Array, "..."]) -> tuple[
     return jnp.sum(jnp.where(mask > 0, values, 0.0)), jnp.sum(mask)
 
 
-def aggregate(
-    loss_BT: Float[Array, "B T"], mask_BT: Float[Array, "B T"], mode: Aggregation
-) -> Float[Array, ""]:
-    """From token losses to the objective; an all-masked batch gives 0.
+def objective(value: Float[Array, ""]) -> tuple[jax.Array, jax.Array]:
+    """A metric that is a mean already, and adds up over the parts of a batch."""
+    return value, jnp.zeros(())
+
+
+def token_weights(mask_BT: Float[np.ndarray, "B T"], mode: Aggregation) -> Float[np.ndarray, "B T"]:
+    """What each token counts in the objective, which is the sum of weights × losses; 0 where masked.
+
+    Made once from the masks of the whole batch: so parts of it can be learned from one after the other,
+    and the sum of their gradients is the gradient of the whole.
 
     - `seq_mean_token_mean`: mean over all B rows of each row's mean over its unmasked tokens. Rows with
       none contribute 0 and stay in the denominator: what the released code in fact computes.
     - `token_mean`: mean over all unmasked tokens.
     - `seq_mean_token_sum`: mean over all B rows of each row's sum.
     """
-    loss_BT = jnp.where(mask_BT > 0, loss_BT, 0.0)
     if mode == "token_mean":
-        return jnp.sum(loss_BT) / jnp.maximum(jnp.sum(mask_BT), 1.0)
-    row_B = jnp.sum(loss_BT, axis=1)
+        return mask_BT / np.maximum(mask_BT.sum(), 1)
     if mode == "seq_mean_token_mean":
-        row_B = row_B / jnp.maximum(jnp.sum(mask_BT, axis=1), 1.0)
-    return jnp.mean(row_B)
+        mask_BT = mask_BT / np.maximum(mask_BT.sum(axis=1, keepdims=True), 1)
+    return mask_BT / len(mask_BT)
+
+
+def weighted_sum(values_BT: Float[Array, "B T"], weights_BT: Float[Array, "B T"]) -> Float[Array, ""]:
+    """Sum of weights × values; a value without weight may be anything, NaN too."""
+    return jnp.sum(weights_BT * jnp.where(weights_BT != 0, values_BT, 0.0))
 
 
 def group_advantages(rewards_QG: Float[np.ndarray, "Q G"], divide_by_std: bool) -> Float[np.ndarray, "Q G"]:
@@ -138,6 +200,29 @@ def group_advantages(rewards_QG: Float[np.ndarray, "Q G"], divide_by_std: bool) 
     return advantages
 
 
+def score_responses(decoder: Decoder, rows: Rows, *, temperature: float, chunk: int) -> TokenScores:
+    """Scores of the response tokens."""
+    hidden_BTD = response_hidden(decoder, rows)
+    return score_tokens(hidden_BTD, decoder.head(), response_ids(rows), chunk=chunk, temperature=temperature)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "chunk"))
+def score_rows(
+    params: nnx.State, rows: Rows, *, model: ModelConfig, temperature: float, chunk: int
+) -> TokenScores:
+    """`score_responses`, compiled: for what is scored before a step."""
+    return score_responses(bind(model, params), rows, temperature=temperature, chunk=chunk)
+
+
+def k3(log_prob_BT: Float[Array, "B T"], reference_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """KL(p ‖ p_reference) by token, r - log r - 1 with r = p_reference/p, which is never negative.
+
+    Unbiased for tokens drawn from p (Schulman, "Approximating KL divergence", 2020).
+    """
+    log_r_BT = jnp.clip(reference_BT - log_prob_BT, -20.0, 20.0)
+    return jnp.expm1(log_r_BT) - log_r_BT
+
+
 def sdpo_loss(
     params: nnx.State,
     teacher_params: nnx.State | None,
@@ -145,28 +230,31 @@ def sdpo_loss(
     *,
     model: ModelConfig,
     config: DistillationConfig,
+    mix: float | None = None,
     temperature: float,
     chunk: int,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Divergence from the teacher on the student's own rollouts, as configured; and its metrics.
 
-    No `teacher_params` means the student's own (a `live` teacher).
+    No `teacher_params` means the student's own (a `live` teacher); `mix` is that of a `trust_region`.
     """
     assert batch.teacher is not None and batch.has_teacher is not None
     student = bind(model, params)
     teacher = student if teacher_params is None else bind(model, teacher_params)
     student_BTD = response_hidden(student, batch.student)
-    teacher_BTD = response_hidden(teacher, batch.teacher)
+    shown = Outputs(response_hidden(teacher, batch.teacher), teacher.head())
+    if mix is not None:
+        shown = mixed(shown, Outputs(response_hidden(student, batch.teacher), student.head()), mix)
     divergence_BT, student_scores, teacher_scores = chunked_token_divergence(
         student_BTD,
         student.head(),
-        teacher_BTD,
-        teacher.head(),
+        *jax.lax.stop_gradient(shown),
         response_ids(batch.student),
         alpha=config.alpha,
         support=config.support,
         top_k=config.top_k,
         tail=config.tail,
+        pointwise_clip=config.pointwise_clip,
         temperature=temperature,
         chunk_size=chunk * len(student_BTD),
     )
@@ -179,9 +267,15 @@ def sdpo_loss(
     if config.importance_cap is not None:
         weighted_BT = divergence_BT * jnp.minimum(ratio_BT, config.importance_cap)
         metrics["capped"] = masked_sum(ratio_BT > config.importance_cap, mask_BT)
-    loss = aggregate(weighted_BT, mask_BT, config.aggregation)
+    if config.pointwise_clip is not None:
+        metrics["negative"] = masked_sum(divergence_BT < 0, mask_BT)
+    if config.fork_aware is not None:
+        signs_BT = fork_weights(student_scores.entropy_BT, config.fork_aware)
+        weighted_BT = weighted_BT * signs_BT
+        metrics["forks"] = masked_sum(signs_BT < 1, mask_BT)
+    loss = weighted_sum(weighted_BT, batch.weights)
     metrics |= {
-        "loss": (loss, jnp.ones(())),
+        "loss": objective(loss),
         "divergence": masked_sum(divergence_BT, mask_BT),
         "divergence_epistemic": masked_sum(divergence_BT, mask_BT * batch.markers),
         "divergence_other": masked_sum(divergence_BT, mask_BT * (1 - batch.markers)),
@@ -202,28 +296,27 @@ def grpo_loss(
     temperature: float,
     chunk: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Clipped policy gradient with group-relative advantages; and its metrics."""
+    """Clipped policy gradient with the batch's advantages, and what it may cost to leave the reference."""
     assert batch.advantages is not None
     student = bind(model, params)
-    scores = score_tokens(
-        response_hidden(student, batch.student),
-        student.head(),
-        response_ids(batch.student),
-        chunk=chunk,
-        temperature=temperature,
-    )
+    scores = score_responses(student, batch.student, temperature=temperature, chunk=chunk)
     mask_BT = batch.student.response_mask
     log_ratio_BT = scores.log_prob_BT - batch.rollout_log_probs
     ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -20.0, 20.0))
     clipped_BT = jnp.clip(ratio_BT, 1 - config.clip_low, 1 + config.clip_high)
-    advantages_B1 = batch.advantages[:, None]
-    gain_BT = jnp.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
-    loss = aggregate(-gain_BT, mask_BT, config.aggregation)
-    metrics = {
-        "loss": (loss, jnp.ones(())),
+    gain_BT = jnp.minimum(ratio_BT * batch.advantages, clipped_BT * batch.advantages)
+    loss_BT, metrics = -gain_BT, {}
+    if config.kl_coefficient is not None:
+        assert batch.reference_log_probs is not None
+        kl_BT = k3(scores.log_prob_BT, batch.reference_log_probs)
+        loss_BT = loss_BT + config.kl_coefficient * kl_BT
+        metrics["kl"] = masked_sum(kl_BT, mask_BT)
+    loss = weighted_sum(loss_BT, batch.weights)
+    metrics |= {
+        "loss": objective(loss),
         "clipped": masked_sum(ratio_BT != clipped_BT, mask_BT),
         "entropy": masked_sum(scores.entropy_BT, mask_BT),
         "sampler_gap": masked_sum(jnp.abs(log_ratio_BT), mask_BT),
-        "signal": masked_sum(batch.advantages != 0, jnp.ones_like(batch.advantages)),
+        "signal": (jnp.sum(jnp.any(batch.advantages != 0, axis=1)), jnp.full((), float(len(mask_BT)))),
     }
     return loss, metrics

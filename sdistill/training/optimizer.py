@@ -25,6 +25,8 @@ class OptimizerConfig:
       b2: Decay of the mean of squared gradients.
       weight_decay: Decoupled decay, of matrices only.
       clip_norm: Global gradient norm above which gradients are scaled down.
+      first_moment: Type the mean of gradients is kept in. That of their squares is float32 always: with
+        b2 = 0.999, bfloat16 would round its steps away.
     """
 
     learning_rate: float
@@ -35,6 +37,7 @@ class OptimizerConfig:
     b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    first_moment: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
@@ -83,6 +86,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
+            mu_dtype=config.first_moment,
             mask=_matrices,
         ),
     )

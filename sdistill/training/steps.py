@@ -1,6 +1,8 @@
-"""The training steps: pure functions of (state, batch) that tests call and `compile_step` jits.
+"""The training steps: pure functions that tests call and `compile_gradient`, `compile_update` jit.
 
-Metrics are (sum, count) pairs, so that they can be added up over steps and processes before dividing.
+A step is the gradient of one micro-batch after the other, added up, and one update. What a token counts is
+in the batch (`weights`), so the sum is the gradient of the whole batch's objective, however it was cut.
+Metrics are (sum, count) pairs, which add up over micro-batches and processes before dividing.
 """
 
 import functools
@@ -24,14 +26,19 @@ from sdistill.training.objectives import (
     OnPolicyBatch,
     grpo_loss,
     masked_sum,
+    objective,
     sdpo_loss,
+    weighted_sum,
 )
 from sdistill.training.optimizer import OptimizerConfig, make_optimizer
 from sdistill.training.state import TrainState, apply_gradients
 
 
 class PackedBatch(NamedTuple):
-    """Rows into which several examples are packed; see `datasets.pipelines.packed_batches`."""
+    """Rows into which several examples are packed; see `datasets.pipelines.example_batches`.
+
+    `weights` are what each token counts in the objective; they sum to 1 over a whole batch.
+    """
 
     tokens: Int[Array, "B S"]
     targets: Int[Array, "B S"]
@@ -43,86 +50,111 @@ class PackedBatch(NamedTuple):
 def cross_entropy_loss(
     params: nnx.State, batch: PackedBatch, *, model: ModelConfig, chunk: int
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean cross-entropy over the tokens with weight, in nats."""
+    """Weighted cross-entropy, in nats."""
     decoder = bind(model, params)
     hidden = decoder(batch.tokens, Places(batch.positions, batch.segments))
     scores = score_tokens(hidden, decoder.head(), batch.targets, chunk=chunk)
-    total, count = masked_sum(-scores.log_prob_BT, batch.weights)
-    metrics = {"loss": (total, count), "entropy": masked_sum(scores.entropy_BT, batch.weights)}
-    return total / jnp.maximum(count, 1.0), metrics
+    loss = weighted_sum(-scores.log_prob_BT, batch.weights)
+    mask = (batch.weights > 0).astype(jnp.float32)
+    return loss, {"loss": objective(loss), "entropy": masked_sum(scores.entropy_BT, mask)}
 
 
-def cross_entropy_step(
-    state: TrainState, batch: PackedBatch, *, model: ModelConfig, optimizer: OptimizerConfig, chunk: int
-) -> tuple[TrainState, Metrics]:
-    """One step of pretraining or SFT."""
-    loss = functools.partial(cross_entropy_loss, batch=batch, model=model, chunk=chunk)
-    return _update(state, loss, optimizer)
-
-
-def sdpo_step(
-    state: TrainState,
-    teacher: nnx.State | None,
-    batch: OnPolicyBatch,
+def cross_entropy_gradient(
+    params: nnx.State,
+    batch: PackedBatch,
+    so_far: nnx.State | None = None,
     *,
     model: ModelConfig,
-    optimizer: OptimizerConfig,
+    chunk: int,
+) -> tuple[nnx.State, Metrics]:
+    """Gradient of pretraining and SFT, added to what there is of it so far."""
+    loss = functools.partial(cross_entropy_loss, batch=batch, model=model, chunk=chunk)
+    return _add_gradient(loss, params, so_far)
+
+
+def sdpo_gradient(
+    params: nnx.State,
+    teacher: nnx.State | None,
+    batch: OnPolicyBatch,
+    so_far: nnx.State | None = None,
+    *,
+    model: ModelConfig,
     config: DistillationConfig,
+    mix: float | None = None,
     temperature: float,
     chunk: int,
-) -> tuple[TrainState, Metrics]:
-    """One step of SDPO."""
+) -> tuple[nnx.State, Metrics]:
+    """Gradient of SDPO, added to what there is of it so far."""
 
     def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
         return sdpo_loss(
-            params, teacher, batch, model=model, config=config, temperature=temperature, chunk=chunk
+            params, teacher, batch, model=model, config=config, mix=mix, temperature=temperature, chunk=chunk
         )
 
-    return _update(state, loss, optimizer)
+    return _add_gradient(loss, params, so_far)
 
 
-def grpo_step(
-    state: TrainState,
+def grpo_gradient(
+    params: nnx.State,
     batch: OnPolicyBatch,
+    so_far: nnx.State | None = None,
     *,
     model: ModelConfig,
-    optimizer: OptimizerConfig,
     config: GRPOConfig,
     temperature: float,
     chunk: int,
-) -> tuple[TrainState, Metrics]:
-    """One step of GRPO."""
+) -> tuple[nnx.State, Metrics]:
+    """Gradient of GRPO, added to what there is of it so far."""
 
     def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
         return grpo_loss(params, batch, model=model, config=config, temperature=temperature, chunk=chunk)
 
-    return _update(state, loss, optimizer)
+    return _add_gradient(loss, params, so_far)
 
 
-def _update(
-    state: TrainState, loss: Callable[[nnx.State], tuple[jax.Array, Metrics]], optimizer: OptimizerConfig
+def _add_gradient(
+    loss: Callable[[nnx.State], tuple[jax.Array, Metrics]], params: nnx.State, so_far: nnx.State | None
+) -> tuple[nnx.State, Metrics]:
+    gradient, metrics = jax.grad(loss, has_aux=True)(params)
+    if so_far is not None:
+        gradient = jax.tree.map(jnp.add, so_far, gradient)
+    return gradient, metrics
+
+
+def update(
+    state: TrainState, gradient: nnx.State, *, optimizer: OptimizerConfig
 ) -> tuple[TrainState, Metrics]:
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
-    metrics["gradient_norm"] = (optax.global_norm(gradients), jnp.ones(()))
-    return apply_gradients(state, gradients, make_optimizer(optimizer)), metrics
+    """One update with the gradient of a whole batch."""
+    metrics = {"gradient_norm": (optax.tree.norm(gradient), jnp.ones(()))}
+    return apply_gradients(state, gradient, make_optimizer(optimizer)), metrics
 
 
-def compile_step(step: Callable[..., Any], state: TrainState, **settings: Any) -> Callable[..., Any]:
-    """`step` with its settings fixed, jitted, its state donated and returned in the layout of `state`.
+def compile_gradient(gradient: Callable[..., Any], state: TrainState, **settings: Any) -> Callable[..., Any]:
+    """A `*_gradient` with its settings fixed, jitted; laid out like the parameters, `so_far` donated.
 
-    Equal calls share one compilation. Without the layout fixed, XLA would choose another one for what a
-    step returns, and the next step would compile again.
+    Equal calls share one compilation. Without the layout fixed, XLA would choose another one for what
+    comes out, and the next call would compile again.
     """
+    leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state.params))
+    return _compile(gradient, tuple(leaves), structure, ("so_far",), tuple(sorted(settings.items())))
+
+
+def compile_update(state: TrainState, **settings: Any) -> Callable[..., Any]:
+    """`update` with its settings fixed, jitted; laid out like the state, which is donated."""
     leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
-    return _compile_step(step, tuple(leaves), structure, tuple(sorted(settings.items())))
+    donated = ("state",)
+    return _compile(update, tuple(leaves), structure, donated, tuple(sorted(settings.items())))
 
 
 @functools.cache
-def _compile_step(
-    step: Callable[..., Any],
+def _compile(
+    function: Callable[..., Any],
     shardings: tuple[Any, ...],
     structure: Any,
+    donated: tuple[str, ...],
     settings: tuple[tuple[str, Any], ...],
 ) -> Callable[..., Any]:
     layout = jax.tree.unflatten(structure, shardings)
-    return jax.jit(functools.partial(step, **dict(settings)), donate_argnums=0, out_shardings=(layout, None))
+    return jax.jit(
+        functools.partial(function, **dict(settings)), donate_argnames=donated, out_shardings=(layout, None)
+    )

@@ -60,7 +60,7 @@ def main() -> None:
     params = place(nnx.state(model, nnx.Param), mesh, TRAINING)
     state = new_state(params, make_optimizer(config.optimizer), mesh)
     teacher = first_teacher(config.sdpo.teacher, params)
-    learn = learner(config, state, model.config, mesh, SignsChat(tokenizer), problems)
+    learn = learner(config, state, model.config, mesh, SignsChat(tokenizer), problems, None)
     batches = problem_batches(problems, batch=config.rollouts.prompts, seed=0)
 
     compilations: list[str] = []
@@ -72,7 +72,7 @@ def main() -> None:
         if step == WARM_UP:
             warm = len(compilations)
         start = time.perf_counter()
-        state, teacher, record, generations = learn(state, teacher, next(batches), step)
+        state, teacher, record, generations = learn(state, teacher, next(batches), step, [])
         times.append(time.perf_counter() - start)
         sampled.append(sum(g["length"] for g in generations))
     later = len(compilations) - warm

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from sdistill.config import ConfigError
 from sdistill.distill.contexts import (
     ContextConfig,
+    contrastive_contents,
     demonstration,
     first_other_success,
     guided_content,
@@ -121,6 +122,25 @@ def test_no_other_problem_was_solved():
         ContextConfig("other_problem"), [FIRST, FIRST], [["a"], ["b"]], [[True], [True]]
     )
     assert contents == [[None], [None]]
+
+
+def test_hints_are_the_first_other_success_and_the_other_failures_in_order():
+    contents = contrastive_contents(
+        ContextConfig("answer"),
+        [FIRST, SECOND],
+        [["</think> a", "</think> b", "</think> c", "</think> d"], ["e", "f", "g", "h"]],
+        [[False, True, False, False], [True, True, True, False]],
+        hints=2,
+    )
+    first = [
+        [hint and f"1 1 1 = 1 solution {hint}" for hint in row]
+        for row in ("bcd", [None, *"ac"], "bad", "bac")
+    ]
+    second = [
+        [hint and f"8 4 7 = 5 solution {hint}" for hint in row]
+        for row in (["f", "h", None], ["e", "h", None], ["e", "h", None], ["e", None, None])
+    ]
+    assert contents == [first, second]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,11 @@ def test_entropy_has_no_gradient():
 
 
 @given(
-    arrays.arrays(np.float32, (2, 1, V), elements=st.floats(-80, 80, width=32, allow_subnormal=False).map(lambda x: x + 0.0)),
+    arrays.arrays(
+        np.float32,
+        (2, 1, V),
+        elements=st.floats(-80, 80, width=32, allow_subnormal=False).map(lambda x: x + 0.0),
+    ),
     st.sampled_from([1, 3, V - 1, V]),
 )
 def test_a_summary_is_the_distribution(logits, k):

@@ -15,11 +15,11 @@ from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.parallel.rules import TRAINING, place, place_batch
 from sdistill.rollout.engine import Engine, Request
 from sdistill.rollout.sampling import Sampling
-from sdistill.training.objectives import DistillationConfig, OnPolicyBatch, token_weights
+from sdistill.training.objectives import DistillationConfig, Metrics, OnPolicyBatch, token_weights
 from sdistill.training.optimizer import OptimizerConfig, make_optimizer
 from sdistill.training.rows import layout
-from sdistill.training.state import new_state
-from sdistill.training.steps import compile_step, sdpo_step
+from sdistill.training.state import TrainState, new_state
+from sdistill.training.steps import compile_gradient, compile_update, sdpo_gradient
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, tie_word_embeddings=False)
@@ -54,17 +54,22 @@ def outcome(mesh_config: MeshConfig, file: str) -> dict[str, object]:
 
     teacher = place(tiny.parameters(CONFIG, seed=1), mesh, TRAINING)
     state = new_state(params, make_optimizer(OPTIMIZER), mesh)
-    step = compile_step(
-        sdpo_step, state, model=CONFIG, optimizer=OPTIMIZER, config=LOSS, temperature=1.0, chunk=4
-    )
+    gradient_of = compile_gradient(sdpo_gradient, state, model=CONFIG, config=LOSS, temperature=1.0, chunk=4)
+    apply = compile_update(state, optimizer=OPTIMIZER)
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        gradient, metrics = gradient_of(state.params, teacher, place_batch(make_batch(), mesh))
+        state, more = apply(state, gradient)
+        return state, metrics | more
+
     with tiny.compilations() as seen:
-        state, metrics = step(state, teacher, place_batch(make_batch(), mesh))
+        state, metrics = step(state)
         first = len(seen)
         moments = tiny.leaves(optax.tree_utils.tree_get(state.opt_state, "mu"))
         np.savez(file, *rollouts, *tiny.leaves(state.params), *moments)
         leaf = state.params["layers"][0]["feed_forward"]["gate_DF"][...]
         shard, devices = leaf.sharding.shard_shape(leaf.shape), len(leaf.sharding.device_set)
-        step(state, teacher, place_batch(make_batch(), mesh))
+        step(state)
         again = len(seen) - first
     return {
         "metrics": {name: [float(x) for x in pair] for name, pair in metrics.items()},

@@ -8,17 +8,23 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdistill.config import ConfigError
+from sdistill.distill.fixes import AntiSelfDistillation, ContrastiveHints, ForkAware
+from sdistill.models.attention import Places
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder
 from sdistill.training.objectives import (
+    PRESETS,
     DistillationConfig,
     GRPOConfig,
     OnPolicyBatch,
-    aggregate,
     group_advantages,
     grpo_loss,
+    k3,
     masked_sum,
     sdpo_loss,
+    token_weights,
+    weighted_sum,
 )
 from sdistill.training.rows import layout
 
@@ -53,7 +59,7 @@ def log_softmax_of(params, prompts):
         ids[row, : len(prompt) + 5] = [*prompt, *RESPONSES[row]]
     model = nnx.merge(GRAPH, params)
     positions = jnp.broadcast_to(jnp.arange(11), ids.shape)
-    hidden, _ = model(jnp.asarray(ids), positions, jnp.tri(11, dtype=bool)[None])
+    hidden = model(jnp.asarray(ids), Places(positions, jnp.ones_like(positions)))
     predicting = COLUMNS + np.array([len(prompt) - 1 for prompt in prompts])[:, None]
     return jax.nn.log_softmax((hidden @ model.head())[ROWS, predicting] / TEMPERATURE)
 
@@ -70,7 +76,8 @@ BATCH = OnPolicyBatch(
     layout(PROMPTS, RESPONSES, LENGTHS, 3),
     SAMPLER,
     MARKERS,
-    ADVANTAGES,
+    np.zeros((4, 5), np.float32),  # weights are put in when a loss is called
+    np.repeat(ADVANTAGES[:, None], 5, axis=1),
     layout(TEACHER_PROMPTS, RESPONSES, LENGTHS, 6),
     HAS_TEACHER,
 )
@@ -114,22 +121,27 @@ def identity(loss):
     return loss
 
 
-def sdpo(batch=BATCH, teacher=TEACHER, *, chunk=64, **config):
+def weighed(batch, config, rows=1.0):
+    return batch._replace(weights=token_weights((MASK * rows).astype(np.float32), config.aggregation))
+
+
+def sdpo(batch=BATCH, teacher=TEACHER, *, chunk=64, transform=identity, **config):
     config = DistillationConfig(**{**FULL, **config})
-    return compiled(sdpo_loss, config, chunk, identity)(PARAMS, teacher, batch)
+    batch = weighed(batch, config, batch.has_teacher[:, None])
+    return compiled(sdpo_loss, config, chunk, transform)(PARAMS, teacher, batch)
 
 
-def sdpo_gradient(batch=BATCH, teacher=TEACHER, **config):
-    config = DistillationConfig(**{**FULL, **config})
-    return vector(compiled(sdpo_loss, config, 2, with_gradient)(PARAMS, teacher, batch)[1])
+def sdpo_gradient(*arguments, **config):
+    return vector(sdpo(*arguments, chunk=2, transform=with_gradient, **config)[1])
 
 
-def grpo(batch=BATCH, *, chunk=64, **config):
-    return compiled(grpo_loss, GRPOConfig(**config), chunk, identity)(PARAMS, batch)
+def grpo(batch=BATCH, *, chunk=64, transform=identity, **config):
+    config = GRPOConfig(**config)
+    return compiled(grpo_loss, config, chunk, transform)(PARAMS, weighed(batch, config))
 
 
-def grpo_gradient(batch):
-    return vector(compiled(grpo_loss, GRPOConfig(), 2, with_gradient)(PARAMS, batch)[1])
+def grpo_gradient(*arguments, **config):
+    return vector(grpo(*arguments, chunk=2, transform=with_gradient, **config)[1])
 
 
 @functools.cache
@@ -188,7 +200,7 @@ def test_sdpo_metrics():
     taught, losses = MASK * HAS_TEACHER[:, None], divergence(0.5)
     teacher_chosen = LOG_T[ROWS, COLUMNS, RESPONSES]
     expected = {
-        "loss": (mean_of(losses * np.minimum(RATIO, 2), taught, "seq_mean_token_mean"), 1),
+        "loss": (mean_of(losses * np.minimum(RATIO, 2), taught, "seq_mean_token_mean"), 0),
         "divergence": ((losses * taught).sum(), 12),
         "divergence_epistemic": ((losses * taught * MARKERS).sum(), 3),
         "divergence_other": ((losses * taught * (1 - MARKERS)).sum(), 9),
@@ -242,6 +254,27 @@ def test_sampled_support_has_the_gradient_of_the_log_ratio():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def test_a_pointwise_clip_bounds_what_each_id_adds_and_counts_negative_losses():
+    loss, metrics = sdpo(alpha=1.0, pointwise_clip=0.05)
+    clipped = np.minimum(np.exp(LOG_S) * (LOG_S - LOG_T), 0.05).sum(axis=-1)
+    taught = MASK * HAS_TEACHER[:, None]
+    expected = mean_of(clipped * np.minimum(RATIO, 2), taught, "seq_mean_token_mean")
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["negative"], (((clipped < 0) * taught).sum(), 12))
+    assert metrics["negative"][0] > 0
+
+
+def test_forks_are_turned_away_from_the_teacher():
+    entropy = -kl(LOG_S, np.zeros_like(LOG_S))
+    threshold = float(np.median(entropy[MASK * HAS_TEACHER[:, None] > 0]))
+    loss, metrics = sdpo(fork_aware=ForkAware(threshold, repulsion=0.3))
+    signs, taught = np.where(entropy > threshold, -0.3, 1.0), MASK * HAS_TEACHER[:, None]
+    expected = mean_of(divergence(0.5) * np.minimum(RATIO, 2) * signs, taught, "seq_mean_token_mean")
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["forks"], (((entropy > threshold) * taught).sum(), 12))
+    assert 0 < metrics["forks"][0] < 12
+
+
 def test_top_k_of_the_whole_vocabulary_is_full():
     top_k = {"support": "topk", "top_k": 12, "tail": "bucket"}
     np.testing.assert_allclose(sdpo(**top_k)[0], sdpo()[0], rtol=1e-5)
@@ -268,7 +301,7 @@ def test_grpo_matches_float64(config, chunk):
     np.testing.assert_allclose(metrics["clipped"], (outside.sum(), 13), rtol=1e-6)
     np.testing.assert_allclose(metrics["signal"], (3, 4))
     np.testing.assert_allclose(metrics["sampler_gap"], (np.abs(np.log(RATIO) * MASK).sum(), 13), rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], (expected, 1), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], (expected, 0), rtol=1e-5)
     np.testing.assert_allclose(
         metrics["entropy"], ((kl(LOG_S, np.zeros_like(LOG_S)) * -MASK).sum(), 13), rtol=1e-5
     )
@@ -280,14 +313,64 @@ def test_grpo_matches_float64(config, chunk):
 )
 def test_clipping_stops_the_gradient_on_one_side_only(ratio, advantage, moves):
     batch = BATCH._replace(
-        advantages=np.full(4, advantage, np.float32),
+        advantages=np.full((4, 5), advantage, np.float32),
         rollout_log_probs=(CHOSEN - np.log(ratio)).astype(np.float32),
     )
     assert np.any(grpo_gradient(batch)) == moves
 
 
+def test_the_kl_term_is_k3_against_the_reference():
+    reference = (CHOSEN + np.random.default_rng(2).normal(0, 0.5, (4, 5)) * MASK).astype(np.float32)
+    batch = BATCH._replace(reference_log_probs=reference)
+    loss, metrics = grpo(batch, kl_coefficient=0.3)
+    r = np.exp(reference - CHOSEN)
+    penalty = r - np.log(r) - 1
+    expected = float(grpo()[0]) + 0.3 * mean_of(penalty, MASK, "seq_mean_token_mean")
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kl"], ((penalty * MASK).sum(), 13), rtol=1e-5)
+
+
+def test_k3_is_least_at_the_reference_and_pulls_towards_it():
+    log_prob, reference = jnp.array([-1.0, -1.0, -1.0]), jnp.array([-0.5, -1.0, -3.0])
+    value, gradient = jax.vmap(jax.value_and_grad(k3))(log_prob, reference)
+    r = np.exp(np.asarray(reference, np.float64) - np.asarray(log_prob))
+    np.testing.assert_allclose(value, r - 1 - np.log(r), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(gradient, 1 - r, rtol=1e-5, atol=1e-7)
+
+
+def test_presets_are_what_their_papers_say():
+    dr_grpo, dapo = PRESETS["dr_grpo"], PRESETS["dapo"]
+    assert (dr_grpo.divide_by_std, dr_grpo.aggregation) == (False, "seq_mean_token_sum")
+    assert (dr_grpo.clip_low, dr_grpo.clip_high) == (0.2, 0.2)
+    assert (dapo.divide_by_std, dapo.aggregation) == (True, "token_mean")
+    assert (dapo.clip_low, dapo.clip_high) == (0.2, 0.28)
+    assert dr_grpo.kl_coefficient is dapo.kl_coefficient is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GRPOConfig(kl_coefficient=0.0), "kl_coefficient=0.0 must be positive, or None"),
+        (
+            lambda: GRPOConfig(
+                contrastive_hints=ContrastiveHints(), anti_self_distillation=AntiSelfDistillation()
+            ),
+            "contrastive_hints and anti_self_distillation each need the one teacher; remove one of them",
+        ),
+        (
+            lambda: DistillationConfig(rollout_correction_cap=0.0),
+            "rollout_correction_cap=0.0 must be positive, or None",
+        ),
+    ],
+)
+def test_settings_without_effect_or_sense_are_refused(make, message):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value).startswith(message)
+
+
 def test_equal_rewards_give_no_gradient():
-    batch = BATCH._replace(advantages=np.zeros(4, np.float32))
+    batch = BATCH._replace(advantages=np.zeros((4, 5), np.float32))
     loss, metrics = grpo(batch)
     assert loss == 0 and metrics["signal"][0] == 0
     np.testing.assert_array_equal(grpo_gradient(batch), 0)
@@ -321,11 +404,22 @@ LOSS_MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.float32)
     [("seq_mean_token_mean", (2 + 10 + 0) / 3), ("token_mean", 16 / 4), ("seq_mean_token_sum", 16 / 3)],
 )
 def test_aggregation_by_hand(mode, value):
-    assert float(aggregate(jnp.asarray(LOSSES), jnp.asarray(LOSS_MASK), mode)) == pytest.approx(
-        value, rel=1e-6
-    )
-    nothing = aggregate(jnp.asarray(LOSSES), jnp.zeros((3, 3)), mode)
-    assert float(nothing) == 0
+    total = weighted_sum(LOSSES, token_weights(LOSS_MASK, mode))
+    assert float(total) == pytest.approx(value, rel=1e-6)
+    assert not token_weights(np.zeros((3, 3), np.float32), mode).any()
+
+
+@pytest.mark.parametrize("mode", ["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"])
+def test_weights_of_the_whole_batch_add_up_over_its_parts(mode):
+    weights = token_weights(LOSS_MASK, mode)
+    assert weights.dtype == np.float32
+    parts = sum(weighted_sum(LOSSES[i : i + 1], weights[i : i + 1]) for i in range(3))
+    assert float(parts) == pytest.approx(float(weighted_sum(LOSSES, weights)), rel=1e-6)
+
+
+def test_a_loss_without_weight_has_no_gradient_even_where_it_is_not_finite():
+    gradient = jax.grad(weighted_sum)(jnp.asarray(LOSSES), LOSS_MASK)
+    np.testing.assert_array_equal(gradient, LOSS_MASK)
 
 
 def test_masked_sum_ignores_what_is_masked():

@@ -1,0 +1,65 @@
+"""Which fix keeps reasoning: eight fixes on top of SDPO or GRPO, on the signs puzzle.
+
+    python -m sdistill.study --config configs/signs/fixes.py --workdir runs/fixes
+    python -m sdistill.study --config configs/signs/fixes.py:quick --workdir runs/quick_fixes
+
+Data, steps and learning rates are those of section 5 in `study.py`, with c = s; evaluated at the end only.
+About 25 minutes on two CPU cores, of which every seed takes a third; `quick`, one seed and shorter, 4.
+"""
+
+import copy
+
+from ml_collections import ConfigDict
+
+from configs.signs import study
+
+# Of these constants no published value was available.
+FORKS = {"threshold": 0.5, "repulsion": 0.5}  # a quarter of the base's tokens, two thirds of its markers
+ANTI_SCALE = 0.5
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Settings of the study; `arg` is a key of `study.SIZES`."""
+    paper = study.get_config(arg)
+    grpo, sdpo = paper.grpo, paper.sdpo
+    for run in (grpo, sdpo):
+        run.evaluation.datasets = ["k3_test", "k4_test"]
+        run.evaluation.every = run.steps
+
+    def on_sdpo(**loss: object) -> ConfigDict:
+        run = copy.deepcopy(sdpo)
+        run.sdpo.loss.update(loss)
+        return run
+
+    def with_context(max_teacher_prompt: int, **context: object) -> ConfigDict:
+        run = copy.deepcopy(sdpo)
+        run.sdpo.context = ConfigDict(context)
+        run.rollouts.max_teacher_prompt = max_teacher_prompt
+        return run
+
+    def on_grpo(**fix: object) -> ConfigDict:
+        run = copy.deepcopy(grpo)
+        run.grpo = ConfigDict(fix)
+        run.rollouts.max_teacher_prompt = sdpo.rollouts.max_teacher_prompt
+        return run
+
+    solution = {"context": {"kind": "solution"}}
+    fixes = {
+        "sdpo_pointwise_clip": on_sdpo(pointwise_clip=0.05),
+        "sdpo_marker_mask": on_sdpo(marker_mask=True),
+        "sdpo_pass_rate": on_sdpo(pass_rate_weight=True),
+        "sdpo_fork_aware": on_sdpo(fork_aware=FORKS),
+        "sdpo_other_problem": with_context(64, kind="other_problem"),
+        "sdpo_partial": with_context(16, kind="partial", fraction=0.5),
+        "grpo_contrastive_hints": on_grpo(contrastive_hints=solution),
+        "grpo_anti_self_distillation": on_grpo(anti_self_distillation={**solution, "scale": ANTI_SCALE}),
+    }
+    return ConfigDict(
+        {
+            "seeds": paper.seeds,
+            "max_prompt": paper.max_prompt,
+            "grpo": grpo,
+            "sdpo": sdpo,
+            "fixes": [{"condition": name, "train": run.to_dict()} for name, run in fixes.items()],
+        }
+    )
