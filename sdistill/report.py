@@ -65,7 +65,7 @@ EXPECTED = {
 }
 TRACES = {  # section → conditions side by side, data sets in order of preference
     "richness": (("unguided", "answer", "solution"), ("walk",)),
-    "on_policy": (("base", "grpo", "sdpo_answer_fixed", "sdpo_solution_fixed"), ("k4", "k3")),
+    "on_policy": (("base", "grpo", "sdpo_answer_fixed", "sdpo_solution_fixed"), ("k4_test", "k3_test")),
 }
 TRACE_PROBLEMS = 6
 TRACE_CHARACTERS = 3000  # of a long response the first two thirds and the last third are shown

@@ -75,6 +75,10 @@ def test_all_sections_have_results_with_intervals(uninterrupted):
     }
 
 
+def test_the_report_shows_responses_of_both_sections_that_keep_them(uninterrupted):
+    assert "No generations were kept" not in (uninterrupted / "report.html").read_text()
+
+
 def test_figures_are_those_of_the_responses_on_disk(uninterrupted):
     """Recomputes accuracies from the files, by the plainest way."""
     records = {tuple(r[key] for key in IDENTITY): r for r in read_records(uninterrupted / "results.jsonl")}

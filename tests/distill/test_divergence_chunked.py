@@ -12,7 +12,6 @@ import pytest
 from sdistill.config import ConfigError
 from sdistill.distill.divergence import chunked_token_divergence, token_divergence
 from sdistill.training.objectives import DistillationConfig, GRPOConfig, OnPolicyBatch
-from sdistill.training.optimizer import OptimizerConfig
 from sdistill.training.rows import layout
 from sdistill.training.steps import PackedBatch, cross_entropy_gradient, grpo_gradient, sdpo_gradient
 from tests import tiny
@@ -202,8 +201,7 @@ def test_no_array_holds_the_vocabulary_of_all_positions(settings):
 
 
 MODEL = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, vocab_size=997)
-OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
-COMMON = {"model": MODEL, "optimizer": OPTIMIZER, "chunk": 1}
+COMMON = {"model": MODEL, "chunk": 1}
 ROWS, PROMPT, RESPONSE = 5, 3, 11
 
 
@@ -244,7 +242,7 @@ def test_no_array_of_a_training_step_holds_the_vocabulary_of_all_positions(name)
     assert max(found) < ROWS * RESPONSE * MODEL.vocab_size
 
 
-QWEN = 151_936  # ids
+QWEN = 151_936  # ids of Qwen3
 
 
 def temporary_bytes(positions, chunk_size=256):
