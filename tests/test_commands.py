@@ -53,7 +53,7 @@ def test_the_mistake_can_be_mended_in_the_same_directory(commands, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     complaint(commands, "sdistill.train", SDPO, workdir, "--config.init_from=/nowhere")
     line = complaint(commands, "sdistill.train", SDPO, workdir, "--config.init_from=/elsewhere")
-    assert "no config.json in /elsewhere" in line
+    assert "no folder /elsewhere" in line
 
 
 def test_a_missing_workdir_is_named(commands):

@@ -49,7 +49,7 @@ def test_responses_are_judged_against_their_own_problem(tokenizer):
         [FIRST, SECOND],
         requests,
         rollouts_of(tokenizer, responses, [True] * 4),
-        tokenizer,
+        SignsChat(tokenizer),
         SignsTask(),
     )
     assert [g["correct"] for g in generations] == [True, False, True, True]

@@ -4,8 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from configs.signs import pretrain
+from configs.signs import pretrain, sdpo
 from sdistill.config import parse
 from sdistill.models.hugging_face import to_hugging_face
 from sdistill.train import train
@@ -22,15 +23,14 @@ def preset(name: str, arg: str):
     return module.get_config(arg)
 
 
-def config(name: str, arg: str) -> TrainConfig:
-    values = pretrain.get_config("tiny")
-    values.update(preset(name, arg))
-    return parse(TrainConfig, values.to_dict())
+def config(recipe: ConfigDict, name: str, arg: str) -> TrainConfig:
+    recipe.update(preset(name, arg))
+    return parse(TrainConfig, recipe.to_dict())
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_tiny_form_trains_two_steps(name, tmp_path):
-    model = train(config(name, "tiny"), tmp_path)
+    model = train(config(pretrain.get_config("tiny"), name, "tiny"), tmp_path)
     assert model.config.compute.dtype == "bfloat16" and model.config.compute.remat == "full"
     assert '"step": 2' in (tmp_path / "metrics.jsonl").read_text()
     family = {"qwen3": "qwen3", "r1": "qwen2", "olmo3": "olmo3"}[name.split("_")[0]]
@@ -39,5 +39,5 @@ def test_the_tiny_form_trains_two_steps(name, tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_real_form_names_a_model(name):
-    real = config(name, "")
+    real = config(sdpo.get_config(), name, "")
     assert real.model is None and real.init_from.count("/") == 1

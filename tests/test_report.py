@@ -323,7 +323,7 @@ def test_traces_take_the_first_sample_of_the_first_problems_at_the_last_step(tmp
     run = write_run(tmp_path, [])
     page = report.write_report(run).read_text(encoding="utf-8")
     assert re.findall(r'class="problem">8 4 (\d)', page) == list("012345") * 2
-    assert "k4-000060" in page and "k4-000020" not in page
+    assert "k4_test-000060" in page and "k4_test-000020" not in page
 
 
 def test_missing_parts_are_marked(tmp_path):

@@ -237,7 +237,7 @@ def test_a_run_cut_while_it_wrote_the_final_weights_is_not_taken_for_finished(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
-    (workdir / "model" / "model.safetensors").unlink()  # config.json is written first
+    (workdir / "model" / "config.json").unlink()  # it is written last
     train(parse(TrainConfig, settings(data_dir)), workdir)
     assert_same_files(workdir, uninterrupted)
 

@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     else:
-        model = {"init_from": "allenai/Olmo-3-7B-Instruct", "model": None}
+        model = {"init_from": "allenai/Olmo-3-7B-Instruct"}
     return ConfigDict(
         {
             **model,

@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     else:
-        model = {"init_from": "Qwen/Qwen3-0.6B", "model": None}
+        model = {"init_from": "Qwen/Qwen3-0.6B"}
     return ConfigDict(
         {
             **model,

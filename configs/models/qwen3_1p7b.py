@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     else:
-        model = {"init_from": "Qwen/Qwen3-1.7B", "model": None}
+        model = {"init_from": "Qwen/Qwen3-1.7B"}
     return ConfigDict(
         {
             **model,

@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     else:
-        model = {"init_from": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "model": None}
+        model = {"init_from": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"}
     return ConfigDict(
         {
             **model,

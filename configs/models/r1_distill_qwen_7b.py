@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     else:
-        model = {"init_from": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "model": None}
+        model = {"init_from": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"}
     return ConfigDict(
         {
             **model,

@@ -5,6 +5,7 @@ from flax import nnx
 from scipy.special import log_softmax
 
 from sdistill.analysis.richness import response_log_probs, richness_bits
+from sdistill.models.attention import Places
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder
 from sdistill.rollout.engine import Rollouts
@@ -22,8 +23,7 @@ GUIDED = [[3, 4, 9, 9, 1], [5, 1], [6, 7, 8, 10]]
 @nnx.jit
 def logits_of(model, ids):
     size = ids.shape[1]
-    hidden, _ = model(ids, jnp.arange(size)[None], jnp.tri(size, dtype=bool)[None])
-    return hidden @ model.head()
+    return model(ids, Places(jnp.arange(size)[None], jnp.ones((1, size), int))) @ model.head()
 
 
 def log_probs(prompts):
