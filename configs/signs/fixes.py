@@ -4,7 +4,7 @@
     python -m sdistill.study --config configs/signs/fixes.py:quick --workdir runs/quick_fixes
 
 Data, steps and learning rates are those of section 5 in `study.py`, with c = s; evaluated at the end only.
-About 25 minutes on two CPU cores, of which every seed takes a third; `quick`, one seed and shorter, 4.
+38 minutes on two CPU cores that had other work, every seed a third of it; `quick`, one seed and shorter, 6.
 """
 
 import copy
