@@ -3,7 +3,7 @@
     python -m sdistill.study --config configs/signs/study.py --workdir runs/study
     python -m sdistill.study --config configs/signs/study.py:quick --workdir runs/quick
 
-Three seeds (section 6: one), on two CPU cores. `quick` is one seed of everything, shorter; `tiny` only
+Three seeds, on two CPU cores. `quick` is one seed of everything, shorter; `tiny` only
 exercises the code. What comes out of the full study, and what both take, is in the README.
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 SIZES = {
     "": {
         "seeds": [0, 1, 2],
-        "coverage_seeds": [0],
+        "coverage_seeds": [0, 1, 2],
         "walk": 100,
         "responses": 800,
         "sft_steps": 37,
