@@ -2,7 +2,7 @@
 
     python launch/results_tables.py
 
-A table stands between `<!-- NAME -->` and `<!-- / -->`, NAME being a key of `TABLES`; what is there is replaced.
+A table stands between `<!-- NAME -->` and `<!-- / -->`, NAME being a key of `TABLES`, and is replaced there.
 """
 
 import re
