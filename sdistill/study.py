@@ -3,9 +3,10 @@
     python -m sdistill.study --config configs/signs/study.py --workdir runs/study
     python -m sdistill.study --config configs/signs/fixes.py --workdir runs/fixes
 
-The sections are the paper's: (3) how much richer contexts change responses, (4) SFT on unguided and on
-guided responses, (5) SDPO against GRPO, (6) task coverage. The second study has one section of its own,
-which of the fixes proposed since keeps reasoning. What a study directory holds:
+The sections are the paper's: (3) how much richer contexts change responses, (4) SFT on unguided and on guided
+responses, (5) SDPO against GRPO, then section 3 again of models so trained, (6) task coverage. The second
+study has one section of its own, which of the fixes proposed since keeps reasoning. What a study directory
+holds:
 
     config.json, environment.json   settings, versions
     runs/<section>/<condition>/seed<k>/<dataset>-<step>.jsonl.gz
@@ -37,7 +38,7 @@ from sdistill.config import parse, to_json
 from sdistill.experiments.config import FixesConfig, RunsConfig, StudyConfig
 from sdistill.experiments.fixes import fixes_section
 from sdistill.experiments.on_policy import coverage_section, on_policy_section
-from sdistill.experiments.richness import richness_section
+from sdistill.experiments.richness import richness_section, trained_richness_section
 from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
@@ -52,6 +53,7 @@ SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Record]]]] = {
         "richness": richness_section,
         "sft": sft_section,
         "on_policy": on_policy_section,
+        "trained_richness": trained_richness_section,
         "coverage": coverage_section,
     },
     FixesConfig: {"fixes": fixes_section},

@@ -168,7 +168,7 @@ def test_the_settings_that_are_broken_below_are_fine(values):
         ("rollouts.sampling.top_k", 0, "config.rollouts.sampling.top_k=0 must be positive, or None"),
         ("mesh.data", 3, "config.rollouts.prompts × samples = 16 rows must divide over 3 devices"),
         ("sdpo.context.kind", "answers", "config.sdpo.context.kind='answers' must be one of"),
-        ("sdpo.context.fraction", 0.5, "config.sdpo.context.fraction=0.5 goes with kind='partial'"),
+        ("sdpo.context.fraction", 0.5, "config.sdpo.context.fraction=0.5 goes with kind='partial' or"),
         ("sdpo.teacher.weights", "ema", "config.sdpo.teacher.ema_rate=None goes with weights='ema'"),
         ("sdpo.teacher.ema_rate", 0.1, "config.sdpo.teacher.ema_rate=0.1 goes with weights='ema'"),
         (

@@ -159,7 +159,7 @@ def test_missing_parts_are_marked(tmp_path):
     (run / "environment.json").unlink()
     (run / "config.json").write_text("[1]")
     page = page_of(run)
-    assert page.count("Not measured in this run.</p>") == 2
+    assert page.count("Not measured in this run.</p>") == 3
     assert "Not measured in this run: regenerated (ỹ)." in page
     assert "Not measured in this run: SFT on guided (s∖think)." in page
     assert page.count("No generations were kept.") == 1

@@ -17,7 +17,7 @@ from tests.processes import ROOT, Commands, files_below
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = ["richness", "sft", "on_policy", "coverage"]
+SECTIONS = ["richness", "sft", "on_policy", "trained_richness", "coverage"]
 TINY = "--config=configs/signs/study.py:tiny"
 IDENTITY = ("section", "condition", "seed", "step", "dataset", "metric")
 KEYS = {*IDENTITY, "value", "n", "ci_low", "ci_high"}
@@ -67,7 +67,11 @@ def test_all_sections_have_results_with_intervals(uninterrupted):
     assert len(set(identity)) == len(identity)
     cells = {(r["section"], r["condition"]) for r in records}
     assert {condition for section, condition in cells if section == "richness"} == {
-        *("unguided", "other_problem", "partial", "answer", "solution", "regenerated")
+        *("unguided", "partial_50", "partial_solution_50"),
+        *("answer", "solution", "regenerated", "other_problem"),
+    }
+    assert {condition for section, condition in cells if section == "trained_richness"} == {
+        *("grpo@unguided", "grpo@partial_50", "grpo@partial_solution_50", "grpo@answer", "grpo@solution")
     }
     assert {condition for section, condition in cells if section == "on_policy"} == {
         *("base", "grpo", "sdpo_solution_fixed", "sdpo_solution_ema"),
@@ -119,7 +123,9 @@ def test_a_study_killed_in_every_section_ends_with_the_same_results(uninterrupte
     """Each kill comes at a random moment of its section."""
     workdir = tmp_path / "study"
     arguments = ("sdistill.study", TINY, f"--workdir={workdir}")
-    for section, file in zip(SECTIONS, ["*.gz", "config.json", "config.json", "config.json"], strict=True):
+    for section, file in zip(
+        SECTIONS, ["*.gz", "config.json", "config.json", "*.gz", "config.json"], strict=True
+    ):
         folder = workdir / "runs" / section
         commands.kill(
             *arguments,
@@ -148,11 +154,11 @@ def test_a_second_run_computes_nothing_again_wherever_the_directory_is_named_fro
 
 def test_a_directory_of_another_study_is_refused(uninterrupted, commands):
     done = commands.run(
-        "sdistill.study", TINY, f"--workdir={uninterrupted}", "--config.richness.partial_fraction=0.25"
+        "sdistill.study", TINY, f"--workdir={uninterrupted}", "--config.richness.min_correct=2"
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "other settings" in done.stderr and '"partial_fraction": 0.25' in done.stderr
+    assert "other settings" in done.stderr and '"min_correct": 2' in done.stderr
 
 
 FIXES = "--config=configs/signs/fixes.py:tiny"

@@ -18,11 +18,11 @@ from sdistill.analysis.evidence import (
     decide,
     difference,
 )
-from sdistill.analysis.lookup import POOLED, coverage_sizes, name, select
+from sdistill.analysis.lookup import POOLED, coverage_sizes, dial, name, select
 from sdistill.analysis.records import Record
 
 NARROW = 8  # the largest |D| that counts as small in the claim about in-domain gains
-INFORMATIVE = ("unguided", "partial", "answer", "regenerated", "solution")
+INFORMATIVE = ("unguided", "answer", "regenerated", "solution")
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,28 @@ def _compare(text: str, *deciding: Comparison, also: tuple[Comparison, ...] = ()
     return rule
 
 
-def informative_by_bits(records: Sequence[Record]) -> list[str]:
-    """The contexts about this problem that were measured, from poor to rich in measured bits."""
-    bits = {"unguided": 0.0}  # by definition, whether or not it was written down
-    for condition in INFORMATIVE:
-        if rows := select(records, "richness", condition, "walk", "bits_per_response"):
+def is_informative(context: str) -> bool:
+    """Whether a context says something about the problem, in a form that the model has learned to read.
+
+    The form of an answer alone says nothing, and a solution that breaks off is like nothing in the corpus.
+    """
+    kind, percent = dial(context) or ("", 0)
+    return context in INFORMATIVE or (kind == "partial" and percent > 0)
+
+
+def informative_by_bits(records: Sequence[Record], section: str = "richness", model: str = "") -> list[str]:
+    """Informative contexts that were measured, from poor to rich in measured bits.
+
+    Args:
+      records: Of the run.
+      section: Where they were measured.
+      model: What the names of the conditions begin with.
+    """
+    bits = {f"{model}unguided": 0.0}  # by definition, whether or not it was written down
+    conditions = dict.fromkeys(r["condition"] for r in records if r["section"] == section)
+    for condition in conditions:
+        rows = select(records, section, condition, "walk", "bits_per_response")
+        if rows and condition.startswith(model) and is_informative(condition.removeprefix(model)):
             bits[condition] = rows[-1]["value"]
     return sorted(bits, key=lambda condition: bits[condition])
 

@@ -9,21 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sdistill.analysis import drawing
-from sdistill.analysis.claims import informative_by_bits
 from sdistill.analysis.drawing import BLUE, GREEN, GREY, INK, ORANGE, PINK, PLACES, RED, SKY, UNITS, Line
 from sdistill.analysis.evidence import Comparison, Evidence, Outcome, decide, difference
 from sdistill.analysis.lookup import POOLED, coverage_sizes, integer_seeds, name, select
 from sdistill.analysis.ranking import FIXES, JUDGE, last, standings
 from sdistill.analysis.records import Record
+from sdistill.analysis.richness_figure import richness
 
-CONTEXT_MARKS = {
-    "unguided": (GREY, "o"),
-    "other_problem": (PINK, "X"),
-    "partial": (SKY, "^"),
-    "answer": (GREEN, "s"),
-    "regenerated": (ORANGE, "D"),
-    "solution": (RED, "v"),
-}
 SFT_COLOURS = {"base": GREY, "sft_unguided": BLUE, "sft_guided": ORANGE, "sft_guided_solution": RED}
 RUN_LINES: Mapping[str, Line] = {
     "grpo": (BLUE, "o", "-"),
@@ -39,40 +31,6 @@ FIX_LINES: Mapping[str, Line] = {  # a fix has the colour of what it is put on
 }
 PALE = 0.1  # change of accuracy up to which no tile has the full colour
 SIZE_RAMP = LinearSegmentedColormap.from_list("coverage", [ORANGE, "#d0508a", BLUE])
-
-
-@drawing.styled
-def richness(records: Sequence[Record]) -> Figure:
-    """Accuracy, length and words of each context against its measured bits a response."""
-    figure, panels = drawing.panels(1, 3, 9.6, 3.6)
-    for axes, metric in zip(panels, UNITS, strict=True):
-        points = {}
-        for condition, (colour, marker) in CONTEXT_MARKS.items():
-            bits = select(records, "richness", condition, "walk", "bits_per_response")
-            found = select(records, "richness", condition, "walk", metric)
-            if not found or (not bits and condition != "unguided"):
-                continue
-            x, r = bits[-1]["value"] if bits else 0.0, found[-1]
-            points[condition] = x, r["value"]
-            axes.errorbar(
-                x,
-                r["value"],
-                yerr=drawing.spread(r),
-                xerr=drawing.spread(bits[-1]) if bits else None,
-                fmt=marker,
-                color=colour,
-                markersize=7,
-                capsize=2,
-                elinewidth=1.2,
-                label=name(condition),
-            )
-        path = [points[c] for c in informative_by_bits(records) if c in points]
-        if path:
-            axes.plot(*zip(*path, strict=True), color=GREY, linewidth=1, zorder=1)
-        axes.set_xlabel("measured bits per response")
-        drawing.title(axes, metric, "walk")
-    drawing.legend(figure, 3)
-    return figure
 
 
 @drawing.styled
@@ -333,8 +291,9 @@ FIGURES: Mapping[str, tuple[Plot, ...]] = {
         Plot(
             "richness",
             richness,
-            "What the model does under each context, against the information that the context turned out to "
-            f"carry. The line joins the contexts that say something about the problem at hand. {BANDS}",
+            "What each model does under each context, against the information that the context turned out to "
+            "carry for it. Lines join the contexts that say something about the problem at hand, in a form "
+            f"that the models have learned to read. {BANDS}",
         ),
     ),
     "sft": (
@@ -360,6 +319,7 @@ FIGURES: Mapping[str, tuple[Plot, ...]] = {
             "words and for all others. Thin lines: single seeds. There are no intervals.",
         ),
     ),
+    "trained_richness": (),
     "coverage": (
         Plot(
             "coverage_grid",

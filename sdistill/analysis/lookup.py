@@ -11,6 +11,7 @@ SECTIONS = {
     "richness": "Context richness (paper section 3)",
     "sft": "Off-policy self-distillation (paper section 4)",
     "on_policy": "On-policy self-distillation (paper section 5)",
+    "trained_richness": "Context richness of trained models (section 3 after section 5)",
     "coverage": "Task coverage (paper section 6)",
 }
 """The paper's sections; that of the fixes is in `ranking`."""
@@ -21,6 +22,7 @@ NAMES = {
     "unguided": "no context (∅)",
     "other_problem": "another problem's solution",
     "partial": "partial solution",
+    "partial_solution": "cut solution",
     "answer": "answer only (s∖think)",
     "regenerated": "regenerated (ỹ)",
     "solution": "full solution (s)",
@@ -44,20 +46,45 @@ NAMES = {
 }
 
 
+DIALS = {"partial": "the answer", "partial_solution": "the worked solution"}
+"""Contexts that show so many per cent of something, as in `partial_25`, and of what."""
+
+
+def dial(condition: str) -> tuple[str, int] | None:
+    """What a partial context shows a share of, and how much. In: `partial_25`. Out: `partial`, 25."""
+    kind, _, percent = condition.rpartition("_")
+    return (kind, int(percent)) if kind in DIALS and percent.isdecimal() else None
+
+
 def name(condition: str) -> str:
-    """A condition in words. In: `sdpo_64`. Out: `SDPO |D| = 64`."""
+    """A condition in words. In: `sdpo_64`, `grpo@answer`. Out: `SDPO |D| = 64`, `GRPO, answer only …`."""
+    model, at, context = condition.partition("@")
+    if at:
+        return f"{name(model)}: {name(context)}"
+    if found := dial(condition):
+        return f"{found[1]} % of {DIALS[found[0]]}"
     method, _, size = condition.partition("_")
     if condition not in NAMES and method in ("sdpo", "grpo"):
         return f"{method.upper()} |D| = {size}"
     return NAMES.get(condition, condition)
 
 
-def condition_rank(condition: str) -> tuple[int, str, int]:
-    """A key that sorts known conditions in the paper's order, then those of the coverage section by |D|."""
-    known = list(NAMES)
-    method, _, size = condition.partition("_")
-    rank = known.index(condition) if condition in known else len(known)
-    return rank, method, int(size) if size.isdecimal() else 10**9
+def condition_rank(condition: str) -> tuple[tuple[int, str, int], ...]:
+    """A key that sorts conditions: known ones in the paper's order, those of a kind by |D| or share."""
+
+    def place(part: str) -> tuple[int, str, int]:
+        known = list(NAMES)
+        kind, _, size = part.rpartition("_")
+        if part in known:
+            return known.index(part), "", 0
+        return (
+            known.index(kind) if kind in known else len(known),
+            kind,
+            int(size) if size.isdecimal() else 10**9,
+        )
+
+    model, _, context = condition.partition("@")
+    return place(model), place(context)
 
 
 def select(

@@ -9,7 +9,9 @@ from typing import Literal
 from sdistill.config import require
 from sdistill.tasks.problem import Problem, strip_thinking
 
-Kind = Literal["solution", "answer", "partial", "other_problem"]
+Kind = Literal["solution", "answer", "partial", "partial_solution", "other_problem"]
+DIALS: tuple[Kind, ...] = ("partial", "partial_solution")
+"""Kinds that show a share of what another kind shows."""
 
 NOBODY = -1  # the index of no rollout of a group
 BLANK = "_"  # stands for a word of the solution that is not revealed
@@ -41,8 +43,9 @@ class ContextConfig:
     Attributes:
       kind: `solution`: a correct response, thinking included (c = s). `answer`: the same with its
         thinking removed (c = s∖think). `partial`: the first words of that, the others blank.
+        `partial_solution`: the first words of a correct response, and no more.
         `other_problem`: another problem with a correct response to it.
-      fraction: Share of the words that `partial` reveals, rounded up; for no other kind.
+      fraction: Share of the words that a kind of `DIALS` reveals, rounded up; for no other kind.
       template: The teacher's user turn, from `{prompt}` and `{solution}`.
       example_template: What comes before the prompt for `other_problem`, from `{example}`, the other
         problem already in `template`, and `{prompt}`.
@@ -59,8 +62,8 @@ class ContextConfig:
 
     def __post_init__(self) -> None:
         require(
-            (self.kind == "partial") == (self.fraction is not None),
-            f"fraction={self.fraction} goes with kind='partial' and only with it",
+            (self.kind in DIALS) == (self.fraction is not None),
+            f"fraction={self.fraction} goes with kind={' or '.join(map(repr, DIALS))} and only with these",
         )
         require(self.fraction is None or 0 <= self.fraction <= 1, f"fraction={self.fraction} must be 0 to 1")
         _check_template("template", self.template, {"prompt", "solution"})
@@ -86,12 +89,13 @@ def demonstration(config: ContextConfig, response: str) -> str:
     """The part of a correct response that the teacher is shown."""
     if config.kind in ("solution", "other_problem"):
         return response
-    answer = strip_thinking(response)
-    if config.fraction is None:
-        return answer
-    words = answer.split()
+    if config.kind == "answer":
+        return strip_thinking(response)
+    assert config.fraction is not None  # ContextConfig has checked
+    words = (strip_thinking(response) if config.kind == "partial" else response).split()
     shown = math.ceil(config.fraction * len(words))
-    return " ".join(words[:shown] + [BLANK] * (len(words) - shown))
+    blanks = [BLANK] * (len(words) - shown) if config.kind == "partial" else []
+    return " ".join(words[:shown] + blanks)
 
 
 def guided_content(

@@ -9,7 +9,7 @@ from sdistill.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class RichnessConfig:
-    """Section 3. The protocol is the paper's; the contexts are more than the paper's.
+    """Section 3. The protocol is the paper's; contexts and models are more than the paper's.
 
     Attributes:
       splits: Walked in turns, a problem of each after the other.
@@ -18,7 +18,9 @@ class RichnessConfig:
       min_correct: A problem is kept if at least so many of them are right…
       max_correct: …and at most so many.
       samples: Fresh responses a kept problem and context.
-      partial_fraction: Share of the answer that the `partial` context reveals.
+      answer_fractions: Shares of the answer that contexts reveal, besides all of it. 0 is its form alone.
+      solution_fractions: Shares of a worked solution that contexts reveal, besides all of it.
+      models: Conditions of section 5 that answer the same problems under the same contexts.
     """
 
     splits: tuple[str, ...]
@@ -27,7 +29,16 @@ class RichnessConfig:
     min_correct: int
     max_correct: int
     samples: int
-    partial_fraction: float
+    answer_fractions: tuple[float, ...]
+    solution_fractions: tuple[float, ...]
+    models: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("answer_fractions", "solution_fractions"):
+            require(
+                all(0 <= fraction < 1 for fraction in getattr(self, name)),
+                f"{name}={getattr(self, name)} must be 0 or more, and below 1: all of it is always measured",
+            )
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,11 @@ class StudyConfig(RunsConfig):
             f"coverage_seeds={self.coverage_seeds} must be among seeds={self.seeds}: they share runs",
         )
         require(self.sft.train.evaluation is not None, "sft.train.evaluation is missing")
+        known = ["grpo", *(f"sdpo_{c.kind}_{weights}" for c in self.contexts for weights in ("fixed", "ema"))]
+        require(
+            set(self.richness.models) <= set(known),
+            f"richness.models={self.richness.models} must be among the runs of section 5: {', '.join(known)}",
+        )
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,15 @@ class Study(Generic[C]):
         stream: int = 0,
         max_response: int,
         with_bits: bool = False,
+        model: Decoder | None = None,
     ) -> list[Generation]:
-        """The base model's responses to user turns `contents`, at temperature 1, sampled once and kept."""
+        """A model's responses to user turns `contents`, at temperature 1, sampled once and kept.
+
+        The model is the base unless another of its shape is given.
+        """
         if path.exists():
             return read_records(path)
-        params = nnx.state(self.base, nnx.Param)
+        params = nnx.state(model or self.base, nnx.Param)
         longest = max(
             len(self.chat.prompt(conversation(p, c), thinking=True))
             for p, c in zip(problems, contents, strict=True)
@@ -115,8 +119,8 @@ class Study(Generic[C]):
             self.base.config,
             prompts,
             rollouts,
-            max_prompt=self.config.max_prompt,
-            batch=256,
+            max_prompt=-(-max(map(len, prompts)) // 16) * 16,
+            batch=64,
             chunk=self.config.sdpo.chunk,
         )
         return [{**g, "bits": float(b)} for g, b in zip(generations, bits, strict=True)]

@@ -13,9 +13,10 @@ from sdistill.reporting.tables import DIGITS
 
 HEADINGS = {**SECTIONS, FIXES: "Which fix keeps reasoning?"}
 EXPECTED = {
-    "richness": list(figures.CONTEXT_MARKS),
+    "richness": ["unguided", "other_problem", "answer", "regenerated", "solution"],
     "sft": list(figures.SFT_COLOURS),
     "on_policy": ["base", *figures.RUN_LINES],
+    "trained_richness": [],
     "coverage": ["base"],
     FIXES: [*figures.FIX_LINES],
 }

@@ -33,7 +33,6 @@ TRACES = 20_000  # in a page, at most
 COMPRESSED = 5_000_000  # bytes of them, at most: base64 makes 6.7 MB of it
 CHARACTERS = 60_000_000  # read in all: what a browser decompresses and parses in about a second
 LONGEST = 400_000  # characters kept of one response
-GUIDED = ("other_problem", "partial", "answer", "regenerated", "solution")
 NEEDED = {"problem", "response", "correct", "length"}
 FILE = re.compile(r"/seed(\d+)/([^/]+)-(\d+)\.jsonl\.gz$")
 
@@ -198,7 +197,7 @@ def _group(source: Source) -> dict[str, Any]:
         "section": source.section,
         "condition": source.condition,
         "name": name(source.condition),
-        "guided": source.condition in GUIDED,
+        "guided": source.section == "richness" and source.condition != "unguided",
         "dataset": source.dataset.removesuffix("_test"),
         "seed": source.seed,
     }

@@ -20,7 +20,9 @@ def record(section, condition, dataset, metric, value, *, half=0.02, step=0, see
 RICHNESS = {  # condition: bits, accuracy, length, words
     "unguided": (0.0, 0.41, 52.0, 6.1),
     "other_problem": (0.1, 0.40, 50.0, 5.9),
-    "partial": (1.0, 0.66, 38.0, 3.9),
+    "partial_0": (0.1, 0.41, 52.0, 6.1),
+    "partial_50": (1.0, 0.66, 38.0, 3.9),
+    "partial_solution_50": (9.0, 0.20, 60.0, 7.9),
     "answer": (2.1, 0.90, 22.0, 0.9),
     "regenerated": (2.6, 0.93, 12.0, 0.4),
     "solution": (2.9, 0.97, 6.0, 0.1),
@@ -67,6 +69,12 @@ def synthetic_records():
         for metric, value in zip(HALF, values, strict=True):
             rows.append(record("richness", condition, "walk", metric, value, half=HALF[metric], n=808))
         rows.append(record("richness", condition, "walk", "bits_per_response", bits, half=0.1))
+    for model in ("grpo", "sdpo_solution_fixed"):
+        for condition, (bits, *values) in RICHNESS.items():
+            of_model = ("trained_richness", f"{model}@{condition}", "walk")
+            for metric, value in zip(HALF, values, strict=True):
+                rows.append(record(*of_model, metric, 0.9 * value, half=HALF[metric], n=808))
+            rows.append(record(*of_model, "bits_per_response", 0.7 * bits, half=0.1))
     for condition in ("base", "sft_unguided", "sft_guided", "sft_guided_solution"):
         rows += outcomes("sft", condition, FINAL[condition], 0 if condition == "base" else 39)
     rows += outcomes("on_policy", "base", FINAL["base"], 0)

@@ -1,6 +1,6 @@
 import pytest
 
-from sdistill.analysis.claims import judge
+from sdistill.analysis.claims import informative_by_bits, judge
 from sdistill.analysis.evidence import Comparison, Outcome, difference
 from sdistill.analysis.statistics import minimum_detectable
 from tests.analysis.synthetic import coverage_records, record, synthetic_records
@@ -50,7 +50,7 @@ def test_every_verdict_of_a_difference(value, half, guided, unguided):
 
 def test_richness_claim_needs_the_fall_and_no_clear_rise():
     def rows(words):
-        order = zip(("unguided", "partial", "solution"), words, strict=True)
+        order = zip(("unguided", "partial_50", "solution"), words, strict=True)
         for bits, (condition, value) in enumerate(order):
             yield record("richness", condition, "walk", "bits_per_response", float(bits))
             yield record("richness", condition, "walk", "words", value, half=0.1)
@@ -121,3 +121,14 @@ def test_what_a_difference_would_have_found_comes_from_its_interval():
     assert difference(rows, c).detectable == minimum_detectable(0.03, 0.07)
     rows = [record("on_policy", "grpo", "k3", "accuracy_minus:base", 0.05, half=None, step=9)]
     assert difference(rows, c).detectable is None
+
+
+def test_contexts_are_ordered_by_bits_and_those_that_say_nothing_are_left_out():
+    bits = {"unguided": 0.0, "partial_0": 0.2, "partial_25": 9.0, "answer": 8.0, "partial_solution_50": 70.0}
+    rows = [record("richness", c, "walk", "bits_per_response", value) for c, value in bits.items()]
+    rows += [
+        record("trained_richness", f"grpo@{c}", "walk", "bits_per_response", -v) for c, v in bits.items()
+    ]
+    assert informative_by_bits(rows) == ["unguided", "answer", "partial_25"]
+    of_grpo = informative_by_bits(rows, "trained_richness", "grpo@")
+    assert of_grpo == ["grpo@partial_25", "grpo@answer", "grpo@unguided"]

@@ -45,6 +45,9 @@ def test_the_teacher_is_the_first_other_success(correct, teachers):
         ("partial", 0.26, "+ - _ _"),
         ("partial", 0.5, "+ - _ _"),
         ("partial", 1.0, "+ - + -"),
+        ("partial_solution", 0.0, ""),
+        ("partial_solution", 0.5, "likely 1 0 + 1 -1 wait so"),
+        ("partial_solution", 1.0, TRACE),
     ],
 )
 def test_demonstration(kind, fraction, shown):
