@@ -1,19 +1,22 @@
-"""Compiles the programs of a training run for a TPU slice, with no TPU at hand, and says whether they fit.
+"""Compiles the programs of a run for a TPU slice, with no TPU at hand, and says whether they fit.
 
     python launch/compile_check.py --config configs/paper/section5_sdpo.py:qwen3_8b --topology v5p:2x2x2
+    python launch/compile_check.py --config configs/paper/section3.py:walk --topology v5e:2x4
 
-The compiler is the one that runs on TPUs (`pip install -e .[tpu]`); no weights are needed and none
-are allocated. Programs are those of the longest rows and the fullest cache that the config allows. Exit code
-1 if one of them does not fit. What the figures mean is in docs/scale.md.
+It takes the configs of `sdistill.train` and of `sdistill.generate`. The compiler is the one that runs on
+TPUs (`pip install -e .[tpu]`); no weights are needed and none are allocated. Programs are those of the
+longest rows and the fullest cache that the config allows. Exit code 1 if one of them does not fit. What the
+figures mean is in docs/scale.md, whose tables `launch/compile_table.py` writes.
 """
 
+import hashlib
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +31,31 @@ from rich.table import Table
 
 from sdistill.command import parse_flags
 from sdistill.config import ConfigError, parse, require
+from sdistill.generate import GenerateConfig
 from sdistill.models.config import ModelConfig
 from sdistill.models.hugging_face import from_hugging_face
+from sdistill.models.weights import CONFIG_FILE, SIGNS_BASE
 from sdistill.parallel import hlo
 from sdistill.parallel.chips import Chip, chip_of, least_seconds
 from sdistill.parallel.mesh import make_mesh
-from sdistill.parallel.programs import Program, Shaped, each_program, on_tpu, per_chip
+from sdistill.parallel.programs import (
+    Program,
+    Sampled,
+    Shaped,
+    each_program,
+    on_tpu,
+    per_chip,
+    sampling_programs,
+    shaped_params,
+)
 from sdistill.training.config import TrainConfig
 
 GIB = 2**30
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # in the compiler's two sentences about memory
 AVAILABLE = re.compile(r"(?: of |available HBM \()([\d.]+)([KMGT])")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+Settings = TrainConfig | GenerateConfig
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,7 @@ class Cost:
       collectives: Bytes of the arrays that are sent, by kind.
       seconds: Least time, by what limits it: arithmetic, memory or links.
       utilisation: Share of the chips' peak if it took that time, counting the model's own arithmetic.
+      counted: Arithmetic of all chips over what it should be by the model's shape; 0 where that has none.
       one_pass: Whether all this is of one pass of a loop that ends when rows have ended.
     """
 
@@ -89,6 +106,7 @@ class Cost:
     collectives: Mapping[str, float]
     seconds: Mapping[str, float]
     utilisation: float
+    counted: float
     one_pass: bool
 
     @property
@@ -103,6 +121,7 @@ class Report:
 
     Attributes:
       program: Which one.
+      key: The same for programs that are the same, for the same slice.
       topology: Of the slice.
       times: How often a step of the run needs it, if all rows are as long as they may be.
       compile_seconds: On this machine.
@@ -111,39 +130,67 @@ class Report:
     """
 
     program: str
+    key: str
     topology: str
     times: float
     compile_seconds: float
     memory: Memory
     cost: Cost | None
 
-    def to_json(self) -> str:
-        """One line."""
-        fits = {"fits": self.memory.fits, "total": self.memory.total}
-        return json.dumps(asdict(self) | fits)
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"fits": self.memory.fits, "total": self.memory.total}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Report":
+        """From what `to_json` gave, and whatever stands beside it."""
+        cost = None if values["cost"] is None else Cost(**values["cost"])
+        own = {name.name: values[name.name] for name in fields(cls)}
+        return cls(**own | {"memory": Memory(**values["memory"]), "cost": cost})
 
 
-def check(config: TrainConfig, topology: str, only: str | None = None) -> Iterator[Report]:
-    """Compiles the programs of an on-policy run for a slice; reports each as soon as it is compiled.
+def check(
+    config: Settings, topology: str, only: str | None = None, known: Mapping[str, Report] | None = None
+) -> Iterator[Report]:
+    """Compiles the programs of a run for a slice; reports each as soon as it is compiled.
+
+    Args:
+      config: Of the run.
+      topology: Of the slice.
+      only: The name of a program, to leave out the others.
+      known: By key, what has been compiled before, and is not compiled again.
 
     Raises:
       ConfigError: if slice, program or model are not known, the mesh is not the slice's size, or the compiler
         is missing.
     """
-    require(config.rollouts is not None, f"objective={config.objective!r} has no rollouts; use grpo or sdpo")
     chip = chip_of(topology)
     mesh = mesh_on(topology, config)
-    run = Shaped.of(config, on_tpu(model_of(config)), mesh)
     limit = memory_limit(mesh)
-    programs = each_program(run)
+    programs = programs_of(config, mesh)
     require(only in (None, *programs), f"program={only!r} must be one of {', '.join(programs)}")
     with jax.set_mesh(mesh):
         for name, program in programs.items():
             if only in (None, name):
-                yield report(name, program, topology, chip, mesh.size, limit)
+                yield report(name, program, topology, chip, mesh.size, limit, known or {})
 
 
-def mesh_on(topology: str, config: TrainConfig) -> Mesh:
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """The settings of a training run, or of a generation, which has no objective."""
+    return parse(TrainConfig, values) if "objective" in values else parse(GenerateConfig, values)
+
+
+def programs_of(config: Settings, mesh: Mesh) -> Mapping[str, Program]:
+    """By name. A step of a generation is as many responses as are decoded at a time."""
+    model = on_tpu(model_of(config))
+    if isinstance(config, TrainConfig):
+        return each_program(Shaped.of(config, model, mesh))
+    lengths = config.max_prompt, config.max_response
+    sampled = Sampled(config.slots / config.samples, config.samples, *lengths, config.slots)
+    return sampling_programs(model, mesh, shaped_params(model, config.dtype, mesh), None, sampled)
+
+
+def mesh_on(topology: str, config: Settings) -> Mesh:
     """The config's mesh over the chips of a slice that need not be here."""
     try:
         chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -160,16 +207,16 @@ def mesh_on(topology: str, config: TrainConfig) -> Mesh:
     return mesh
 
 
-def model_of(config: TrainConfig) -> ModelConfig:
+def model_of(config: Settings) -> ModelConfig:
     """The shape of the config's model: its own, or that of the name or folder in `init_from`."""
     from configs.paper.shapes import SHAPES  # beside this folder, not in the package
 
-    if config.model is not None:
+    if isinstance(config, TrainConfig) and config.model is not None:
         return replace(config.model, compute=config.compute)
     name = str(config.init_from)
     if name in SHAPES:
         return replace(SHAPES[name], compute=config.compute)
-    path = Path(name) / "config.json"
+    path = (SIGNS_BASE if name == "signs_base" else Path(name)) / CONFIG_FILE
     require(
         path.is_file(),
         f"config.init_from={name!r}: no folder with a config.json, nor one of {', '.join(SHAPES)}; fetch it "
@@ -191,12 +238,25 @@ def memory_limit(mesh: Mesh) -> float:
     raise AssertionError("a program of 4 TiB was said to fit")
 
 
-def report(name: str, program: Program, topology: str, chip: Chip, chips: int, limit: float) -> Report:
-    """Compiles a program and counts what it does."""
+def report(
+    name: str,
+    program: Program,
+    topology: str,
+    chip: Chip,
+    chips: int,
+    limit: float,
+    known: Mapping[str, Report],
+) -> Report:
+    """Compiles a program, if it is not known, and counts what it does."""
     began = time.perf_counter()
     resident, cost = per_chip(program.resident), None
+    lowered = program.lower()
+    key = f"{topology} {hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]}"
+    if key in known:
+        memory = replace(known[key].memory, resident=resident)
+        return replace(known[key], program=name, times=program.times, memory=memory)
     try:
-        compiled = program.lower().compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not (found := USED.search(str(error))):
             raise
@@ -213,7 +273,7 @@ def report(name: str, program: Program, topology: str, chip: Chip, chips: int, l
             limit,
         )
         cost = cost_of(hlo.count(str(compiled.as_text())), program, chip, chips)
-    return Report(name, topology, program.times, time.perf_counter() - began, memory, cost)
+    return Report(name, key, topology, program.times, time.perf_counter() - began, memory, cost)
 
 
 def cost_of(work: hlo.Totals, program: Program, chip: Chip, chips: int) -> Cost:
@@ -227,6 +287,7 @@ def cost_of(work: hlo.Totals, program: Program, chip: Chip, chips: int) -> Cost:
         work.collectives,
         seconds,
         program.model_flops / peak if peak else 0.0,
+        chips * (work.flops + kernel_flops) / program.all_flops if program.all_flops else 0.0,
         work.open_loops > 0,
     )
 
@@ -237,7 +298,7 @@ def _bytes(number: str, unit: str) -> float:
 
 COLUMNS = (
     *("program", "GiB", "spare", "arguments", "outputs", "temporary", "resident"),
-    *("TFLOP", "GB moved", "GB sent", "at least", "due to", "MFU at most", "times a step"),
+    *("TFLOP", "counted", "GB moved", "GB sent", "at least", "due to", "MFU at most", "times a step"),
 )
 
 
@@ -267,6 +328,7 @@ def _row(found: Report) -> list[str]:
     return [
         *row,
         f"{cost.flops / 1e12:.3g}",
+        f"{cost.counted:.2f}" if cost.counted else "",
         f"{cost.traffic / 1e9:.3g}",
         "\n".join(f"{kind} {size / 1e9:.3g}" for kind, size in sorted(cost.collectives.items())),
         f"{seconds:.3g} s" + (" a token" if cost.one_pass else ""),
@@ -281,50 +343,30 @@ def step_hours(reports: Sequence[Report]) -> float:
     return sum(found.times * found.cost.least[0] for found in reports if found.cost) / 3600
 
 
-def markdown_row(config: TrainConfig, reports: Sequence[Report]) -> str:
-    """The line of the table in docs/scale.md, from the reports of all programs."""
-    of = {found.program: found for found in reports}
-    sampling = max((of[name] for name in ("reshard", "prefill", "admit", "decode")), key=_total)
-    worst = max(reports, key=_total).memory
-    mesh = " × ".join(f"{axis} {size}" for axis, size in asdict(config.mesh).items() if size > 1)
-    cells = [config.init_from, reports[0].topology, mesh, config.micro_rows, config.slots]
-    cells += [f"{_total(of[name]) / GIB:.1f}" for name in ("gradient", "update")]
-    cells += [f"{_total(sampling) / GIB:.1f} ({sampling.program})"]
-    cells += [f"{1 - worst.total / worst.limit:.0%}" if worst.fits else "does not fit"]
-    gradient, decode = of["gradient"].cost, of["decode"].cost
-    if gradient and decode:
-        seconds, due = gradient.least
-        cells += [f"{seconds:.1f} ({due})", f"{gradient.utilisation:.0%}", f"{1000 * decode.least[0]:.1f}"]
-        cells += [f"{step_hours(reports):.1f}"]
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _total(found: Report) -> float:
-    return found.memory.total
+def without_tpu() -> None:
+    """Lets this process compile for chips that it does not have."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU host to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor a chip that only one process may have
+    jax.config.update("jax_platforms", "cpu")
 
 
 def main() -> None:
     """Checks as the command line says."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU host to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor a chip that only one process may have
-    jax.config.update("jax_platforms", "cpu")
+    without_tpu()
     config = config_flags.DEFINE_config_file("config", lock_config=True)
     topology = flags.DEFINE_string("topology", None, "Slice to compile for, such as v5p:2x2x2.")
     program = flags.DEFINE_string("program", None, "Compile this program only.")
     as_json = flags.DEFINE_bool("json", False, "Print one line of JSON a program.")
-    as_row = flags.DEFINE_bool("row", False, "Print one line of the table in docs/scale.md.")
     flags.mark_flags_as_required(["config", "topology"])
 
     def start(_: list[str]) -> None:
-        settings = parse(TrainConfig, config.value.to_dict())
+        settings = settings_of(config.value.to_dict())
         reports = []
         for found in check(settings, str(topology.value), program.value):
             reports.append(found)
             if as_json.value:
-                print(found.to_json(), flush=True)
-        if as_row.value:
-            print(markdown_row(settings, reports))
-        elif not as_json.value:
+                print(json.dumps(found.to_json()), flush=True)
+        if not as_json.value:
             Console(width=200).print(table(reports))
             if program.value is None:
                 print(f"A step takes at least {step_hours(reports):.2f} h if all responses are cut.")

@@ -16,9 +16,9 @@ with those that are missing, and ends with the same files.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -30,6 +30,7 @@ from sdistill.config import ConfigError, parse, require, require_positive, to_js
 from sdistill.datasets.catalogue import open_problems, task_of
 from sdistill.distill.contexts import ContextConfig, guided_content
 from sdistill.evaluate import judge, print_figures, requests_for
+from sdistill.models.config import ComputeConfig
 from sdistill.models.folders import load_chat, load_model
 from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.rollout.decoding import Finish
@@ -88,7 +89,7 @@ class GenerateConfig:
       problems: Only the first so many of the split; None for all.
       init_from: The model: `signs_base` (shipped), a model folder, or a name of Hugging Face's.
       tokenizer: Where its tokenizer and chat template are, in the same terms; None for those of the model.
-      dtype: Type of the weights.
+      dtype: Type of the weights, of the activations and of the cache.
       walk: Which problems to keep, and when to stop; None to answer and keep all.
       after: Directory of an earlier generation. Only its problems are posed, in its order.
       context: What is shown besides the problem, from the first correct response to it in `after`; None for
@@ -113,7 +114,7 @@ class GenerateConfig:
     problems: int | None = None
     init_from: str = "signs_base"
     tokenizer: str | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     walk: WalkConfig | None = None
     after: str | None = None
     context: ContextConfig | None = None
@@ -145,6 +146,11 @@ class GenerateConfig:
             self.walk is None or self.walk.max_correct <= self.samples,
             f"walk.max_correct must be at most samples={self.samples}",
         )
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """How the model is computed: in the type of its weights."""
+        return ComputeConfig(dtype=self.dtype)
 
 
 def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None = None) -> list[Generation]:
@@ -221,7 +227,7 @@ class Answerer:
         model = load_model(config.init_from, mesh=mesh, dtype=config.dtype)
         check_vocabulary(chat.tokenizer, model.config.vocab_size)
         engine = Engine(
-            CachedDecoder(model.config),
+            CachedDecoder(replace(model.config, compute=config.compute)),
             mesh=mesh,
             stop_ids=chat.tokenizer.stop_ids,
             slots=config.slots,

@@ -12,12 +12,13 @@ import jax
 import pytest
 from jax.experimental import topologies
 
-from configs.paper import section5_sdpo
+from configs.paper import section3, section5_sdpo
 from launch import compile_check
 from sdistill.config import ConfigError, parse
+from sdistill.generate import GenerateConfig
 from sdistill.parallel.chips import CHIPS, Chip, chip_of, least_seconds
 from sdistill.parallel.hlo import Totals
-from sdistill.parallel.mesh import MeshConfig
+from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -63,11 +64,19 @@ def test_a_mesh_of_another_size_is_refused(monkeypatch, chips, message):
     assert str(error.value) == message
 
 
-def test_a_run_without_rollouts_is_refused():
-    values = {"objective": "sft", "seed": 0, "steps": 1, "optimizer": {"learning_rate": 1.0}}
-    values["examples"] = {"source": "signs_corpus", "rows": 4, "row_length": 8, "packed": True}
-    with pytest.raises(ConfigError, match="objective='sft' has no rollouts"):
-        next(compile_check.check(parse(TrainConfig, values), "v5e:2x2"))
+def test_a_config_without_an_objective_is_a_generation():
+    settings = compile_check.settings_of(section3.get_config("walk:tiny").to_dict())
+    assert isinstance(settings, GenerateConfig) and compile_check.model_of(settings).vocab_size > 0
+    assert compile_check.settings_of(section5_sdpo.get_config("qwen3_8b:tiny").to_dict()) == CONFIG
+
+
+@pytest.mark.parametrize("step", ["walk", "solution"])
+def test_a_generation_only_samples(step):
+    settings = compile_check.settings_of(section3.get_config(f"{step}:tiny").to_dict())
+    programs = compile_check.programs_of(settings, make_mesh(settings.mesh))
+    assert list(programs) == ["reshard", "prefill", "admit", "decode"]
+    assert programs["decode"].times == settings.max_response  # of as many responses as there are slots
+    assert programs["prefill"].times * 8 * programs["prefill"].arguments[1].shape[0] == settings.slots
 
 
 def test_a_model_whose_shape_is_not_known_is_refused():
@@ -104,13 +113,26 @@ def printed():
 def test_a_tiny_run_fits_on_four_chips(printed):
     assert printed.returncode == 0, printed.stderr
     reports = {report["program"]: report for report in map(json.loads, printed.stdout.splitlines())}
-    assert list(reports) == ["reshard", "prefill", "admit", "decode", "score", "gradient", "update"]
+    assert list(reports) == ["reshard", "prefill", "admit", "decode", "gradient", "update"]
     assert all(report["fits"] and report["total"] > 0 for report in reports.values())
     gradient, decode = reports["gradient"], reports["decode"]
     assert 15 * 2**30 < gradient["memory"]["limit"] < 16 * 2**30
     assert "all-gather" in gradient["cost"]["collectives"]
     assert decode["cost"]["one_pass"] and not gradient["cost"]["one_pass"]
     assert 0 < gradient["cost"]["utilisation"] < 1
+
+
+@with_compiler
+def test_what_is_known_is_not_compiled_again(monkeypatch):
+    settings = compile_check.settings_of(section3.get_config("walk:tiny").to_dict())
+    settings = dataclasses.replace(settings, mesh=MeshConfig(fsdp=4), slots=32)
+    (first,) = compile_check.check(settings, "v5e:2x2", "admit")
+    again = compile_check.Report.from_json(json.loads(json.dumps({**first.to_json(), "run": "beside"})))
+    assert again == first and first.memory.fits
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    monkeypatch.setattr(compile_check, "memory_limit", lambda _: 0.0)
+    (found,) = compile_check.check(settings, "v5e:2x2", "admit", {first.key: again})
+    assert found == first
 
 
 @with_compiler

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -9,8 +10,16 @@ from configs.signs import generate as recipe
 from sdistill.config import ConfigError, parse
 from sdistill.datasets.catalogue import open_problems
 from sdistill.distill.contexts import ContextConfig
-from sdistill.generate import DONE, JOURNAL, PASSED_OVER, GenerateConfig, generate, responses_by_problem
-from sdistill.models.folders import load_model
+from sdistill.generate import (
+    DONE,
+    JOURNAL,
+    PASSED_OVER,
+    Answerer,
+    GenerateConfig,
+    generate,
+    responses_by_problem,
+)
+from sdistill.models.folders import load_chat, load_model
 from sdistill.models.weights import new_model, save_pretrained
 from sdistill.storage import read_records, write_records
 from tests.processes import Commands, assert_same_files
@@ -163,6 +172,14 @@ def test_settings_that_do_not_go_together_are_refused(plain, data_dir, tmp_path)
     values = recipe.get_config("solution").to_dict() | {"after": str(tmp_path)}
     with pytest.raises(ConfigError, match=r"has no responses.jsonl.gz; finish that generation first"):
         generate(parse(GenerateConfig, values | {"data_dir": str(data_dir)}), tmp_path / "guided")
+
+
+def test_activations_and_cache_have_the_type_of_the_weights():
+    settings = parse(GenerateConfig, {**recipe.get_config().to_dict(), "dtype": "bfloat16", "slots": 4})
+    engine = Answerer.of(settings, load_chat("signs_base")).engine
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(lambda: engine.model.empty_cache(4, 8)))} == {
+        jnp.dtype("bfloat16")
+    }
 
 
 def test_logits_that_are_no_numbers_stop_a_generation_or_are_counted(broken_base, data_dir, tmp_path):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.paper import common
+from configs.paper import common, section3
 from configs.paper.shapes import SHAPES
 from sdistill.config import parse
+from sdistill.generate import GenerateConfig
 from sdistill.models.hugging_face import from_hugging_face
+from sdistill.parallel.chips import CHIPS
 from sdistill.train import train
 from sdistill.training.config import TrainConfig
 
@@ -34,10 +36,12 @@ def config(section: str, arg: str) -> TrainConfig:
     return parse(TrainConfig, recipe(section, arg).to_dict())
 
 
-@pytest.mark.parametrize("where", ["", *(f":{where}" for where in common.SLICES)])
-@pytest.mark.parametrize("model", common.MODELS)
-def test_section_5_is_the_papers(model, where):
-    sdpo, grpo = config("section5_sdpo", model + where), config("section5_grpo", model + where)
+EVERYWHERE = [f"{name}:{where}" for name, model in common.MODELS.items() for where in model.layouts]
+
+
+@pytest.mark.parametrize("arg", [*common.MODELS, *EVERYWHERE])
+def test_section_5_is_the_papers(arg):
+    sdpo, grpo = config("section5_sdpo", arg), config("section5_grpo", arg)
     for run, rate in ((sdpo, 1e-5), (grpo, 1e-6)):
         assert run.optimizer.learning_rate == rate and run.optimizer.warmup_steps == 10
         assert run.steps == 100 and run.evaluation.every == 10
@@ -82,16 +86,78 @@ def test_the_teachers_turn_is_the_released_one():
     )
 
 
-@pytest.mark.parametrize("where", common.SLICES)
-def test_every_slice_has_as_many_devices_as_its_name_says(where):
-    mesh = config("section5_sdpo", f"qwen3_8b:{where}").mesh
-    assert math.prod(dataclasses.astuple(mesh)) == int(where.split("_")[1])
+SECTIONS = [
+    *(("section5_sdpo", arg) for arg in EVERYWHERE),
+    *(("section4_sft", f"guided:{where}") for where in common.MODELS["deepseek_7b"].layouts),
+    *(("section3", f"{step}:{where}") for step in ("walk", "solution") for where in section3.SLICES),
+    *(("section4", f"{step}:{where}") for step in ("unguided", "guided") for where in section3.SLICES),
+]
 
 
-@pytest.mark.parametrize("arg", ["qwen", "qwen3_8b:v5p", "qwen3_8b:tiny:tiny", ""])
-def test_other_arguments_are_refused(arg):
-    with pytest.raises(ValueError, match="give WHAT or WHAT:WHERE.*deepseek_7b.*v5p_8.*tiny"):
+@pytest.mark.parametrize(("section", "arg"), SECTIONS)
+def test_a_run_covers_its_slice_and_its_rows_divide_over_it(section, arg):
+    values = recipe(section, arg).to_dict()
+    run = parse(TrainConfig if "objective" in values else GenerateConfig, values)
+    version, chips = arg.split(":")[1].split("_")
+    topology = common.TOPOLOGIES[f"{version}_{chips}"]
+    shape = topology.removeprefix(f"{version}:")
+    assert shape in CHIPS[version].slices
+    assert math.prod(map(int, shape.split("x"))) == math.prod(dataclasses.astuple(run.mesh)) == int(chips)
+    ways = run.mesh.data * run.mesh.fsdp
+    assert run.slots % ways == 0
+    evaluation = getattr(run, "evaluation", None)
+    assert evaluation is None or evaluation.slots % ways == 0
+
+
+@pytest.mark.parametrize("arg", EVERYWHERE)
+def test_an_evaluation_has_no_larger_cache_than_the_rollouts(arg):
+    """So it fits where those do, which is what is compiled for the slice."""
+    run = config("section5_sdpo", arg)
+    lengths = [x.max_prompt + x.max_response for x in (run.rollouts, run.evaluation)]
+    assert run.evaluation.slots * lengths[1] <= run.slots * lengths[0]
+
+
+def test_without_thinking_and_with_fewer_problems_the_programs_are_the_same():
+    """What differs is how prompts are made and drawn from, and how many there are."""
+
+    def programs_of(section, arg):
+        run = config(section, arg)
+        drawn = dict(split="", thinking=True, prompts=256, mini_batch=128)
+        context = dataclasses.replace(run.sdpo.context, thinking=True)
+        return dataclasses.replace(
+            run,
+            rollouts=dataclasses.replace(run.rollouts, **drawn),
+            sdpo=dataclasses.replace(run.sdpo, context=context),
+            evaluation=None,
+        )
+
+    for where in common.MODELS["qwen3_8b"].layouts:
+        expected = programs_of("section5_sdpo", f"qwen3_8b:{where}")
+        assert programs_of("section5_sdpo", f"qwen3_8b_nothink:{where}") == expected
+        assert programs_of("section6", f"sdpo_64:{where}") == expected
+
+
+@pytest.mark.parametrize("arg", ["qwen", "qwen3:tiny", ""])
+def test_other_models_are_refused(arg):
+    with pytest.raises(ValueError, match=f"unknown argument '{arg}'; give WHAT or WHAT:WHERE.*deepseek_7b"):
         recipe("section5_sdpo", arg)
+
+
+@pytest.mark.parametrize(
+    ("section", "arg", "known"),
+    [
+        ("section5_sdpo", "qwen3_8b:v5p", "v5p_8, v5p_4, v6e_16, v5e_16, tiny"),
+        ("section5_sdpo", "qwen3_8b:tiny:tiny", "v5p_8, v5p_4, v6e_16, v5e_16, tiny"),
+        ("section6", "grpo_8:v6e_4", "v5p_8, v5p_4, v6e_16, v5e_16, tiny"),
+        ("section4_sft", "guided:v5p_8", "v5p_4, v5e_16, tiny"),
+        ("section3", "walk:v5e_16", "v5e_8, v5e_4, tiny"),
+        ("section4", "guided:v5e_16", "v5e_8, v5e_4, tiny"),
+    ],
+)
+def test_slices_on_which_a_model_has_no_layout_are_refused(section, arg, known):
+    what, _, where = arg.partition(":")
+    with pytest.raises(ValueError, match=f"unknown argument :{where}; give one of {known}"):
+        recipe(section, arg)
 
 
 @pytest.mark.parametrize("section", ["section5_sdpo", "section5_grpo"])

@@ -4,33 +4,79 @@ Facts are the paper's (arXiv 2603.24472) or its released scripts'. What neither 
 Adam's decays, no weight decay, gradients clipped at norm 1.
 """
 
+from collections.abc import Mapping
+from types import ModuleType
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from configs.models import olmo3_7b, qwen3_1p7b, qwen3_8b, r1_distill_qwen_7b
 
-MODELS = {
-    "qwen3_8b": (qwen3_8b, True, 1),
-    "qwen3_8b_nothink": (qwen3_8b, False, 1),
-    "qwen3_1p7b": (qwen3_1p7b, True, 1),
-    "deepseek_7b": (r1_distill_qwen_7b, True, 1),
-    "olmo3_7b": (olmo3_7b, False, 4),
-}
-"""Preset, whether prompts ask for thinking, and what divides the slots: Olmo-3's cache is so much larger."""
-
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
 
-SLICES = {
-    "v5p_8": {"mesh": ONE | {"fsdp": 8}, "micro_rows": 8, "chunk": 256, "slots": 128},
-    "v6e_16": {"mesh": ONE | {"fsdp": 4, "context": 4}, "micro_rows": 4, "chunk": 1024, "slots": 64},
-    "v5e_16": {
-        "mesh": ONE | {"fsdp": 2, "context": 8},
-        "micro_rows": 2,
-        "chunk": 1024,
-        "slots": 24,
-        "optimizer": {"first_moment": "bfloat16"},  # in float32 an 8B model leaves 4 % of the memory
-    },
+
+def laid_out(
+    fsdp: int, context: int = 1, tensor: int = 1, *, slots: int, chunk: int = 1024, **others: object
+) -> dict[str, object]:
+    """How a run lies on a slice: each row on as many chips as `context` says, and a row each at a time."""
+    mesh = ONE | {"fsdp": fsdp, "tensor": tensor, "context": context}
+    return {"mesh": mesh, "micro_rows": fsdp, "chunk": chunk, "slots": slots, **others}
+
+
+ROUNDED = {"optimizer": {"first_moment": "bfloat16"}}
+"""Where float32 would leave less than 5 % of the memory."""
+
+QWEN3_8B = {
+    "v5p_8": laid_out(fsdp=8, chunk=256, slots=128),
+    "v5p_4": laid_out(fsdp=4, chunk=256, slots=56),
+    "v6e_16": laid_out(fsdp=4, context=4, slots=64),
+    "v5e_16": laid_out(fsdp=2, context=8, slots=24, **ROUNDED),
 }
-"""How a run is laid out on `v5p:2x2x2`, `v6e:4x4` and `v5e:4x4`; see docs/scale.md."""
+
+TOPOLOGIES = {
+    **{"v5p_4": "v5p:2x2x1", "v5p_8": "v5p:2x2x2"},
+    **{"v6e_4": "v6e:2x2", "v6e_8": "v6e:2x4", "v6e_16": "v6e:4x4"},
+    **{"v5e_4": "v5e:2x2", "v5e_8": "v5e:2x4", "v5e_16": "v5e:4x4"},
+}
+"""Slices, by what the configs call them."""
+
+
+class PaperModel(NamedTuple):
+    """A model as the paper trains it.
+
+    Attributes:
+      preset: Module with its config.
+      thinking: Whether prompts ask for it.
+      layouts: By slice, how its SDPO fits there (docs/scale.md); the first is the one by default.
+    """
+
+    preset: ModuleType
+    thinking: bool
+    layouts: Mapping[str, Mapping[str, object]]
+
+
+MODELS = {
+    "qwen3_8b": PaperModel(qwen3_8b, True, QWEN3_8B),
+    "qwen3_8b_nothink": PaperModel(qwen3_8b, False, QWEN3_8B),
+    "qwen3_1p7b": PaperModel(
+        qwen3_1p7b,
+        True,
+        {"v6e_4": laid_out(fsdp=4, slots=32), "v5e_4": laid_out(fsdp=1, context=4, slots=8)},
+    ),
+    "deepseek_7b": PaperModel(
+        r1_distill_qwen_7b,
+        True,
+        {
+            "v5p_4": laid_out(fsdp=4, chunk=256, slots=128),
+            "v5e_16": laid_out(fsdp=4, context=4, chunk=256, slots=32, **ROUNDED),
+        },
+    ),
+    "olmo3_7b": PaperModel(
+        olmo3_7b,
+        False,
+        {"v5p_4": laid_out(fsdp=4, chunk=256, slots=16), "v6e_16": laid_out(fsdp=8, context=2, slots=16)},
+    ),
+}
 
 MAX_PROMPT, MAX_RESPONSE, MAX_TEACHER_PROMPT = 2048, 20_480, 22_528
 EVALUATED_RESPONSE = 38_912
@@ -39,20 +85,33 @@ TEMPLATE = "{prompt}\nCorrect solution:\n\n{solution}\n\n\n\nCorrectly solve the
 """The teacher's user turn, as released, for a demonstration without feedback."""
 
 
-def parsed(arg: str, known: tuple[str, ...]) -> tuple[str, str]:
-    """An argument `WHAT` or `WHAT:WHERE`, the latter a slice or `tiny`.
+def parsed(arg: str, known: Mapping[str, str]) -> tuple[str, str]:
+    """An argument `WHAT` or `WHAT:WHERE`, the latter a slice of its model or `tiny`.
+
+    Args:
+      arg: The argument.
+      known: What there is, and the key in `MODELS` of each.
 
     Raises:
       ValueError: if one of the two is not known; lists those that are.
     """
     what, _, where = arg.partition(":")
-    where = where or "v5p_8"
-    if what not in known or where not in (*SLICES, "tiny"):
+    if what not in known:
         raise ValueError(
-            f"unknown argument {arg!r}; give WHAT or WHAT:WHERE, WHAT being one of {', '.join(known)} and "
-            f"WHERE one of {', '.join(SLICES)}, tiny"
+            f"unknown argument {arg!r}; give WHAT or WHAT:WHERE, WHAT being one of {', '.join(known)}"
         )
-    return what, where
+    return what, slice_of(where, MODELS[known[what]].layouts)
+
+
+def slice_of(where: str, layouts: Mapping[str, Mapping[str, object]]) -> str:
+    """The slice, the first one for an empty name, or `tiny`.
+
+    Raises:
+      ValueError: if it is none of these; lists them.
+    """
+    if where and where not in (*layouts, "tiny"):
+        raise ValueError(f"unknown argument :{where}; give one of {', '.join(layouts)}, tiny")
+    return where or next(iter(layouts))
 
 
 def on_policy(model: str, where: str, *, split: str, prompts: int, mini_batch: int) -> ConfigDict:
@@ -60,12 +119,12 @@ def on_policy(model: str, where: str, *, split: str, prompts: int, mini_batch: i
 
     Args:
       model: Key of `MODELS`.
-      where: Key of `SLICES`, or `tiny`.
+      where: Key of its layouts, or `tiny`.
       split: Problems to train on.
       prompts: Problems a step.
       mini_batch: Problems an update.
     """
-    preset, thinking, fewer = MODELS[model]
+    preset, thinking, layouts = MODELS[model]
     if where == "tiny":
         return _tiny(preset.get_config("tiny"))
     sampling = {"temperature": 0.6, "top_p": 0.95} if thinking else {"temperature": 0.7, "top_p": 0.8}
@@ -95,14 +154,13 @@ def on_policy(model: str, where: str, *, split: str, prompts: int, mini_batch: i
                 "max_response": EVALUATED_RESPONSE,
                 "sampling": sampling,
                 "thinking": thinking,
-                "slots": SLICES[where]["slots"] // fewer // 2,  # of nearly twice as many tokens
             },
             "checkpoint_every": 10,
         }
     )
     config.update(preset.get_config())
-    config.update(SLICES[where])
-    config.slots //= fewer
+    config.update(layouts[where])
+    config.evaluation.slots = config.slots // 2  # of nearly twice as many tokens
     return config
 
 

@@ -12,14 +12,17 @@ response was correct, the first one is passed on. As released: temperature 0.6, 
 32,768 new tokens, seed 0 in the walk. Reported (two summaries agree): score and mean length of 0.30 and
 13,054 tokens for ∅, 0.98 and 1,873 for s, 0.78 and 12,036 for s∖think, 0.95 and 2,808 for ỹ.
 
-Size, estimated: 800 answers × 13,054 tokens are 10 million tokens for `unguided`, and several times that
-for `walk`, which passes over the problems that are always or never solved. On a v5e-8 (16 GiB a chip, mesh
-as below) the weights take 15.2 / 4 = 3.8 GB of a chip; 28 layers × 4 key heads × 2 × 128 numbers are 57 kB
-a token, so a row of 34,816 tokens has 2.0 GB, spread over 4 chips. The argument STEP:tiny is the same on
-the puzzle.
+The argument is STEP or STEP:WHERE. WHERE: `v5e_8` (the default), `v5e_4`, the smallest slice, or `tiny`, the
+same on the puzzle.
+
+Estimates. `unguided`: 800 answers × 13,054 tokens are 10 million tokens; `walk` is several times that, since
+it passes over the problems that are always or never solved. Tokens / slots × the least time of a token
+(docs/scale.md) is the least time it can take.
 """
 
 from ml_collections import ConfigDict
+
+from configs.paper.common import ONE, slice_of
 
 STEPS = ("walk", "unguided", "solution", "answer", "regenerated", "regenerated_again")
 SHOWN_FROM = {"regenerated": "solution", "regenerated_again": "regenerated"}
@@ -27,29 +30,43 @@ TEMPLATE = "{prompt}\n\nCorrect solution: {solution}\n\nCorrectly solve the orig
 """The user turn under guidance, as released."""
 
 
+SLICES = {
+    "v5e_8": {"mesh": ONE | {"fsdp": 2, "tensor": 4}, "slots": 32},
+    "v5e_4": {"mesh": ONE | {"tensor": 4}, "slots": 8},
+}
+"""How it lies on a slice. A guided answer has a prompt as long as an answer: half as many fit."""
+
+
 def get_config(arg: str = "walk") -> ConfigDict:
-    """Settings of one step; `arg` is its name, or that and `:tiny`."""
-    step, _, size = arg.partition(":")
-    if step not in STEPS or size not in ("", "tiny"):
-        raise ValueError(f"unknown argument {arg!r}; give {', '.join(STEPS)}, or one of them and :tiny")
-    config = _tiny() if size else _paper()
+    """Settings of one step; `arg` is its name, or that and where."""
+    step, _, where = arg.partition(":")
+    if step not in STEPS:
+        raise ValueError(f"unknown argument {arg!r}; give STEP or STEP:WHERE, STEP one of {', '.join(STEPS)}")
+    where = slice_of(where, SLICES)
+    config = _tiny() if where == "tiny" else _paper(where)
     if step == "walk":
         config.walk = {"problems": 100, "min_correct": 1, "max_correct": 4, "stride": 64}
-        if size:
+        if where == "tiny":
             config.walk.update({"problems": 4, "max_correct": 7, "stride": 8})
         return config
     config.after = f"runs/section3/{SHOWN_FROM.get(step, 'walk')}"
     config.seed = 1  # fresh answers: those of the walk were chosen for how many are right
     if step != "unguided":
-        config.max_prompt += config.max_response
-        config.context = {"kind": "answer" if step == "answer" else "solution"}
+        guide(config, "answer" if step == "answer" else "solution", tiny=where == "tiny")
         config.first_if_none = step in SHOWN_FROM
-        if not size:
-            config.context.template = TEMPLATE
     return config
 
 
-def _paper() -> ConfigDict:
+def guide(config: ConfigDict, kind: str, *, tiny: bool) -> None:
+    """Shows a correct answer, or the end of one, before the problem is answered."""
+    config.max_prompt += config.max_response
+    config.context = {"kind": kind}
+    if not tiny:
+        config.context.template = TEMPLATE
+        config.slots //= 2
+
+
+def _paper(where: str) -> ConfigDict:
     return ConfigDict(
         {
             "init_from": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
@@ -61,17 +78,16 @@ def _paper() -> ConfigDict:
             "max_prompt": 2048,
             "max_response": 32_768,
             "sampling": {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
-            "slots": 32,
             "seed": 0,
             "after": None,
             "data_dir": None,
-            "mesh": {"data": 2, "fsdp": 1, "tensor": 4, "context": 1},
+            **SLICES[where],
         }
     )
 
 
 def _tiny() -> ConfigDict:
-    config = _paper()
+    config = _paper("v5e_8")
     changes = {"init_from": "signs_base", "dtype": "float32", "split": "k3_pool", "problems": 32}
     lengths = {"max_prompt": 16, "max_response": 112}
     config.update(
@@ -79,7 +95,7 @@ def _tiny() -> ConfigDict:
             **changes,
             **lengths,
             "sampling": {"temperature": 1.0, "top_p": 1.0},
-            "mesh": {"data": 1, "tensor": 1},
+            "mesh": ONE,
         }
     )
     config.sampling.top_k = None

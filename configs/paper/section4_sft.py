@@ -8,9 +8,9 @@ The sets come from configs/paper/section4.py. The paper's hyper-parameters of SF
 anything available: 150 steps of 16 packed rows, learning rate 1e-5, 10 warm-up steps and no decay are ours.
 Reported, AIME24: 51.04 after unguided and 20.21 after guided answers, from 54.79.
 
-Laid out for a v5p-8. Estimated at most, for full rows: 6 × 7.6e9 parameters × 16 × 34,816 tokens = 2.5e16
-FLOPs a step, 3.9e18 for the run; at 40 % of 8 × 459e12 FLOP/s that is 44 minutes. The argument SET:tiny makes
-two steps with random weights.
+The argument is SET or SET:WHERE, WHERE as in `section5_sdpo.py` for `deepseek_7b`, or `tiny`, which makes two
+steps with random weights. Estimated at most, for full rows: 150 × 16 × 34,816 = 84 million tokens, and
+6 × 7.6e9 parameters × 84e6 = 3.8e18 FLOPs. The least time of a step on a slice is in docs/scale.md.
 """
 
 from ml_collections import ConfigDict
@@ -20,31 +20,32 @@ from configs.paper import common
 
 
 def get_config(arg: str = "guided") -> ConfigDict:
-    """Settings of one run; `arg` is the set to learn from, or that and `:tiny`."""
-    name, _, size = arg.partition(":")
-    if name not in ("unguided", "guided") or size not in ("", "tiny"):
-        raise ValueError(f"unknown argument {arg!r}; give unguided or guided, or one of them and :tiny")
+    """Settings of one run; `arg` is the set to learn from, or that and where."""
+    name, _, where = arg.partition(":")
+    if name not in ("unguided", "guided"):
+        raise ValueError(f"unknown argument {arg!r}; give unguided or guided, or one of them and :WHERE")
+    layouts = common.MODELS["deepseek_7b"].layouts
+    where = common.slice_of(where, layouts)
+    tiny = where == "tiny"
     config = ConfigDict(
         {
             "objective": "sft",
             "seed": 0,
-            "steps": 2 if size else 150,
+            "steps": 2 if tiny else 150,
             "optimizer": {"learning_rate": 1e-5, "warmup_steps": 10},
             "examples": {
                 "source": f"runs/section4/matched/{name}.jsonl.gz",
-                "rows": 4 if size else 16,
-                "row_length": 256 if size else 2048 + 32_768,
+                "rows": 4 if tiny else 16,
+                "row_length": 256 if tiny else 2048 + 32_768,
                 "packed": True,
             },
-            "micro_rows": None if size else 8,
-            "checkpoint_every": 2 if size else 25,
-            "mesh": common.ONE if size else common.SLICES["v5p_8"]["mesh"],
+            "checkpoint_every": 2 if tiny else 25,
         }
     )
-    if not size:
-        config.evaluation = common.on_policy(
-            "deepseek_7b", "v5p_8", split="math500", prompts=8, mini_batch=8
-        ).evaluation
+    if not tiny:
+        config.update(layouts[where])
+        on_policy = common.on_policy("deepseek_7b", where, split="math500", prompts=8, mini_batch=8)
+        config.evaluation = on_policy.evaluation
         config.evaluation.every = 150
-    config.update(r1_distill_qwen_7b.get_config(size))
+    config.update(r1_distill_qwen_7b.get_config("tiny" if tiny else ""))
     return config

@@ -27,5 +27,5 @@ from configs.paper import common
 
 def get_config(arg: str = "qwen3_8b") -> ConfigDict:
     """Settings of one run."""
-    model, where = common.parsed(arg, tuple(common.MODELS))
+    model, where = common.parsed(arg, {name: name for name in common.MODELS})
     return common.sdpo(common.on_policy(model, where, split="dapo_math_17k", prompts=256, mini_batch=128))

@@ -13,15 +13,16 @@ from ml_collections import ConfigDict
 
 from configs.paper import common
 
+MODEL = "qwen3_8b_nothink"
 SIZES = ("1", "8", "64", "128", "512", "all")
 OBJECTIVES = {"sdpo": common.sdpo, "grpo": common.grpo}
 
 
 def get_config(arg: str = "sdpo_64") -> ConfigDict:
     """Settings of one run."""
-    known = tuple(f"{objective}_{size}" for objective in OBJECTIVES for size in SIZES)
+    known = {f"{objective}_{size}": MODEL for objective in OBJECTIVES for size in SIZES}
     what, where = common.parsed(arg, known)
     objective, size = what.split("_")
     split = "dapo_math_17k" if size == "all" else f"dapo_math_17k_seen_{size}"  # the released sets
-    config = common.on_policy("qwen3_8b_nothink", where, split=split, prompts=64, mini_batch=32)
+    config = common.on_policy(MODEL, where, split=split, prompts=64, mini_batch=32)
     return OBJECTIVES[objective](config)

@@ -39,6 +39,15 @@ def matrix_flops(model: ModelConfig, tokens: int) -> float:
     return 2.0 * tokens * layer * model.num_hidden_layers
 
 
+def repeated_flops(model: ModelConfig, tokens: int) -> float:
+    """What the backward pass computes once more if it keeps a layer's input only.
+
+    Not the last product where its result is only added to the residual stream: no gradient needs that.
+    """
+    last = 2.0 * tokens * model.hidden_size * model.intermediate_size * model.num_hidden_layers
+    return matrix_flops(model, tokens) - (last if model.norm == "input" else 0.0)
+
+
 def head_flops(model: ModelConfig, positions: int) -> float:
     """From hidden states to logits."""
     return 2.0 * positions * model.hidden_size * model.vocab_size

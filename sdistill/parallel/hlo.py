@@ -36,6 +36,8 @@ _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+_INDEX = re.compile(r"\bindex=(\d+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -200,8 +202,8 @@ def _runs(
 def _trips(loop: Instruction, computations: Mapping[str, Computation]) -> int | None:
     """How often a loop runs, if it counts; None if it does not, or if this is no loop.
 
-    Where the compiler does not note it, as that for TPU, the condition shows it: JAX's loops that count do so
-    from 0 by 1, up to a constant.
+    Where the compiler does not note it, as that for TPU, the condition shows it: loops that count do so from
+    0, up to a constant. JAX's go by 1; those of the compiler, where products meet what is gathered, by 2.
     """
     if loop.opcode != "while":
         return None
@@ -213,7 +215,21 @@ def _trips(loop: Instruction, computations: Mapping[str, Computation]) -> int | 
         return None
     counter, end = (condition.instructions[name] for name in test.operands)
     counts = counter.opcode == "get-tuple-element" and end.opcode == "constant" and end.arguments.isdigit()
-    return int(end.arguments) if counts else None
+    return -(-int(end.arguments) // _step(loop, counter, computations)) if counts else None
+
+
+def _step(loop: Instruction, counter: Instruction, computations: Mapping[str, Computation]) -> int:
+    """What a loop adds to its counter; 1 if that cannot be read."""
+    body, place = _BODY.search(loop.text), _INDEX.search(counter.text)
+    if body is None or place is None:
+        return 1
+    known = computations[body.group(1)].instructions
+    results = known[computations[body.group(1)].root].operands
+    added = known[results[int(place.group(1))]] if int(place.group(1)) < len(results) else None
+    if added is None or added.opcode != "add":
+        return 1
+    constants = [known[name] for name in added.operands if known[name].opcode == "constant"]
+    return int(constants[0].arguments) if constants and constants[0].arguments.isdigit() else 1
 
 
 def _flops(instruction: Instruction, computation: Computation) -> float:

@@ -1,4 +1,4 @@
-"""The programs of a training run, from the shapes of what they take: nothing is ever allocated.
+"""The programs of a run, from the shapes of what they take: nothing is ever allocated.
 
 They are the functions that a run jits (`training.updates.compile_steps`, `training.objectives.score_rows`,
 `rollout.schedule.compiled`), lowered for arrays that exist as shapes with a layout only.
@@ -24,11 +24,12 @@ from sdistill.rollout.decoding import Admission, empty_slots
 from sdistill.rollout.model import CachedDecoder
 from sdistill.rollout.sampling import Sampling, SamplingArrays
 from sdistill.rollout.schedule import Plan, compiled
-from sdistill.training.config import RolloutsConfig, TrainConfig
+from sdistill.training.config import TrainConfig
 from sdistill.training.objectives import OnPolicyBatch, score_rows
 from sdistill.training.optimizer import make_optimizer
 from sdistill.training.rows import Rows
 from sdistill.training.state import TrainState
+from sdistill.training.steps import PackedBatch
 from sdistill.training.updates import compile_steps
 
 Shapes = Any
@@ -46,6 +47,7 @@ class Program:
       times: How often a step of the run needs it, if all rows are as long as they may be.
       keywords: Arguments by name, and settings that it is compiled for.
       model_flops: What it has to compute, over all chips, however it does that.
+      all_flops: The same with what it computes once more to save memory: what its text is compared with.
       kernel_flops: What its attention kernels compute, over all chips; the rest is in its text.
     """
 
@@ -55,6 +57,7 @@ class Program:
     times: float
     keywords: Mapping[str, Any] = field(default_factory=dict)
     model_flops: float = 0.0
+    all_flops: float = 0.0
     kernel_flops: float = 0.0
 
     def lower(self) -> jax.stages.Lowered:
@@ -64,10 +67,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Shaped:
-    """The arrays of a run as shapes.
+    """The arrays of a training run as shapes.
 
     Attributes:
-      config: Of the run; on-policy.
+      config: Of the run.
       model: The model's shape, and how it is computed.
       mesh: Where everything is.
       state: Parameters and optimizer state.
@@ -82,11 +85,9 @@ class Shaped:
 
     @classmethod
     def of(cls, config: TrainConfig, model: ModelConfig, mesh: Mesh) -> "Shaped":
-        """Of a run of GRPO or SDPO."""
-        params = nnx.state(nnx.eval_shape(lambda: new_model(model, 0)), nnx.Param)
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.parameters), params)
-        layouts = parameter_shardings(params, mesh, TRAINING)
-        params = jax.tree.map(_laid_out, params, layouts)
+        """Of the run that a config describes."""
+        params = shaped_params(model, config.parameters, mesh)
+        layouts = jax.tree.map(lambda x: x.sharding, params)
         everywhere = NamedSharding(mesh, PartitionSpec())
         optimizer = make_optimizer(config.optimizer)
         moments = jax.eval_shape(optimizer.init, params)
@@ -102,20 +103,35 @@ class Shaped:
         teacher = kept_teacher(config.guide.teacher, params) if config.guide else None
         return cls(config, model, mesh, state, teacher)
 
-    @property
-    def rollouts(self) -> RolloutsConfig:
-        """Settings of rollouts; their sequences are what programs are large for."""
-        assert self.config.rollouts is not None
-        return self.config.rollouts
-
-    @property
-    def ways(self) -> int:
-        """How many ways rows are split."""
-        return int(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
-
     def rows(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         """An array whose rows are split like a batch's."""
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, BATCH))
+        return _rows_of(self.mesh, shape, dtype)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a step of a run samples.
+
+    Attributes:
+      problems: Prompts that differ.
+      samples: Responses to each.
+      max_prompt: Tokens of a prompt, at most.
+      max_response: Tokens after which a response is cut.
+      slots: Responses decoded at a time.
+    """
+
+    problems: float
+    samples: int
+    max_prompt: int
+    max_response: int
+    slots: int
+
+
+def shaped_params(model: ModelConfig, dtype: str, mesh: Mesh) -> Shapes:
+    """Parameters as they are loaded: in the layout for training."""
+    params = nnx.state(nnx.eval_shape(lambda: new_model(model, 0)), nnx.Param)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+    return jax.tree.map(_laid_out, params, parameter_shardings(params, mesh, TRAINING))
 
 
 def per_chip(shapes: Shapes) -> int:
@@ -129,92 +145,157 @@ def per_chip(shapes: Shapes) -> int:
 
 
 def each_program(run: Shaped) -> Mapping[str, Program]:
-    """All programs by name, in the order in which a step runs them."""
-    return sampling_programs(run) | training_programs(run)
+    """All programs of a training run by name, in the order in which a step runs them.
+
+    What is sampled are its rollouts. A run without them samples for its evaluations only, which count for
+    no time of a step; the evaluations of a run with rollouts are engines like that for those, and left out.
+    """
+    config, sampled = run.config, None
+    if config.rollouts is not None:
+        asked: Any = config.rollouts
+        sampled = Sampled(asked.prompts, asked.samples, asked.max_prompt, asked.max_response, config.slots)
+    elif config.evaluation is not None:
+        asked = config.evaluation
+        sampled = Sampled(0, asked.samples, asked.max_prompt, asked.max_response, asked.slots)
+    besides = run.state.opt_state, run.teacher
+    sampling = sampling_programs(run.model, run.mesh, run.state.params, besides, sampled) if sampled else {}
+    return sampling | (example_programs(run) if config.examples else rollout_programs(run))
 
 
-def sampling_programs(run: Shaped) -> dict[str, Program]:
-    """From the training to the sampling layout; and what the engine runs, with all slots full to the end."""
-    decoder, model, mesh = CachedDecoder(run.model), run.model, run.mesh
+def sampling_programs(
+    model: ModelConfig, mesh: Mesh, params: Shapes, besides: Shapes, sampled: Sampled
+) -> dict[str, Program]:
+    """From the training to the sampling layout; and what the engine runs, with all slots full to the end.
+
+    Args:
+      model: The model's shape, and how it is computed.
+      mesh: Where everything is.
+      params: In the layout for training, which stay where they are meanwhile.
+      besides: What else does.
+      sampled: In a step.
+    """
+    decoder = CachedDecoder(model)
     programs: Any = compiled(decoder, mesh)
-    prompt, slots = run.rollouts.max_prompt, run.config.slots
-    end = prompt + run.rollouts.max_response
-    plan = Plan.of(slots, prompt, run.rollouts.max_response, run.ways)
-    params = jax.eval_shape(decoder.for_sampling, run.state.params)
-    params = jax.tree.map(_laid_out, params, decoder.shardings(params, mesh))
-    pool = _slots(run, decoder, slots, plan.lengths[-1])
+    prompt, slots = sampled.max_prompt, sampled.slots
+    end = prompt + sampled.max_response
+    plan = Plan.of(slots, prompt, sampled.max_response, _ways(mesh))
+    own = jax.eval_shape(decoder.for_sampling, params)
+    own = jax.tree.map(_laid_out, own, decoder.shardings(own, mesh))
+    pool = _slots(mesh, decoder, slots, plan.lengths[-1])
     prefix_layout = NamedSharding(mesh, PartitionSpec(None, *decoder.cache_spec()[1:]))
     prefix = jax.eval_shape(lambda: decoder.empty_cache(plan.prefill_rows, prompt))
     prefix = jax.tree.map(lambda x: _laid_out(x, prefix_layout), prefix)
     prompts = _whole(plan.prefill_rows, prompt), _whole(plan.prefill_rows)
     drawing = jax.ShapeDtypeStruct((slots,), bool), _whole(), _whole(1)
-    training = run.state, run.teacher
-    responses, begun = run.rollouts.prompts * run.rollouts.samples, max(1, slots // 8)
+    training = params, besides
+    responses, begun = sampled.problems * sampled.samples, max(1, slots // 8)
     computed = plan.prefill_rows * (1 - 1 / model.num_hidden_layers)  # of the last layer only keys and values
     attention = computed * flops.attention_flops(model, prompt)
     prefill = attention + computed * flops.matrix_flops(model, prompt)
     last = flops.forward_flops(model, end, 1) - flops.forward_flops(model, end - 1, 0)
     return {
-        "reshard": Program(programs.reshard, (run.state.params,), (run.state.opt_state, run.teacher), 1),
+        "reshard": Program(programs.reshard, (params,), besides, 1),
         "prefill": Program(
             programs.prefill,
-            (params, *prompts),
+            (own, *prompts),
             (training, pool),
-            run.rollouts.prompts / plan.prefill_rows,
+            sampled.problems / plan.prefill_rows,
             {"length": prompt},
+            prefill,
             prefill,
             attention,
         ),
         "admit": Program(
             programs.admit,
             (pool, prefix, _admission(begun), _whole(2)),
-            (training, params),
+            (training, own),
             responses / begun,
         ),
         "decode": Program(
             programs.decode,
-            (params, pool, *drawing),
+            (own, pool, *drawing),
             (training, prefix),
-            responses / slots * run.rollouts.max_response,
+            responses / slots * sampled.max_response,
             model_flops=slots * last,
+            all_flops=slots * last,
         ),
     }
 
 
-def training_programs(run: Shaped) -> dict[str, Program]:
-    """Scores under the teacher and the gradient, of a micro-batch of the longest rows; and the update."""
+def rollout_programs(run: Shaped) -> dict[str, Program]:
+    """The gradient of a micro-batch of the longest rows; the update; a teacher's scores, if it gives any."""
     config, model, state = run.config, run.model, run.state
+    assert config.rollouts is not None
     steps: Any = compile_steps(config, model, run.mesh, state)
-    count, response = steps.micro_rows, run.rollouts.max_response
-    student = run.rollouts.max_prompt + response
-    guided = (run.rollouts.max_teacher_prompt or run.rollouts.max_prompt) + response
-    rows, teaches = run.rollouts.prompts * run.rollouts.samples, config.sdpo is not None
+    count, response = steps.micro_rows, config.rollouts.max_response
+    student = config.rollouts.max_prompt + response
+    guided = (config.rollouts.max_teacher_prompt or config.rollouts.max_prompt) + response
+    rows, teaches = config.rollouts.prompts * config.rollouts.samples, config.sdpo is not None
     shown = (run.teacher,) if teaches else ()
-    scoring = {"model": model, "temperature": run.rollouts.sampling.temperature, "chunk": config.chunk}
-    forward, forward_guided = (flops.forward_flops(model, n, response) for n in (student, guided))
-    attention, attention_guided = (flops.attention_flops(model, n) for n in (student, guided))
-    passes = 1 + (model.compute.remat == "full") + flops.ATTENTION_KERNELS
-    return {
-        "score": Program(
-            score_rows,
-            (state.params if run.teacher is None else run.teacher, _rows(run, count, guided)),
-            state.opt_state if run.teacher is None else state,
-            0 if teaches or run.teacher is None else rows / count,
-            scoring,
-            count * forward_guided,
-            count * attention_guided,
-        ),
+    temperature = config.rollouts.sampling.temperature
+    scoring = {"model": model, "temperature": temperature, "chunk": config.chunk}
+    forward, attention = flops.forward_flops(model, guided, response), flops.attention_flops(model, guided)
+    learned, everything, kernels = _learning(model, student, response)
+    score = Program(
+        score_rows,
+        (state.params if run.teacher is None else run.teacher, _rows(run, count, guided)),
+        state.opt_state if run.teacher is None else state,
+        rows / count,
+        scoring,
+        count * forward,
+        count * forward,
+        count * attention,
+    )
+    return ({"score": score} if config.guide and not teaches else {}) | {
         "gradient": Program(
             steps.gradient,
             (state.params, *shown, _batch(run, count)),
             state.opt_state if teaches else (state.opt_state, run.teacher),
             rows / count,
             {"so_far": state.params},
-            count * ((1 + flops.BACKWARD) * forward + teaches * forward_guided),
-            count * (passes * attention + teaches * attention_guided),
+            count * (learned + teaches * forward),
+            count * (everything + teaches * forward),
+            count * (kernels + teaches * attention),
         ),
         "update": Program(steps.update, (state, state.params), run.teacher, rows / steps.update_rows),
     }
+
+
+def example_programs(run: Shaped) -> dict[str, Program]:
+    """The gradient of a micro-batch of rows, each of them one example; and the update."""
+    config, state = run.config, run.state
+    assert config.examples is not None
+    steps: Any = compile_steps(config, run.model, run.mesh, state)
+    count, length = steps.micro_rows, config.examples.row_length
+    column: Any = run.rows((count, length), jnp.int32)
+    weights: Any = run.rows((count, length))
+    batch = PackedBatch(column, column, weights, column, column)
+    gradient = steps.gradient, (state.params, batch), state.opt_state, steps.update_rows / count
+    work = (count * n for n in _learning(run.model, length, length))
+    return {
+        "gradient": Program(*gradient, {"so_far": state.params}, *work),
+        "update": Program(steps.update, (state, state.params), None, 1),
+    }
+
+
+def _learning(model: ModelConfig, length: int, positions: int) -> tuple[float, float, float]:
+    """Arithmetic of a row's gradient: what it takes, what is done, and what of that the kernels do."""
+    again = model.compute.remat == "full"
+    forward, attention = flops.forward_flops(model, length, positions), flops.attention_flops(model, length)
+    kernels = (1 + again + flops.ATTENTION_KERNELS) * attention
+    matrices = (1 + flops.BACKWARD) * flops.matrix_flops(model, length)
+    matrices += again * flops.repeated_flops(model, length)
+    head = (2 + flops.BACKWARD) * flops.head_flops(model, positions)  # logits are never kept
+    return (1 + flops.BACKWARD) * forward, matrices + head + kernels, kernels
+
+
+def _ways(mesh: Mesh) -> int:
+    """How many ways rows are split."""
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
+def _rows_of(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, BATCH))
 
 
 def _laid_out(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -222,7 +303,8 @@ def _laid_out(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtyp
 
 
 def _rows(run: Shaped, count: int, length: int) -> Rows:
-    response = run.rollouts.max_response
+    assert run.config.rollouts is not None
+    response = run.config.rollouts.max_response
     column: Any = run.rows((count, length), jnp.int32)
     mask: Any = run.rows((count, response))
     return Rows(column, column, column, mask)
@@ -230,7 +312,8 @@ def _rows(run: Shaped, count: int, length: int) -> Rows:
 
 def _batch(run: Shaped, count: int) -> OnPolicyBatch:
     """A micro-batch with rows as long as they may be."""
-    rollouts, config = run.rollouts, run.config
+    rollouts, config = run.config.rollouts, run.config
+    assert rollouts is not None
     response = rollouts.max_response
     per_token: Any = run.rows((count, response))
     batch = OnPolicyBatch(
@@ -250,11 +333,11 @@ def _batch(run: Shaped, count: int) -> OnPolicyBatch:
     return batch
 
 
-def _slots(run: Shaped, decoder: CachedDecoder, count: int, length: int) -> Shapes:
+def _slots(mesh: Mesh, decoder: CachedDecoder, count: int, length: int) -> Shapes:
     shapes = jax.eval_shape(lambda: empty_slots(decoder, count, length))
-    cache_layout = NamedSharding(run.mesh, decoder.cache_spec())
+    cache_layout = NamedSharding(mesh, decoder.cache_spec())
     cache = jax.tree.map(lambda x: _laid_out(x, cache_layout), shapes.cache)
-    rest = jax.tree.map(lambda x: run.rows(x.shape, x.dtype), shapes._replace(cache=None))
+    rest = jax.tree.map(lambda x: _rows_of(mesh, x.shape, x.dtype), shapes._replace(cache=None))
     return rest._replace(cache=cache)
 
 

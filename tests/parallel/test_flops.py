@@ -61,6 +61,12 @@ def test_a_token_is_multiplied_with_every_matrix_once():
     assert flops.head_flops(MODEL, 1) == 2 * MODEL.vocab_size * MODEL.hidden_size
 
 
+def test_what_is_computed_once_more_is_all_but_the_product_that_no_gradient_needs():
+    assert flops.matrix_flops(MODEL, 3) - flops.repeated_flops(MODEL, 3) == 2 * 3 * 64 * 160 * 6
+    normed = dataclasses.replace(MODEL, norm="output")
+    assert flops.repeated_flops(normed, 3) == flops.matrix_flops(normed, 3)
+
+
 @pytest.fixture(scope="module")
 def programs():
     run = Shaped.of(parse(TrainConfig, RECIPE), MODEL, make_mesh(MeshConfig()))
@@ -80,9 +86,12 @@ def test_the_compiled_gradient_does_what_was_counted(programs):
         return 2 * 2 * pairs * MODEL.head_dim
 
     student, teacher, head = PROMPT + RESPONSE, CONTEXT + RESPONSE, flops.head_flops(MODEL, RESPONSE)
-    expected = flops.matrix_flops(MODEL, student) * (1 + 1 + 2) + attention(student) * (1 + 1 + 2) + 4 * head
-    expected += flops.matrix_flops(MODEL, teacher) + attention(teacher) + head
-    assert counted(each["gradient"]) == pytest.approx(ROWS * expected, rel=0.1)
+    matrices = flops.matrix_flops(MODEL, student) * (1 + 2) + flops.repeated_flops(MODEL, student) + 4 * head
+    matrices += flops.matrix_flops(MODEL, teacher) + head
+    expected = matrices + attention(student) * (1 + 1 + 2) + attention(teacher)
+    gradient = each["gradient"]
+    assert counted(gradient) == pytest.approx(ROWS * expected, rel=0.1)
+    assert gradient.all_flops - gradient.kernel_flops == pytest.approx(ROWS * matrices)
 
 
 def test_a_step_of_decoding_does_what_was_counted(programs):
@@ -92,8 +101,8 @@ def test_a_step_of_decoding_does_what_was_counted(programs):
 
 def test_every_program_of_a_run_compiles_from_shapes(programs):
     run, each = programs
-    assert list(each) == ["reshard", "prefill", "admit", "decode", "score", "gradient", "update"]
-    for name in ("reshard", "prefill", "admit", "score", "update"):
+    assert list(each) == ["reshard", "prefill", "admit", "decode", "gradient", "update"]
+    for name in ("reshard", "prefill", "admit", "update"):
         memory = each[name].lower().compile().memory_analysis()
         assert memory.output_size_in_bytes > 0, name
 
@@ -106,6 +115,38 @@ def test_what_is_resident_is_what_the_program_does_not_take(programs):
     assert per_chip(run.state) == pytest.approx(3 * parameters, abs=3 * step)
     assert per_chip(each["gradient"].resident) == per_chip(run.state.opt_state)
     assert per_chip(each["decode"].resident) > per_chip((run.state, run.teacher))
+
+
+def test_a_teacher_that_only_scores_is_a_program(programs):
+    hints = {"context": {"kind": "solution"}}
+    recipe = {**RECIPE, "objective": "grpo", "grpo": {"anti_self_distillation": hints}}
+    del recipe["sdpo"]
+    run = Shaped.of(parse(TrainConfig, recipe), MODEL, make_mesh(MeshConfig()))
+    score = each_program(run)["score"]
+    assert score.times == 4 * 2 / ROWS
+    assert [x.shape for x in jax.tree.leaves(score.lower().out_info)] == [(ROWS, RESPONSE)] * 2
+
+
+def test_sft_learns_from_examples_and_samples_for_its_evaluations():
+    recipe: dict = {key: RECIPE[key] for key in ("seed", "steps", "optimizer", "chunk", "slots")}
+    recipe |= {"objective": "sft", "micro_rows": 2}
+    recipe["examples"] = {"source": "signs_corpus", "rows": ROWS, "row_length": 64, "packed": True}
+    evaluation = {"every": 1, "datasets": ["k3_test"], "slots": 4}
+    mesh = make_mesh(MeshConfig())
+    alone = each_program(Shaped.of(parse(TrainConfig, recipe), MODEL, mesh))
+    assert list(alone) == ["gradient", "update"]
+    matrices = flops.matrix_flops(MODEL, 64) * (1 + 2) + flops.repeated_flops(MODEL, 64)
+    matrices += 4 * flops.head_flops(MODEL, 64)
+    attention = 4 * 64 * 64 * MODEL.num_attention_heads * MODEL.head_dim * MODEL.num_hidden_layers
+    assert counted(alone["gradient"]) == pytest.approx(2 * (matrices + 4 * attention), rel=0.1)
+    assert alone["gradient"].times == ROWS / 2
+
+    evaluated = each_program(Shaped.of(parse(TrainConfig, {**recipe, "evaluation": evaluation}), MODEL, mesh))
+    assert list(evaluated) == ["reshard", "prefill", "admit", "decode", "gradient", "update"]
+    assert evaluated["decode"].times == 0
+    assert evaluated["decode"].model_flops == pytest.approx(
+        4 * (flops.forward_flops(MODEL, 16 + 112, 1) - flops.forward_flops(MODEL, 16 + 111, 0))
+    )
 
 
 def test_grpo_has_no_teacher(programs):

@@ -142,7 +142,19 @@ SHOWN = BY_HAND.replace(", TRIPS", "").replace(
 )
 
 
-@pytest.mark.parametrize(("text", "test"), [(NOTED, 0), (SHOWN, 4 + 4 + 1)])
+BY_TWO = SHOWN.replace("constant(7)\n  ROOT %yes", "constant(13)\n  ROOT %yes").replace(
+    "  ROOT %r = (f32[10,64]{1,0}, s32[]) tuple(%f, %i)",
+    """  %two = s32[] constant(2)
+  %next = s32[]{:T(128)S(1)} add(%i, %two)
+  ROOT %r = (f32[10,64]{1,0}, s32[]) tuple(%f, %next)""",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "test"),
+    [(NOTED, 0), (SHOWN, 4 + 4 + 1), (BY_TWO, 4 + 4 + 1 + 4 + 4)],
+    ids=["noted", "by 1", "by 2"],
+)
 def test_every_kind_of_line_by_hand(text, test):
     whole, row = 10 * 64 * 4, 64 * 4
     counted = hlo.count(text)

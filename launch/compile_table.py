@@ -1,0 +1,210 @@
+"""Writes the tables of docs/scale.md: compiles the programs of the paper's runs that docs/scale.jsonl lacks.
+
+    python launch/compile_table.py
+
+A line there is one program of one run. It is made again if the run is laid out in another way; after a change
+of the programs themselves, remove the lines. A program of an 8B model takes some minutes; what is interrupted
+goes on where it was. Programs that are the same are compiled once.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for configs/ and this folder, wherever this is called from
+
+from configs.paper import common, section3  # noqa: E402
+from launch import compile_check  # noqa: E402
+from launch.compile_check import GIB, Report, Settings  # noqa: E402
+from sdistill.config import ConfigError  # noqa: E402
+from sdistill.parallel.mesh import AXES  # noqa: E402
+from sdistill.storage import write_atomically  # noqa: E402
+from sdistill.training.config import TrainConfig  # noqa: E402
+
+LINES, DOCS = ROOT / "docs" / "scale.jsonl", ROOT / "docs" / "scale.md"
+BEGIN, END = "<!-- written by launch/compile_table.py -->", "<!-- until here -->"
+LEARNING, SAMPLING = ("gradient", "update"), ("decode", "prefill", "reshard", "admit")
+OF_RUN = ("mesh", "micro_rows", "chunk", "slots")
+OF_ROWS = ("max_prompt", "max_response", "max_teacher_prompt", "row_length")
+
+Line = dict[str, Any]
+"""A report as JSON, and besides: `run`, `layout` and `compiler`."""
+
+
+def runs() -> Iterator[tuple[str, str]]:
+    """The paper's runs, as SECTION.py:WHAT:WHERE, and their slices.
+
+    The others have the programs of one of these, or (GRPO) the same for sampling and a smaller gradient.
+    """
+    models = {name: model.layouts for name, model in common.MODELS.items()}
+    for what, layouts in (
+        *((f"section5_sdpo.py:{name}", models[name]) for name in models if name != "qwen3_8b_nothink"),
+        ("section4_sft.py:guided", models["deepseek_7b"]),
+        *((f"section3.py:{step}", section3.SLICES) for step in ("walk", "solution")),
+    ):
+        for where in layouts:
+            yield f"{what}:{where}", common.TOPOLOGIES[where]
+
+
+def settings_of(run: str) -> Settings:
+    """The settings of a run."""
+    section, arg = run.split(".py:")
+    recipe = importlib.import_module(f"configs.paper.{section}").get_config(arg)
+    return compile_check.settings_of(recipe.to_dict())
+
+
+def layout_of(config: Settings) -> dict[str, Any]:
+    """How a run is laid out: what of its settings makes other programs."""
+    values = asdict(config)
+    rows = values.get("rollouts") or values.get("examples") or values
+    own = {name: values[name] for name in OF_RUN if name in values}
+    own |= {"first_moment": config.optimizer.first_moment} if isinstance(config, TrainConfig) else {}
+    return own | {name: rows[name] for name in OF_ROWS if rows.get(name)}
+
+
+def read_lines() -> list[Line]:
+    """All lines that are kept."""
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+
+
+def current(lines: Iterable[Line]) -> list[Line]:
+    """Those of runs that are still laid out like that."""
+    layouts = {run: layout_of(settings_of(run)) for run, _ in runs()}
+    return [line for line in lines if line["layout"] == layouts.get(line["run"])]
+
+
+def compile_missing() -> None:
+    """Compiles what is missing, and keeps each program as soon as it is compiled."""
+    compiler = f"jax {version('jax')}, libtpu {version('libtpu')}"
+    lines = read_lines()
+    known = {line["key"]: Report.from_json(line) for line in lines}
+    lines = current(lines)
+    for name in LEARNING[:1] + SAMPLING + LEARNING[1:]:  # of all runs the largest first
+        for run, topology in runs():
+            config = settings_of(run)
+            if name not in names_of(config) or (run, name) in ((x["run"], x["program"]) for x in lines):
+                continue
+            (found,) = compile_check.check(config, topology, name, known)
+            print(f"{run} {name}: {found.memory.total / GIB:.2f} GiB", flush=True)
+            known[found.key] = found
+            lines.append({"run": run, "layout": layout_of(config), "compiler": compiler, **found.to_json()})
+            write_atomically(LINES, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def names_of(config: Settings) -> tuple[str, ...]:
+    """The programs of a run."""
+    return LEARNING + SAMPLING if isinstance(config, TrainConfig) else SAMPLING
+
+
+TRAINING_COLUMNS = (
+    *("config", "slice", "mesh", "rows", "slots", "gradient, GiB", "update, GiB"),
+    *("largest while sampling, GiB", "spare", "gradient, s at least", "MFU at most", "counted"),
+    *("decoding, ms a token at least", "step, h at least"),
+)
+GENERATION_COLUMNS = (
+    *("config", "slice", "mesh", "slots", "largest, GiB", "spare", "ms a token at least"),
+    "all slots, h at least",
+)
+
+
+def tables(lines: Iterable[Line]) -> str:
+    """The tables, in the order of the runs; and which runs were not compiled as a whole."""
+    reports: dict[str, dict[str, Report]] = {}
+    for line in lines:
+        reports.setdefault(line["run"], {})[line["program"]] = Report.from_json(line)
+    training, generation, missing = [TRAINING_COLUMNS], [GENERATION_COLUMNS], []
+    for run, _ in runs():
+        config, of = settings_of(run), reports.get(run, {})
+        if lacking := [name for name in names_of(config) if name not in of]:
+            missing.append(f"`{run}` ({', '.join(lacking)})")
+        elif isinstance(config, TrainConfig):
+            training.append(_training_row(run, config, of))
+        else:
+            generation.append(_generation_row(run, config, of))
+    tables = [_markdown(rows) for rows in (training, generation) if len(rows) > 1]
+    return "\n\n".join(tables + ([f"Not compiled: {'; '.join(missing)}."] if missing else []))
+
+
+def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tuple[str, ...]:
+    sampling = max((of[name] for name in SAMPLING), key=_total)
+    gradient = of["gradient"].cost
+    slots = config.slots if config.rollouts else config.evaluation.slots if config.evaluation else ""
+    return (
+        *(f"`{run}`", sampling.topology, _mesh(config), str(config.micro_rows), str(slots)),
+        *(f"{_total(of[name]) / GIB:.1f}" for name in LEARNING),
+        f"{_total(sampling) / GIB:.1f} ({sampling.program})",
+        _spare(of),
+        *(
+            (_least(of["gradient"]), f"{gradient.utilisation:.0%}", f"{gradient.counted:.2f}")
+            if gradient
+            else [""] * 3
+        ),
+        _token(of["decode"]),
+        f"{compile_check.step_hours(list(of.values())):.2g}",
+    )
+
+
+def _generation_row(run: str, config: Settings, of: Mapping[str, Report]) -> tuple[str, ...]:
+    largest = max(of.values(), key=_total)
+    return (
+        *(f"`{run}`", largest.topology, _mesh(config), str(config.slots)),
+        f"{_total(largest) / GIB:.1f} ({largest.program})",
+        _spare(of),
+        _token(of["decode"]),
+        f"{compile_check.step_hours(list(of.values())):.2g}",
+    )
+
+
+def _mesh(config: Settings) -> str:
+    return " × ".join(f"{axis} {size}" for axis in AXES if (size := getattr(config.mesh, axis)) > 1)
+
+
+def _spare(of: Mapping[str, Report]) -> str:
+    worst = max((report.memory for report in of.values()), key=lambda memory: memory.total)
+    return f"{1 - worst.total / worst.limit:.0%}" if worst.fits else "does not fit"
+
+
+def _least(report: Report) -> str:
+    seconds, due = report.cost.least if report.cost else (0, "")
+    return f"{seconds:.1f} ({due})"
+
+
+def _token(report: Report) -> str:
+    return f"{1000 * report.cost.least[0]:.1f}" if report.cost else ""
+
+
+def _total(report: Report) -> float:
+    return report.memory.total
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])
+
+
+def with_tables(text: str, lines: Iterable[Line]) -> str:
+    """A document with the tables of these lines between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{tables(lines)}\n{END}{after}"
+
+
+def main() -> None:
+    """Compiles what is missing, then writes the tables."""
+    compile_check.without_tpu()
+    try:
+        compile_missing()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        write_atomically(DOCS, with_tables(DOCS.read_text(), current(read_lines())).encode())
+
+
+if __name__ == "__main__":
+    main()
