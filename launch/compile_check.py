@@ -37,7 +37,7 @@ from sdistill.models.hugging_face import from_hugging_face
 from sdistill.models.weights import CONFIG_FILE, SIGNS_BASE
 from sdistill.parallel import hlo
 from sdistill.parallel.chips import Chip, chip_of, least_seconds
-from sdistill.parallel.mesh import make_mesh
+from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.parallel.programs import (
     Program,
     Sampled,
@@ -49,6 +49,7 @@ from sdistill.parallel.programs import (
     shaped_params,
 )
 from sdistill.training.config import TrainConfig
+from sdistill.training.meshes import chosen_mesh
 
 GIB = 2**30
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # in the compiler's two sentences about memory
@@ -191,7 +192,7 @@ def programs_of(config: Settings, mesh: Mesh) -> Mapping[str, Program]:
 
 
 def mesh_on(topology: str, config: Settings) -> Mesh:
-    """The config's mesh over the chips of a slice that need not be here."""
+    """The config's mesh, or one that suits it, over the chips of a slice that need not be here."""
     try:
         chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # of many classes: no libtpu, another version of it, a name it refuses
@@ -199,6 +200,9 @@ def mesh_on(topology: str, config: Settings) -> Mesh:
         raise ConfigError(
             f"no TPU compiler for {topology} ({reason}); get it with `pip install -e .[tpu]`"
         ) from error
+    if config.mesh is None:
+        limit = memory_limit(make_mesh(MeshConfig(data=len(chips)), chips))
+        return chosen_mesh(config, model_of(config), chips, limit)
     mesh = make_mesh(config.mesh, chips)
     require(
         mesh.size == len(chips),

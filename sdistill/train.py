@@ -37,7 +37,6 @@ from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder, bind
 from sdistill.models.folders import copy_text_files, find_model, load_chat, load_model
 from sdistill.models.hugging_face import from_hugging_face
-from sdistill.parallel.mesh import make_mesh
 from sdistill.parallel.processes import check_agreement, is_writer
 from sdistill.parallel.rules import TRAINING, place
 from sdistill.storage import read_records, write_atomically, write_records
@@ -48,6 +47,7 @@ from sdistill.training.checkpoints import Checkpoints
 from sdistill.training.config import RolloutsConfig, TrainConfig
 from sdistill.training.evaluation import evaluator
 from sdistill.training.learning import learn_from_examples, learn_from_rollouts, prepare
+from sdistill.training.meshes import mesh_of
 from sdistill.training.monitor import Monitor
 from sdistill.training.optimizer import make_optimizer
 from sdistill.training.preemption import Preempted, PreemptionNotice
@@ -77,7 +77,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
         return weights.load_pretrained(workdir / "model")
     chat = load_chat(config.tokenizer or config.init_from)
     check_thinking(config, chat)
-    mesh = make_mesh(config.mesh)
+    mesh = mesh_of(config)
 
     # Data: an iterator whose position is part of every checkpoint.
     problems = training_problems(config.rollouts, config.data_dir) if config.rollouts else ()

@@ -28,7 +28,7 @@ ROUNDED = {"optimizer": {"first_moment": "bfloat16"}}
 
 QWEN3_8B = {
     "v5p_8": laid_out(fsdp=8, chunk=256, slots=128),
-    "v5p_4": laid_out(fsdp=4, chunk=256, slots=56),
+    "v5p_4": laid_out(fsdp=4, chunk=256, slots=48),
     "v6e_16": laid_out(fsdp=4, context=4, slots=64),
     "v5e_16": laid_out(fsdp=2, context=8, slots=24, **ROUNDED),
 }
@@ -61,7 +61,7 @@ MODELS = {
     "qwen3_1p7b": PaperModel(
         qwen3_1p7b,
         True,
-        {"v6e_4": laid_out(fsdp=4, slots=32), "v5e_4": laid_out(fsdp=1, context=4, slots=8)},
+        {"v6e_4": laid_out(fsdp=4, slots=24), "v5e_4": laid_out(fsdp=1, context=4, slots=8)},
     ),
     "deepseek_7b": PaperModel(
         r1_distill_qwen_7b,

@@ -17,7 +17,6 @@ from sdistill.config import ConfigError
 from sdistill.evaluate import sample
 from sdistill.experiments.config import RunsConfig
 from sdistill.models.decoder import Decoder
-from sdistill.parallel.mesh import make_mesh
 from sdistill.rollout.engine import Engine
 from sdistill.rollout.model import CachedDecoder
 from sdistill.rollout.progress import follow
@@ -30,6 +29,7 @@ from sdistill.text.chat import Chat, conversation
 from sdistill.train import train, training_problems
 from sdistill.training.config import TrainConfig
 from sdistill.training.evaluation import evaluation_problems
+from sdistill.training.meshes import mesh_of
 
 C = TypeVar("C", bound=RunsConfig)
 
@@ -78,7 +78,7 @@ class Study(Generic[C]):
             )
         engine = Engine(
             CachedDecoder(self.base.config),
-            mesh=make_mesh(self.config.sdpo.mesh),
+            mesh=mesh_of(self.config.sdpo),
             stop_ids=self.chat.tokenizer.stop_ids,
             slots=256,
             max_prompt=-(-longest // 16) * 16,  # few shapes to compile, little padding to attend over

@@ -138,7 +138,7 @@ class TrainConfig:
         of them at once. It changes memory and padding, not the objective.
       chunk: Response positions a row whose logits exist at the same time.
       slots: Rollouts decoded at a time.
-      mesh: Sizes of the device mesh.
+      mesh: Sizes of the device mesh; None for one over all devices that suits the model.
       data_dir: Where data sets are prepared; None for the TFDS default.
     """
 
@@ -160,7 +160,7 @@ class TrainConfig:
     micro_rows: int | None = None
     chunk: int = 64
     slots: int = 128
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig | None = field(default_factory=MeshConfig)
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -212,7 +212,8 @@ class TrainConfig:
         if self.rollouts is not None:
             cut = "prompts" if self.rollouts.mini_batch is None else "mini_batch"
             name = f"rollouts.{cut} × samples"
-        rows, ways, micro = self.update_rows, self.mesh.data * self.mesh.fsdp, self.micro_rows
+        rows, micro = self.update_rows, self.micro_rows
+        ways = 1 if self.mesh is None else self.mesh.data * self.mesh.fsdp
         require(rows % ways == 0, f"{name} = {rows} rows must divide over {ways} devices")
         require(
             micro is None or (micro > 0 and rows % micro == 0 and micro % ways == 0),

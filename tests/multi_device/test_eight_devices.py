@@ -78,3 +78,9 @@ def test_sampling_sends_neither_weights_nor_caches_between_devices(commands):
     assert largest <= max(rows * block, 16 * 16)  # the round's tokens of all rows, for the host
     assert max(size for kind, size in sent["decode"] if kind == "all-reduce") <= rows * width
     assert sent["admit"] == []
+
+
+def test_where_the_config_names_no_mesh_one_is_chosen_that_fits(commands):
+    chosen = json.loads(commands.succeed("tests.multi_device.choose").splitlines()[-1])
+    assert chosen["enough"] == [{"data": 8, "fsdp": 1, "tensor": 1, "context": 1}, 1]
+    assert chosen["tight"] == [{"data": 4, "fsdp": 2, "tensor": 1, "context": 1}, 2]

@@ -1,0 +1,160 @@
+"""Which mesh a run gets if its config names none: the plainest one that fits."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+
+from sdistill.config import ConfigError, require
+from sdistill.models.config import ModelConfig
+from sdistill.models.weights import new_model
+from sdistill.parallel.mesh import AXES, MeshConfig
+from sdistill.parallel.rules import SAMPLING, TRAINING, parameter_shardings
+
+GIB = 2**30
+SHARE = 0.9
+"""Of the memory of a device that an estimate may take: it is good to a tenth (docs/scale.md)."""
+
+LAYER = 8
+"""Arrays of a layer's widths (residual stream and feed-forward) that exist at the same time in training."""
+
+CACHE_COPIES = 3
+"""Layers of the cache that exist once more while a token is decoded."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run asks of each device, in numbers.
+
+    Attributes:
+      model: Its shape.
+      state: Bytes that are kept of a parameter: itself, moments, and the teacher's copy.
+      gradient: Bytes of a parameter's gradient.
+      rows: Of an update.
+      micro_rows: Rows whose gradient is computed at a time.
+      student: Tokens of a row that is differentiated, at most.
+      longest: Tokens of any row in training, at most.
+      chunk: Positions of a row whose logits exist at the same time.
+      slots: Responses decoded at a time; 0 for a run that samples nothing.
+      cached: Tokens of all of them together, at most.
+    """
+
+    model: ModelConfig
+    state: float
+    gradient: float
+    rows: int
+    micro_rows: int
+    student: int
+    longest: int
+    chunk: int
+    slots: int
+    cached: int
+
+    def bytes_on(self, mesh: MeshConfig) -> dict[str, dict[str, float]]:
+        """Bytes of a device while a gradient is computed, and while tokens are decoded, by what they are for.
+
+        An estimate. In training, what is kept for the backward pass is each layer's input; besides, one
+        layer's activations and parameters exist, the heads of student and teacher, and the logits of a chunk.
+        In sampling, parameters are whole but for what `tensor` and `context` split.
+        """
+        model, size = self.model, 2 if self.model.compute.dtype == "bfloat16" else 4
+        every = model.parameter_count()
+        shards, ids = mesh.fsdp * mesh.context * mesh.tensor, mesh.tensor * mesh.context
+        ways = mesh.data * mesh.fsdp
+        head = model.vocab_size * model.hidden_size
+        layer = (every - (1 if model.tie_word_embeddings else 2) * head) / model.num_hidden_layers
+        of_context = self.micro_rows / ways / mesh.context
+        kept = model.num_hidden_layers * self.student * model.hidden_size
+        widths = model.hidden_size + model.intermediate_size / mesh.tensor
+        logits = self.micro_rows / ways * self.chunk * model.vocab_size / ids
+        heads = 2 * model.num_key_value_heads * model.head_dim * model.num_hidden_layers
+        cache = self.cached / ways * heads * size / ids
+        state = every * self.state / shards
+        return {
+            "gradient": {
+                "state": state,
+                "gradients": 2 * every * self.gradient / shards,
+                "activations": of_context * size * (kept + LAYER * self.longest * widths),
+                "parameters of a layer, heads and logits": 2 * size * (layer / mesh.tensor + head / ids)
+                + 4 * (layer / mesh.tensor + 4 * logits),
+            },
+            "decoding": {
+                "state": state,
+                "parameters for sampling": every * size / ids,
+                "cache": cache * (1 + CACHE_COPIES / model.num_hidden_layers),
+            },
+        }
+
+    def total_on(self, mesh: MeshConfig) -> tuple[float, str]:
+        """The larger of the two sums, and what it is made of."""
+        stages = self.bytes_on(mesh)
+        stage = max(stages, key=lambda name: sum(stages[name].values()))
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in stages[stage].items())
+        return sum(stages[stage].values()), f"{stage}: {parts}"
+
+
+def choose_mesh(load: Load, devices: int, memory: float) -> MeshConfig:
+    """The plainest mesh over all devices that divides model and rows, and fits by the estimate.
+
+    Plain is what is split least: rows only (`data`) before parameters (`fsdp`), these before the tokens of a
+    row (`context`), and those before heads and widths (`tensor`).
+
+    Args:
+      load: What the run asks.
+      devices: How many there are.
+      memory: Bytes of each.
+
+    Raises:
+      ConfigError: if none fits; names the one that comes closest, its bytes and ways out.
+    """
+    shapes = nnx.state(nnx.eval_shape(lambda: new_model(load.model, 0)), nnx.Param)
+    refusal, closest = "", (math.inf, "", MeshConfig())
+    for mesh in meshes(devices):
+        try:
+            check_divides(load, shapes, mesh)
+        except ConfigError as error:
+            refusal = refusal or str(error)
+            continue
+        total, parts = load.total_on(mesh)
+        if total <= SHARE * memory:
+            return mesh
+        closest = min(closest, (total, parts, mesh), key=lambda found: found[0])
+    total, parts, mesh = closest
+    if math.isinf(total):
+        raise ConfigError(f"mesh=None: no mesh over {devices} devices divides model and rows: {refusal}")
+    raise ConfigError(
+        f"mesh=None: no mesh over {devices} devices fits; {shown(mesh)} comes closest with {total / GIB:.1f} "
+        f"GiB of {SHARE * memory / GIB:.1f} a device ({parts}). Take more devices, fewer slots, smaller "
+        "micro_rows or shorter rows, or name a mesh: this is an estimate"
+    )
+
+
+def meshes(devices: int) -> Iterator[MeshConfig]:
+    """All meshes over so many devices, plainest first."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    for tensor, context, fsdp in itertools.product(divisors, repeat=3):
+        if devices % (tensor * context * fsdp) == 0:
+            yield MeshConfig(devices // (tensor * context * fsdp), fsdp, tensor, context)
+
+
+def check_divides(load: Load, shapes: nnx.State, mesh: MeshConfig) -> None:
+    """Refuses a mesh that cannot split the model, its batches or its slots.
+
+    Raises:
+      ConfigError: naming what is not divided.
+    """
+    ways = mesh.data * mesh.fsdp
+    counts: Mapping[str, int] = {"micro_rows": load.micro_rows, "rows": load.rows, "slots": load.slots}
+    for name, count in counts.items():
+        require(count % ways == 0, f"{shown(mesh)} cannot split {name}={count} over data × fsdp = {ways}")
+    abstract = jax.sharding.AbstractMesh(tuple(getattr(mesh, axis) for axis in AXES), AXES)
+    for rules in (TRAINING, SAMPLING):
+        parameter_shardings(shapes, abstract, rules)  # type: ignore[arg-type]
+
+
+def shown(mesh: MeshConfig) -> str:
+    """The sizes of its axes."""
+    return " × ".join(f"{axis}={getattr(mesh, axis)}" for axis in AXES)

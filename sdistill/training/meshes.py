@@ -1,0 +1,77 @@
+"""The mesh of a training run: the one that its config names, or one that suits model and devices."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sdistill.models.config import ModelConfig
+from sdistill.models.folders import find_model
+from sdistill.models.hugging_face import from_hugging_face
+from sdistill.models.weights import CONFIG_FILE
+from sdistill.parallel.choice import Load, choose_mesh, shown
+from sdistill.parallel.mesh import make_mesh
+from sdistill.rollout.memory import device_memory
+from sdistill.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+def mesh_of(config: TrainConfig) -> Mesh:
+    """The mesh over this job's devices.
+
+    Raises:
+      ConfigError: if there are fewer devices than the config's mesh has; or if the config leaves the choice,
+        and no mesh fits.
+      FileNotFoundError: if it leaves the choice, and its model cannot be found.
+    """
+    if config.mesh is not None:
+        return make_mesh(config.mesh)
+    model = config.model
+    if model is None:
+        model = from_hugging_face(find_model(str(config.init_from)) / CONFIG_FILE)
+    return chosen_mesh(config, model, jax.devices(), device_memory())
+
+
+def chosen_mesh(
+    config: TrainConfig, model: ModelConfig, devices: Sequence[jax.Device], memory: float
+) -> Mesh:
+    """The mesh that suits the run, over devices with so many bytes each."""
+    mesh = choose_mesh(load_of(config, model), len(devices), memory)
+    logger.info("mesh: %s", shown(mesh))
+    return make_mesh(mesh, devices)
+
+
+def load_of(config: TrainConfig, model: ModelConfig) -> Load:
+    """What the run asks of its devices."""
+    own = jnp.dtype(config.parameters).itemsize
+    state = 2 * own + jnp.dtype(config.optimizer.first_moment).itemsize
+    if config.guide is not None and config.guide.teacher.weights != "live":
+        state += jnp.dtype(config.guide.teacher.dtype).itemsize
+    if config.rollouts is not None:
+        sampled, slots = config.rollouts, config.slots
+        student = sampled.max_prompt + sampled.max_response
+        longest = (sampled.max_teacher_prompt or sampled.max_prompt) + sampled.max_response
+        cached = slots * student
+    else:
+        assert config.examples is not None
+        student = longest = config.examples.row_length
+        slots = cached = 0
+    if (evaluated := config.evaluation) is not None:
+        length = evaluated.max_prompt + evaluated.max_response
+        slots, cached = slots or evaluated.slots, max(cached, evaluated.slots * length)
+    return Load(
+        replace(model, compute=config.compute),
+        state=state,
+        gradient=own,
+        rows=config.update_rows,
+        micro_rows=config.micro_rows or config.update_rows,
+        student=student,
+        longest=longest,
+        chunk=config.chunk,
+        slots=slots,
+        cached=cached,
+    )

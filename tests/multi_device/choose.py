@@ -1,0 +1,34 @@
+"""Prints the meshes chosen for a tiny run over eight devices, and how often its largest matrix is split."""
+
+import dataclasses
+import json
+
+import jax
+from flax import nnx
+
+from configs.paper import section5_sdpo
+from sdistill.config import parse
+from sdistill.models.weights import new_model
+from sdistill.parallel.mesh import MeshConfig
+from sdistill.parallel.rules import TRAINING, place
+from sdistill.training.config import TrainConfig
+from sdistill.training.meshes import chosen_mesh, load_of, mesh_of
+
+RUN = parse(TrainConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
+
+
+def main() -> None:
+    run = dataclasses.replace(RUN, mesh=None, micro_rows=8, slots=16)
+    assert run.model is not None
+    single, _ = load_of(run, run.model).total_on(MeshConfig())
+    meshes = {"enough": mesh_of(run), "tight": chosen_mesh(run, run.model, jax.devices(), single / 3)}
+    report = {}
+    for name, mesh in meshes.items():
+        params = place(nnx.state(new_model(run.model, 0), nnx.Param), mesh, TRAINING)
+        largest = max(jax.tree.leaves(params), key=lambda x: x.size)
+        report[name] = [dict(mesh.shape), largest.size / largest.addressable_shards[0].data.size]
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
