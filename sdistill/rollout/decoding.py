@@ -147,6 +147,7 @@ def decode(
     stopped_B: Bool[Array, " B"],
     patience: Int[Array, ""],
     stop_ids_E: Int[Array, " E"],
+    forbidden_V: Bool[Array, " V"],
     *,
     model: SamplingModel,
     steps: int,
@@ -159,6 +160,7 @@ def decode(
       stopped_B: Rows that the host has ended since.
       patience: The round is over when so many rows have ended in it: others wait for their slots.
       stop_ids_E: Tokens that end a response; they belong to it.
+      forbidden_V: Tokens that are not drawn.
       model: What is decoded.
       steps: K.
     """
@@ -182,7 +184,7 @@ def decode(
         slots, decoded = carry
         logits_BV, cache = model.decode(params, slots.next_B, slots.cache, slots.lengths_B)
         keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(slots.keys_B), slots.drawn_B)
-        drawn = draw(logits_BV, keys_B, slots.settings)
+        drawn = draw(logits_BV, keys_B, slots.settings, forbidden_V)
         is_token_B = slots.live_B & drawn.finite_B
         count_B = slots.drawn_B + is_token_B
         at_stop_B = jnp.any(drawn.ids_B[:, None] == stop_ids_E, axis=1)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from sdistill.config import ConfigError, require
 from sdistill.rollout.jobs import jobs_of
@@ -82,6 +83,7 @@ class Engine:
         *,
         seed: int,
         step: int,
+        forbidden: Sequence[int] = (),
         stop: Stop | None = None,
         on_response: Callable[[int, Response], None] | None = None,
         progress: Callable[[Usage], None] | None = None,
@@ -93,23 +95,25 @@ class Engine:
           requests: What to sample; of this process, if there are several.
           seed: Seed of all random streams.
           step: Training step, which every random stream also depends on.
+          forbidden: Tokens that are never drawn; the same on all processes.
           stop: Ends responses for reasons that ids alone do not show, such as strings.
           on_response: Called with (index of the request, response) for each as it ends; in any order.
           progress: Called after each round.
 
         Raises:
           ValueError: for an empty or too long prompt, a token that the model does not have, a limit outside
-            1..max_response, or if no process has a request.
+            1..max_response, if no process has a request, or if every token is forbidden.
         """
         for request in requests:
             self._check(request)
         jobs, own = jobs_of(requests, self.max_prompt, self.max_response)
         if not len(jobs.limits):
             raise ValueError("no requests: nothing to sample from")
+        mask = self._mask(forbidden)
         with jax.set_mesh(self.mesh):
             programs = compiled(self.model, self.mesh)
             params = programs.reshard(params)
-            run = Schedule(self.plan, programs, params, jobs, self.stop_ids, (seed, step))
+            run = Schedule(self.plan, programs, params, jobs, self.stop_ids, mask, (seed, step))
 
             def ended(index: int, response: Response) -> None:
                 if on_response and own.start <= index < own.stop:
@@ -135,7 +139,7 @@ class Engine:
             jobs, _ = jobs_of([Request([0], "nobody")], self.max_prompt, self.max_response)
             params = programs.reshard(params)
             for rows in plan.row_counts:
-                schedule = Schedule(plan, programs, params, jobs, self.stop_ids, (0, 0))
+                schedule = Schedule(plan, programs, params, jobs, self.stop_ids, self._mask(()), (0, 0))
                 for columns in plan.prompt_lengths:
                     schedule.prefill([], columns)
                 schedule.keep_rows(np.arange(rows))
@@ -144,6 +148,19 @@ class Engine:
                     if rows == plan.slots:  # nothing begins later
                         schedule.admit([], [])
                     schedule.decode()
+
+    def _mask(self, forbidden: Sequence[int]) -> Bool[np.ndarray, " V"]:
+        """Which tokens are not drawn."""
+        outside = [i for i in forbidden if not 0 <= i < self.model.vocab_size]
+        if outside:
+            raise ValueError(
+                f"forbidden={outside} must be token ids, 0 to vocab_size={self.model.vocab_size} - 1"
+            )
+        mask = np.zeros(self.model.vocab_size, bool)
+        mask[list(forbidden)] = True
+        if mask.all():
+            raise ValueError("forbidden: every token is; nothing is left to draw")
+        return mask
 
     def _check(self, request: Request) -> None:
         name = f"{request.problem!r}, sample {request.sample}"

@@ -121,6 +121,7 @@ class Sampler(Protocol):
         *,
         seed: int,
         step: int,
+        forbidden: Sequence[int] = (),
         stop: Stop | None = None,
         on_response: Callable[[int, Response], None] | None = None,
         progress: Callable[[Usage], None] | None = None,

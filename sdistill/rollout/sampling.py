@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from sdistill.config import require
 
+LIKELIEST = 80.0  # nats by which a forbidden token may exceed the others before float32 ends
 BLOCK = 128  # tokens whose probabilities are added up before one of them is drawn
 
 
@@ -72,7 +73,8 @@ class Drawn(NamedTuple):
     Attributes:
       ids_B: The tokens.
       log_prob_B: Their log-probability under the distribution they were drawn from.
-      full_log_prob_B: The same before truncation, at the same temperature (at 1 when greedy).
+      full_log_prob_B: The same before truncation and with nothing forbidden, at the same temperature (at 1
+        when greedy).
       finite_B: Whether the row's logits were numbers. Where not, the rest means nothing.
     """
 
@@ -82,16 +84,26 @@ class Drawn(NamedTuple):
     finite_B: Bool[Array, " B"]
 
 
-def draw(logits_BV: Float[Array, "B V"], keys_B: UInt32[Array, "B 2"], settings: SamplingArrays) -> Drawn:
-    """Draws a token for each row with its own key, whatever the other rows are."""
+def draw(
+    logits_BV: Float[Array, "B V"],
+    keys_B: UInt32[Array, "B 2"],
+    settings: SamplingArrays,
+    forbidden_V: Bool[Array, " V"],
+) -> Drawn:
+    """Draws a token for each row with its own key, whatever the other rows are.
+
+    Forbidden tokens are never drawn; the settings are about the others. A row must be left with some.
+    """
     logits_BV = logits_BV.astype(jnp.float32)
     greedy_B = settings.temperature_B == 0
     scaled_BV = logits_BV / jnp.where(greedy_B, 1.0, settings.temperature_B)[:, None]
-    peak_B = jnp.max(scaled_BV, axis=-1)
-    weights_BV = jnp.exp(scaled_BV - peak_B[:, None])
-    kept_BV = jnp.where(weights_BV >= lowest_kept(weights_BV, settings)[:, None], weights_BV, 0.0)
+    allowed_BV = jnp.where(forbidden_V, -jnp.inf, scaled_BV)
+    peak_B = jnp.max(allowed_BV, axis=-1)
+    weights_BV = jnp.exp(jnp.minimum(scaled_BV - peak_B[:, None], LIKELIEST))
+    open_BV = jnp.where(forbidden_V, 0.0, weights_BV)
+    kept_BV = jnp.where(open_BV >= lowest_kept(open_BV, settings)[:, None], open_BV, 0.0)
     drawn_B = jax.vmap(_invert)(keys_B, kept_BV)
-    ids_B = jnp.where(greedy_B, jnp.argmax(scaled_BV, axis=-1), drawn_B).astype(jnp.int32)
+    ids_B = jnp.where(greedy_B, jnp.argmax(allowed_BV, axis=-1), drawn_B).astype(jnp.int32)
     chosen_B = jnp.take_along_axis(scaled_BV, ids_B[:, None], axis=-1)[:, 0] - peak_B
     log_prob_B = jnp.where(greedy_B, 0.0, chosen_B - jnp.log(jnp.sum(kept_BV, axis=-1)))
     full_log_prob_B = chosen_B - jnp.log(jnp.sum(weights_BV, axis=-1))

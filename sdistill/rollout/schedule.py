@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from sdistill.parallel.rules import BATCH
 from sdistill.rollout.decoding import (
@@ -138,15 +138,11 @@ class Schedule:
         params: Any,
         jobs: Jobs,
         stop_ids: Int[np.ndarray, " E"],
+        forbidden: Bool[np.ndarray, " V"],
         seed_and_step: tuple[int, int],
     ):
-        self.plan, self.programs, self.params, self.jobs, self.stop_ids = (
-            plan,
-            programs,
-            params,
-            jobs,
-            stop_ids,
-        )
+        self.plan, self.programs, self.params, self.jobs = plan, programs, params, jobs
+        self.stop_ids, self.forbidden = stop_ids, forbidden
         self.seed_and_step = np.asarray(seed_and_step, np.int32)
         self.began = time.perf_counter()
         count = len(jobs.limits)
@@ -248,7 +244,7 @@ class Schedule:
         """Starts a round."""
         patience = max(1, len(self.owners) // PATIENCE) if self.waiting else len(self.owners)
         self.slots, decoded = self.programs.decode(
-            self.params, self.slots, self.stopped, np.int32(patience), self.stop_ids
+            self.params, self.slots, self.stopped, np.int32(patience), self.stop_ids, self.forbidden
         )
         return decoded
 

@@ -99,6 +99,23 @@ def test_tokens_come_as_often_as_the_models_logits_say(sampling):
         assert stats.chisquare(counts[kept], len(tokens) * p[kept] / p[kept].sum()).pvalue > 1e-3
 
 
+def test_forbidden_tokens_are_never_drawn_and_forbidding_compiles_nothing(sampled):
+    with compilations() as seen:
+        without = generate(forbidden=[0, 3])
+    assert seen == []
+    assert {0, 3} <= set(sampled.ids[sampled.log_probs < 0])
+    assert not {0, 3} & set(without.ids[without.log_probs < 0])
+    assert_same(generate(forbidden=[]), sampled)
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "message"), [([mock.V], "must be token ids"), (range(mock.V), "every token is")]
+)
+def test_forbidding_what_cannot_be_is_refused(forbidden, message):
+    with pytest.raises(ValueError, match=message):
+        generate(forbidden=forbidden)
+
+
 def test_refilled_slots_give_what_decoding_one_at_a_time_gives(sampled):
     """Log-probabilities are those of the whole row, computed by hand: nothing is left of a slot's past."""
     for request, ids, length, log_probs in zip(

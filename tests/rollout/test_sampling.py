@@ -14,6 +14,7 @@ from sdistill.rollout.sampling import Sampling, SamplingArrays, draw, lowest_kep
 LOGITS = np.array([1.5, -0.5, 0.7, 2.0, -3.0, 0.1, 1.1, -1.2], np.float32)
 V = len(LOGITS)
 DRAWS = 20_000
+NOTHING = np.zeros(V, bool)
 COMPILED, LOWEST = jax.jit(draw), jax.jit(lowest_kept)
 
 SETTINGS = [
@@ -49,10 +50,11 @@ def exact(logits, sampling):
     return truncated
 
 
-def draw_many(logits, sampling, count, seed=0):
+def draw_many(logits, sampling, count, seed=0, forbidden=None):
+    forbidden = np.zeros(len(logits), bool) if forbidden is None else forbidden
     keys = jax.random.split(jax.random.key(seed), count)
     logits = jnp.broadcast_to(jnp.asarray(logits), (count, len(logits)))
-    return COMPILED(logits, keys, SamplingArrays.of([sampling] * count))
+    return COMPILED(logits, keys, SamplingArrays.of([sampling] * count), forbidden)
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
@@ -82,9 +84,34 @@ def test_settings_are_inputs_of_one_compiled_program():
         return draw(*inputs)
 
     keys = jax.random.split(jax.random.key(0), 2)
-    for sampling in [*SETTINGS, Sampling(temperature=0.0)]:
-        counted(jnp.zeros((2, V)), keys, SamplingArrays.of([sampling, Sampling()]))
+    for i, sampling in enumerate([*SETTINGS, Sampling(temperature=0.0)]):
+        counted(jnp.zeros((2, V)), keys, SamplingArrays.of([sampling, Sampling()]), np.arange(V) == i % 3)
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(top_k=3), Sampling(top_p=0.6), Sampling(min_p=0.3)]
+)
+def test_what_is_forbidden_is_never_drawn_and_the_others_as_if_it_were_not_there(sampling):
+    """The likeliest two are; the full log-probability knows them all the same."""
+    forbidden = np.isin(np.arange(V), [0, 3])
+    drawn = draw_many(LOGITS, sampling, DRAWS, forbidden=forbidden)
+    p = exact(np.where(forbidden, -1e9, LOGITS), sampling)
+    ids = np.asarray(drawn.ids_B)
+    counts = np.bincount(ids, minlength=V)
+    assert counts[p == 0].sum() == 0
+    assert stats.chisquare(counts[p > 0], DRAWS * p[p > 0]).pvalue > 1e-3
+    np.testing.assert_allclose(drawn.log_prob_B, np.log(p[ids]), rtol=1e-5, atol=1e-6)
+    full = log_softmax(LOGITS.astype(np.float64))
+    np.testing.assert_allclose(drawn.full_log_prob_B, full[ids], rtol=1e-5, atol=1e-6)
+
+
+def test_a_forbidden_token_may_be_as_likely_as_it_wants_and_greedy_passes_it_over():
+    logits = np.where(np.arange(V) == 3, 1e4, LOGITS).astype(np.float32)
+    for temperature in (0.0, 1.0):
+        drawn = draw_many(logits, Sampling(temperature=temperature), 50, forbidden=np.arange(V) == 3)
+        assert np.all(drawn.finite_B) and 3 not in np.asarray(drawn.ids_B)
+    assert set(np.asarray(draw_many(logits, Sampling(0.0), 5, forbidden=np.arange(V) == 3).ids_B)) == {0}
 
 
 def test_temperature_zero_takes_the_likeliest():
@@ -99,18 +126,18 @@ def test_a_row_does_not_depend_on_the_others():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((6, V)), jnp.float32)
     settings = SamplingArrays.of(SETTINGS[4:10])
-    together = COMPILED(logits, keys, settings)
+    together = COMPILED(logits, keys, settings, NOTHING)
     order = np.array([4, 0, 5])
-    apart = COMPILED(logits[order], keys[order], jax.tree.map(lambda x: x[order], settings))
+    apart = COMPILED(logits[order], keys[order], jax.tree.map(lambda x: x[order], settings), NOTHING)
     np.testing.assert_array_equal(together.ids_B[order], apart.ids_B)
     np.testing.assert_array_equal(together.log_prob_B[order], apart.log_prob_B)
-    one = COMPILED(logits[2:3], keys[2:3], jax.tree.map(lambda x: x[2:3], settings))
+    one = COMPILED(logits[2:3], keys[2:3], jax.tree.map(lambda x: x[2:3], settings), NOTHING)
     assert one.ids_B[0] == together.ids_B[2]
 
 
 def test_equal_keys_draw_equal_tokens():
     keys = jnp.stack([jax.random.key(3)] * 4)
-    ids = COMPILED(jnp.zeros((4, V)), keys, SamplingArrays.of([Sampling()] * 4)).ids_B
+    ids = COMPILED(jnp.zeros((4, V)), keys, SamplingArrays.of([Sampling()] * 4), NOTHING).ids_B
     assert len(set(np.asarray(ids))) == 1
 
 
