@@ -66,12 +66,13 @@ def judge(
 ) -> Generation:
     """Decodes and verifies a response."""
     response = chat.tokenizer.decode(ids)
-    return _described(problem, request, response, len(ids), finish, chat, task.verify(problem, response))
+    return described(problem, request, response, len(ids), finish, chat, task.verify(problem, response))
 
 
-def _described(
+def described(
     problem: Problem, request: Request, response: str, length: int, finish: int, chat: Chat, verdict: Verdict
 ) -> Generation:
+    """A response with its verdict, as it is kept."""
     finished = finish == Finish.STOP
     return {
         "problem": problem.id,
@@ -121,7 +122,7 @@ def sample(
     ]
     verdicts = task.verify_all([(problem, text) for (problem, _), text in zip(asked, texts, strict=True)])
     generations = [
-        _described(problem, request, text, int(length), int(finish), chat, verdict)
+        described(problem, request, text, int(length), int(finish), chat, verdict)
         for (problem, request), text, length, finish, verdict in zip(
             asked, texts, rollouts.lengths, rollouts.finish, verdicts, strict=True
         )

@@ -2,11 +2,12 @@
 
     python -m sdistill.study --config configs/signs/study.py --workdir runs/study
     python -m sdistill.study --config configs/signs/fixes.py --workdir runs/fixes
+    python -m sdistill.study --config configs/signs/probes.py --workdir runs/probes
 
 The sections are the paper's: (3) how much richer contexts change responses, (4) SFT on unguided and on guided
-responses, (5) SDPO against GRPO, then section 3 again of models so trained, (6) task coverage. The second
-study has one section of its own, which of the fixes proposed since keeps reasoning. What a study directory
-holds:
+responses, (5) SDPO against GRPO, then section 3 again of models so trained, (6) task coverage. The other
+studies have one section of their own: which of the fixes proposed since keeps reasoning, and what happens to
+responses whose uncertainty is taken away, forced on them, or moved. What a study directory holds:
 
     config.json, environment.json   settings, versions
     runs/<section>/<condition>/seed<k>/<dataset>-<step>.jsonl.gz
@@ -35,9 +36,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sdistill import command
 from sdistill.analysis.records import Record
 from sdistill.config import parse, to_json
-from sdistill.experiments.config import FixesConfig, RunsConfig, StudyConfig
+from sdistill.experiments.config import FixesConfig, ProbesConfig, RunsConfig, StudyConfig
 from sdistill.experiments.fixes import fixes_section
 from sdistill.experiments.on_policy import coverage_section, on_policy_section
+from sdistill.experiments.probes import probes_section
 from sdistill.experiments.richness import richness_section, trained_richness_section
 from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
@@ -57,6 +59,7 @@ SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Record]]]] = {
         "coverage": coverage_section,
     },
     FixesConfig: {"fixes": fixes_section},
+    ProbesConfig: {"probes": probes_section},
 }
 
 
@@ -102,9 +105,10 @@ def environment(config: RunsConfig) -> dict[str, str]:
 
 
 def main(values: dict[str, Any], workdir: Path) -> None:
-    """Runs the study of the fixes if the settings name some, else that of the paper."""
+    """Runs the study of the fixes or of the probes if the settings name some, else that of the paper."""
     console = Console()
-    config = parse(FixesConfig if "fixes" in values else StudyConfig, values)
+    kinds: dict[str, type[RunsConfig]] = {"fixes": FixesConfig, "probes": ProbesConfig}
+    config = parse(next((kind for field, kind in kinds.items() if field in values), StudyConfig), values)
     console.print(f"report: {run_study(config, workdir, console)}")
 
 

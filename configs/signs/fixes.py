@@ -12,6 +12,7 @@ import copy
 from ml_collections import ConfigDict
 
 from configs.signs import study
+from sdistill.analysis.epistemic import WORDS
 
 # Of these constants no published value was available.
 FORKS = {"threshold": 0.5, "repulsion": 0.5}  # a quarter of the base's tokens, two thirds of its markers
@@ -46,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     solution = {"context": {"kind": "solution"}}
     fixes = {
         "sdpo_pointwise_clip": on_sdpo(pointwise_clip=0.05),
-        "sdpo_marker_mask": on_sdpo(marker_mask=True),
+        "sdpo_marker_mask": on_sdpo(masked_words=WORDS),
         "sdpo_pass_rate": on_sdpo(pass_rate_weight=True),
         "sdpo_fork_aware": on_sdpo(fork_aware=FORKS),
         "sdpo_other_problem": with_context(64, kind="other_problem"),

@@ -30,14 +30,15 @@ def clip_pointwise(terms: Float[Array, "..."], cap: float) -> Float[Array, "..."
     return jnp.where(terms < cap, terms, cap)
 
 
-def without_markers(
-    mask_BT: Float[np.ndarray, "B T"], markers_BT: Float[np.ndarray, "B T"]
+def without_words(
+    mask_BT: Float[np.ndarray, "B T"], words_BT: Float[np.ndarray, "B T"]
 ) -> Float[np.ndarray, "B T"]:
-    """The mask without epistemic tokens, which then count neither in the loss nor in its means.
+    """The mask without the tokens of some words, which then count neither in the loss nor in its means.
 
-    The paper (arXiv 2603.24472) holds that losing these words is what costs accuracy.
+    The paper (arXiv 2603.24472) holds that losing the epistemic words is what costs accuracy; other words
+    that are as frequent are the control.
     """
-    return mask_BT * (1 - markers_BT)
+    return mask_BT * (1 - words_BT)
 
 
 def pass_rate_weights(correct_QG: Bool[np.ndarray, "Q G"]) -> Float[np.ndarray, " Q"]:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from sdistill.config import require
+from sdistill.analysis.epistemic import WORDS, count_words
+from sdistill.config import require, require_positive
 from sdistill.distill.contexts import Kind
 from sdistill.training.config import TrainConfig
 
@@ -178,6 +179,50 @@ class FixesConfig(RunsConfig):
     def runs(self) -> dict[str, TrainConfig]:
         """Condition → run, the plain ones first."""
         return {"grpo": self.grpo, "sdpo": self.sdpo, **{fix.condition: fix.train for fix in self.fixes}}
+
+
+@dataclass(frozen=True)
+class ProbingConfig:
+    """What models are asked, and what is done to their responses.
+
+    Attributes:
+      split: Problems, harder than those trained on.
+      problems: Only the first so many; None for all.
+      samples: Responses a problem.
+      max_response: Tokens of a response, at most, what is forced on it included.
+      cue: The word of doubt that is put into responses.
+      extra_attempts: How often a response is kept from ending its thinking, at most.
+    """
+
+    split: str
+    problems: int | None
+    samples: int
+    max_response: int
+    cue: str
+    extra_attempts: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "samples", "max_response", "extra_attempts")
+        require(self.problems is None or self.problems > 0, f"problems={self.problems} must be positive")
+        require(count_words(self.cue) == 1, f"cue={self.cue!r} must be one of {', '.join(WORDS)}")
+
+
+@dataclass(frozen=True)
+class ProbesConfig(RunsConfig):
+    """The study of the causal probes, on the base, on GRPO and on SDPO.
+
+    Attributes:
+      probes: What is done to them.
+    """
+
+    probes: ProbingConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.sdpo.sdpo is not None and not self.sdpo.sdpo.loss.masked_words,
+            "sdpo.sdpo.loss.masked_words is filled in; leave it empty",
+        )
 
 
 def _comparable(run: TrainConfig) -> tuple[object, ...]:

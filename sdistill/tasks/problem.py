@@ -50,7 +50,13 @@ class Task(Protocol):
 
     A task may have processes of its own: close it, or use it as a context manager. Verdicts may be asked
     for from several threads.
+
+    Attributes:
+      announcing: Words of responses that are part of an answer, or announce one; numbers, signs and markup
+        need not be named.
     """
+
+    announcing: frozenset[str] = frozenset()
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Judges the text of one response."""
@@ -59,6 +65,14 @@ class Task(Protocol):
     def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """Judges many responses, in their order and as fast as the task can."""
         return [self.verify(problem, response) for problem, response in pairs]
+
+    def first_wrong_attempt(self, problem: Problem, response: str) -> int | None:
+        """How many characters the response has up to the end of its first wrong attempt; None without one.
+
+        Where attempts cannot be told apart, the first thinking as a whole is one.
+        """
+        end = response.find(THINK_END)
+        return None if end < 0 or self.verify(problem, response).correct else len(response[:end].rstrip())
 
     def close(self) -> None:
         """Ends what the task has started; no verdict can be asked for afterwards."""

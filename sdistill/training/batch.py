@@ -19,7 +19,7 @@ from sdistill.distill.fixes import (
     contrastive_evidence,
     gate_is_open,
     pass_rate_weights,
-    without_markers,
+    without_words,
 )
 from sdistill.models.scoring import TokenScores
 from sdistill.rollout.rollouts import Rollouts
@@ -142,7 +142,7 @@ def on_policy_batch(
         "markers": token_mask(chat.tokenizer, rollouts.ids),
     }
     if config.sdpo is not None:
-        more, shaping = _for_sdpo(config.sdpo, judged, columns["markers"])
+        more, shaping = _for_sdpo(config.sdpo, judged)
     else:
         assert config.grpo is not None
         more, shaping = _for_grpo(config.grpo, judged, teacher, reference, past)
@@ -242,16 +242,14 @@ def _weights(
     return np.concatenate(parts)
 
 
-def _for_sdpo(
-    config: SDPOConfig, judged: Judged, markers_BT: Float[np.ndarray, "B T"]
-) -> tuple[dict[str, Any], Figures]:
+def _for_sdpo(config: SDPOConfig, judged: Judged) -> tuple[dict[str, Any], Figures]:
     """The columns of SDPO: teacher rows, and what each token counts."""
     turns = sibling_contents(
         config.context, judged.problems, judged.texts, judged.correct_QG.tolist(), judged.feedback
     )
     taught = _guided(judged, _flat(turns))
     taught_BT = judged.mask_BT * taught.shown_B[:, None]
-    weights_BT = _sdpo_weights(config.loss, judged, taught_BT, markers_BT)
+    weights_BT = _sdpo_weights(config.loss, judged, taught_BT)
     columns = {"weights": weights_BT, "teacher": taught.rows, "has_teacher": taught.shown_B}
     return columns, taught.figures()
 
@@ -260,15 +258,15 @@ def _sdpo_weights(
     config: DistillationConfig,
     judged: Judged,
     taught_BT: Float[np.ndarray, "B T"],
-    markers_BT: Float[np.ndarray, "B T"],
 ) -> Float[np.ndarray, "B T"]:
     """Token weights with what the fixes and the correction for truncated sampling make of them.
 
     Pass rates are compared over all problems of the step.
     """
     rollouts = judged.rollouts
-    if config.marker_mask:
-        taught_BT = without_markers(taught_BT, markers_BT)
+    if config.masked_words:
+        words_BT = token_mask(judged.chat.tokenizer, rollouts.ids, config.masked_words)
+        taught_BT = without_words(taught_BT, words_BT)
     weights_BT = _weights(judged.config, taught_BT, config.aggregation)
     if config.pass_rate_weight:
         samples = judged.correct_QG.shape[1]

@@ -40,7 +40,7 @@ class DistillationConfig:
         that top-k, top-p and min-p left to the sampler, which never gives a token less; None for no weights.
       aggregation: From tokens to the objective. Rows without a teacher count as zero in
         `seq_mean_*` and not at all in `token_mean`.
-      marker_mask: No loss at epistemic tokens; see `fixes.without_markers`.
+      masked_words: No loss at the tokens of these words; with the epistemic ones see `fixes.without_words`.
       pass_rate_weight: Weigh problems by their pass rate; see `fixes.pass_rate_weights`.
       fork_aware: Away from the teacher where the student is uncertain; see `fixes.fork_weights`.
     """
@@ -53,7 +53,7 @@ class DistillationConfig:
     importance_cap: float | None = 2.0
     rollout_correction_cap: float | None = None
     aggregation: Aggregation = "seq_mean_token_mean"
-    marker_mask: bool = False
+    masked_words: tuple[str, ...] = ()
     pass_rate_weight: bool = False
     fork_aware: ForkAware | None = None
 
@@ -68,6 +68,7 @@ class DistillationConfig:
         for name in ("importance_cap", "rollout_correction_cap"):
             cap = getattr(self, name)
             require(cap is None or cap > 0, f"{name}={cap} must be positive, or None")
+        require(all(self.masked_words), f"masked_words={self.masked_words}: a word must not be empty")
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def test_a_large_vocabulary_is_truncated_and_drawn_from_exactly():
 def test_logits_that_are_no_numbers_are_told(bad):
     logits = np.stack([LOGITS, np.where(np.arange(V) == 3, np.float32(bad), LOGITS), LOGITS])
     keys = jax.random.split(jax.random.key(0), 3)
-    drawn = COMPILED(jnp.asarray(logits), keys, SamplingArrays.of([Sampling(top_p=0.9)] * 3))
+    drawn = COMPILED(jnp.asarray(logits), keys, SamplingArrays.of([Sampling(top_p=0.9)] * 3), NOTHING)
     assert drawn.finite_B.tolist() == [True, False, True]
 
 

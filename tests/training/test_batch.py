@@ -120,14 +120,14 @@ def test_weights_of_sdpo_are_those_of_the_loss(chat, rollouts):
         np.testing.assert_allclose(batch.weights[row], expected, rtol=1e-6)
 
 
-def test_marker_mask_pass_rates_and_rollout_correction_make_one_weight(chat, rollouts):
-    values = sdpo(marker_mask=True, pass_rate_weight=True, rollout_correction_cap=0.8)
+def test_masked_words_pass_rates_and_rollout_correction_make_one_weight(chat, rollouts):
+    values = sdpo(masked_words=("Wait", "2"), pass_rate_weight=True, rollout_correction_cap=0.8)
     values["rollouts"] = VALUES["rollouts"] | {"sampling": {"top_p": 0.9}}
     batch, *_ = batch_of(values, chat, rollouts)
     rates = np.sqrt([2 / 9, 2 / 9, 0])
     for row, (taught, text) in enumerate(zip(TAUGHT, TEXTS, strict=True)):
         words = text.split()
-        counted = [t for t, word in enumerate(words) if word not in MARKED]
+        counted = [t for t, word in enumerate(words) if word not in ("wait", "2")]
         expected = np.zeros(T)
         for t in counted:
             correction = min(np.exp(rollouts.full_log_probs[row, t] - rollouts.log_probs[row, t]), 0.8)

@@ -6,6 +6,7 @@ patterns, of which several may be right. Two problems with the same numbers and 
 
 import itertools
 import random
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -98,6 +99,8 @@ def split_of(numbers: Sequence[int], target: int) -> str:
 class SignsTask(Task):
     """Verifies by evaluating the expression that the response ends with."""
 
+    announcing = frozenset({"yes", "solution"})
+
     def verify(self, problem: Problem, response: str) -> Verdict:
         """A response is right if what follows its `</think>` is a pattern that hits the target.
 
@@ -113,3 +116,12 @@ class SignsTask(Task):
             return Verdict(False, answer, f"not {len(numbers) - 1} signs")
         value = evaluate(numbers, signs)
         return Verdict(value == target, answer, "" if value == target else f"gives {value}")
+
+    def first_wrong_attempt(self, problem: Problem, response: str) -> int | None:
+        """An attempt goes through all numbers, as in `8 -3 - 4 1 + 7 -6`; it is right if it ends in 0."""
+        first, *others = parse_question(problem.id)[0]
+        steps = "".join(rf" [+-] {number} (-?\d+)" for number in others)
+        for attempt in re.finditer(rf"(?<!\S){first} -?\d+{steps}(?!\S)", response.partition(THINK_END)[0]):
+            if int(attempt[len(others)]) != 0:
+                return attempt.end()
+        return None
