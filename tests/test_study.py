@@ -196,6 +196,32 @@ def test_the_study_of_the_fixes_goes_on_after_a_kill_and_ranks_what_it_ran(comma
     assert read_records(workdir / "results.jsonl") == records
 
 
+@pytest.mark.long
+def test_the_study_of_the_probes_goes_on_after_a_kill_and_compares_every_arm(commands, tmp_path):
+    workdir = tmp_path / "probes"
+    arguments = ("sdistill.study", "--config=configs/signs/probes.py:tiny", f"--workdir={workdir}")
+    runs = workdir / "runs" / "probes"
+    commands.kill(*arguments, when=(runs / "base@plain").exists, after=random.uniform(0, 5))
+    times = {path: path.stat().st_mtime_ns for path in runs.rglob("*.jsonl.gz")}
+    commands.succeed(*arguments)
+    assert times.items() <= {path: path.stat().st_mtime_ns for path in runs.rglob("*.jsonl.gz")}.items()
+    records = read_records(workdir / "results.jsonl")
+    found = {(r["condition"], r["metric"]) for r in records if r["dataset"] == "k4"}
+    controls = {
+        "forbid_words": ("forbid_neutral", "forbid_half", "plain"),
+        "doubt_cue": ("doubt_neutral", "doubt_nothing"),
+        "extra_cue_1": ("extra_neutral_1", "extra_nothing_1", "plain"),
+        "shuffle_words": ("shuffle_nothing",),
+    }
+    for model in ("base", "grpo", "sdpo"):
+        for arm, others in controls.items():
+            for other in others:
+                assert (f"{model}@{arm}", f"accuracy_minus:{model}@{other}") in found
+    assert ("sdpo@mask_words", "accuracy_minus:sdpo@mask_others") in found
+    page = (workdir / "report.html").read_text()
+    assert "<h2>Causal probes</h2>" in page and "Uncertainty words forbidden, against" in page
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

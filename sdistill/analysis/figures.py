@@ -12,6 +12,8 @@ from sdistill.analysis import drawing
 from sdistill.analysis.drawing import BLUE, GREEN, GREY, INK, ORANGE, PINK, PLACES, RED, SKY, UNITS, Line
 from sdistill.analysis.evidence import Comparison, Evidence, Outcome, decide, difference
 from sdistill.analysis.lookup import POOLED, coverage_sizes, integer_seeds, name, select
+from sdistill.analysis.probe_figure import probes
+from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES, JUDGE, last, standings
 from sdistill.analysis.records import Record
 from sdistill.analysis.richness_figure import richness
@@ -341,6 +343,14 @@ FIGURES: Mapping[str, tuple[Plot, ...]] = {
             "Fixes, ranked by accuracy on harder problems. Filled marks and dashed lines: the base, plain "
             "GRPO and plain SDPO (c = s); open marks: a fix on top of either, in its colour. "
             f"{BANDS}",
+        ),
+    ),
+    PROBES: (
+        Plot(
+            "probes",
+            probes,
+            "Accuracy of each model under every probe (filled) and its controls (open); dashed: the model as "
+            f"it is. {BANDS}",
         ),
     ),
 }

@@ -43,6 +43,21 @@ NAMES = {
     "sdpo_partial": "SDPO + partial context",
     "grpo_contrastive_hints": "GRPO + contrastive hints",
     "grpo_anti_self_distillation": "GRPO + anti-self-distillation",
+    "plain": "as it is",
+    "forbid_words": "uncertainty words forbidden",
+    "forbid_neutral": "other words forbidden",
+    "forbid_half": "every second uncertainty word forbidden",
+    "doubt_cue": "a word of doubt after the first wrong attempt",
+    "doubt_neutral": "another word there",
+    "doubt_nothing": "sampled again from there",
+    "extra_cue": "a word of doubt instead of the end of thinking",
+    "extra_neutral": "another word instead of the end",
+    "extra_nothing": "sampled again from the end",
+    "shuffle_words": "uncertainty words of the first half moved about",
+    "shuffle_neutral": "other words of the first half moved about",
+    "shuffle_nothing": "sampled again from the first half",
+    "mask_words": "no loss at uncertainty words",
+    "mask_others": "no loss at other words",
 }
 
 
@@ -63,6 +78,9 @@ def name(condition: str) -> str:
         return f"{name(model)}: {name(context)}"
     if found := dial(condition):
         return f"{found[1]} % of {DIALS[found[0]]}"
+    kind, _, times = condition.rpartition("_")
+    if kind in NAMES and kind.startswith("extra") and times.isdecimal():
+        return f"{NAMES[kind]}, {times} ×"
     method, _, size = condition.partition("_")
     if condition not in NAMES and method in ("sdpo", "grpo"):
         return f"{method.upper()} |D| = {size}"

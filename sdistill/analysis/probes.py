@@ -13,7 +13,6 @@ from sdistill.analysis.epistemic import whole_word
 from sdistill.tasks.problem import THINK_END
 
 PROBES = "probes"  # the section
-DATASET = "k4"  # what is probed, unless the task is another
 PLAIN = "plain"  # a model's responses as they are
 
 
@@ -24,38 +23,32 @@ class Probe:
     Attributes:
       arm: Its name in the results, after that of the model.
       controls: Arms it is compared with, the matched one first.
-      text: What it does.
     """
 
     arm: str
     controls: tuple[str, ...]
-    text: str
 
 
 def probes(extra_attempts: int) -> list[Probe]:
     """All that a model is put to, with up to so many forced attempts."""
     return [
-        Probe("forbid_words", ("forbid_neutral", "forbid_half", PLAIN), "uncertainty words forbidden"),
-        Probe("doubt_cue", ("doubt_neutral", "doubt_nothing"), "cue after the first wrong attempt"),
+        Probe("forbid_words", ("forbid_neutral", "forbid_half", PLAIN)),
+        Probe("doubt_cue", ("doubt_neutral", "doubt_nothing")),
         *(
-            Probe(
-                f"extra_cue_{k}",
-                (f"extra_neutral_{k}", f"extra_nothing_{k}", PLAIN),
-                f"cue instead of ending to think, {k} ×",
-            )
+            Probe(f"extra_cue_{k}", (f"extra_neutral_{k}", f"extra_nothing_{k}", PLAIN))
             for k in range(1, extra_attempts + 1)
         ),
-        Probe("shuffle_words", ("shuffle_neutral", "shuffle_nothing"), "uncertainty words change places"),
+        Probe("shuffle_words", ("shuffle_neutral", "shuffle_nothing")),
     ]
 
 
-MASKED = Probe("mask_words", ("mask_others", PLAIN), "SDPO without loss at uncertainty words")
+MASKED = Probe("mask_words", ("mask_others", PLAIN))
 """Of the trained model; its arms are models of their own."""
 
 
 def followed_by(text: str, cue: str) -> str:
     """The text with a word more."""
-    return f"{text}{'' if not text or text[-1].isspace() else ' '}{cue}".strip()
+    return f"{text}{'' if not text or text[-1].isspace() else ' '}{cue}"
 
 
 def thinking(response: str) -> str | None:

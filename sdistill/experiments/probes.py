@@ -69,20 +69,29 @@ class Subject:
         self, arm: str, units: Sequence[Begun | Generation], *, step: int, forbidden: Sequence[int] = ()
     ) -> list[Generation]:
         """Goes on with what has begun, once for all; responses that are given stay as they are."""
-        study, config = self.study, self.study.config.probes
-        path = study.directory(PROBES, f"{self.name}@{arm}", self.seed) / f"{config.split}-000000.jsonl.gz"
+        folder = self.study.directory(PROBES, f"{self.name}@{arm}", self.seed)
+        path = folder / f"{self.study.config.probes.split}-000000.jsonl.gz"
         if path.exists():
             return read_records(path)
         begun = [unit for unit in units if isinstance(unit, Begun)]
-        asked = requests_to_go_on(begun, study.chat, config.max_response)
-        longest = max((len(request.prompt) for _, request in asked), default=1)
+        new = iter(self._go_on(arm, begun, step, forbidden) if begun else [])
+        generations = [next(new) if isinstance(unit, Begun) else unit for unit in units]
+        write_records(path, generations)
+        return generations
+
+    def _go_on(
+        self, arm: str, begun: Sequence[Begun], step: int, forbidden: Sequence[int]
+    ) -> list[Generation]:
+        study, limit = self.study, self.study.config.probes.max_response
+        asked = requests_to_go_on(begun, study.chat, limit)
+        longest = max(len(request.prompt) for _, request in asked)
         engine = Engine(
             CachedDecoder(self.model.config),
             mesh=make_mesh(study.config.sdpo.mesh),
             stop_ids=study.chat.tokenizer.stop_ids,
             slots=256,
-            max_prompt=-(-longest // 16) * 16,
-            max_response=config.max_response,
+            max_prompt=-(-longest // 64) * 64,  # few shapes to compile
+            max_response=limit,
         )
         name = f"{self.name} {arm}"
         bar = study.progress.add_task(name, total=len(begun))
@@ -92,17 +101,14 @@ class Subject:
             begun,
             chat=study.chat,
             task=self.task,
-            limit=config.max_response,
+            limit=limit,
             seed=self.seed,
             step=step,
             forbidden=forbidden,
             progress=follow(study.progress, bar, name),
         )
         study.progress.remove_task(bar)
-        new = iter(found)
-        generations = [next(new) if isinstance(unit, Begun) else unit for unit in units]
-        write_records(path, generations)
-        return generations
+        return found
 
     @functools.cached_property
     def plain(self) -> list[Generation]:

@@ -9,11 +9,12 @@ from sdistill.analysis import figures
 from sdistill.analysis.claims import Claim, judge
 from sdistill.analysis.evidence import MARGIN, Evidence
 from sdistill.analysis.lookup import SECTIONS, integer_seeds
+from sdistill.analysis.probes import PROBES
 from sdistill.analysis.records import Record
-from sdistill.reporting import markup, prose
+from sdistill.reporting import markup, probes, prose
 from sdistill.reporting.markup import badge, escape, fill
 from sdistill.reporting.runs import SETTINGS, Run
-from sdistill.reporting.tables import RANKING, section_tables
+from sdistill.reporting.tables import PROBE_COLUMNS, RANKING, section_tables
 from sdistill.reporting.traces import Packed
 
 
@@ -28,7 +29,9 @@ def run_page(run: Run, traces: Packed, svgs: dict[str, str]) -> str:
     records, claims = run.records, judge(run.records)
     about_paper = prose.studies_paper(records)
     title = "Fixes for self-distillation: one run, ranked"
-    summary = fixes_summary(records)
+    if PROBES in prose.shown_sections(records):
+        title = "What doubt does in reasoning: one run of causal probes"
+    summary = fixes_summary(records) + probes_summary(records)
     parts = {section: _section(section, records, svgs) for section in prose.shown_sections(records)}
     headings = {section: prose.HEADINGS[section] for section in parts}
     if about_paper:
@@ -113,6 +116,12 @@ def fixes_summary(records: Sequence[Record]) -> str:
     )
 
 
+def probes_summary(records: Sequence[Record]) -> str:
+    """What each probe says, if any were made."""
+    lines = [escape(finding) for finding in probes.findings(records)]
+    return summary_of("Accuracy under causal probes, on harder problems:", lines) if lines else ""
+
+
 def summary_of(sentence: str, lines: Sequence[str]) -> str:
     """A sentence, and lines of HTML in a list below it."""
     items = "".join(f"<li>{line}</li>" for line in lines)
@@ -169,6 +178,11 @@ def _section(section: str, records: Sequence[Record], svgs: dict[str, str]) -> s
     ranking = ""
     if tables[0].title == RANKING:
         ranking = fill("ranking.html", table=markup.table(tables.pop(0)))
+    if section == PROBES:
+        shown = [table for table in tables if tuple(table.columns) == PROBE_COLUMNS]
+        tables = tables[len(shown) :]
+        words = "".join(f"<li>{escape(line)}</li>" for line in probes.words_named(records))
+        ranking = fill("probes.html", tables="".join(map(markup.table, shown)), words=words)
     drawn = "".join(figure(svgs[plot.name], plot.caption) for plot in figures.FIGURES[section])
     note = markup.read("tables.html")
     rest = "".join(map(markup.table, tables))

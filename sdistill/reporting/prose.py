@@ -6,12 +6,13 @@ from sdistill.analysis import figures
 from sdistill.analysis.claims import Claim
 from sdistill.analysis.evidence import Evidence, Outcome, decide
 from sdistill.analysis.lookup import POOLED, SECTIONS, coverage_sizes, name
+from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES, against
 from sdistill.analysis.records import Record
 from sdistill.reporting.markup import interval, number
 from sdistill.reporting.tables import DIGITS
 
-HEADINGS = {**SECTIONS, FIXES: "Which fix keeps reasoning?"}
+HEADINGS = {**SECTIONS, FIXES: "Which fix keeps reasoning?", PROBES: "Causal probes"}
 EXPECTED = {
     "richness": ["unguided", "other_problem", "answer", "regenerated", "solution"],
     "sft": list(figures.SFT_COLOURS),
@@ -19,6 +20,7 @@ EXPECTED = {
     "trained_richness": [],
     "coverage": ["base"],
     FIXES: [*figures.FIX_LINES],
+    PROBES: ["base@plain"],
 }
 """Section → conditions that a whole study has."""
 UNITS = {"accuracy": "accuracy", "length": "length in tokens", "words": "epistemic words a response"}
@@ -31,14 +33,14 @@ PLACES = {
 
 
 def studies_paper(records: Sequence[Record]) -> bool:
-    """Whether the run is about the paper's claims, and not of the fixes alone."""
+    """Whether the run is about the paper's claims, and not of the fixes or the probes alone."""
     return not records or any(r["section"] in SECTIONS for r in records)
 
 
 def shown_sections(records: Sequence[Record]) -> list[str]:
-    """The paper's sections, run or not, if the run is about them; that of the fixes if it was run."""
+    """The paper's sections, run or not, if the run is about them; fixes and probes if they were run."""
     paper = list(SECTIONS) if studies_paper(records) else []
-    return paper + [FIXES] * any(r["section"] == FIXES for r in records)
+    return paper + [s for s in (FIXES, PROBES) if any(r["section"] == s for r in records)]
 
 
 def counts(claims: Sequence[Claim]) -> dict[Outcome, int]:

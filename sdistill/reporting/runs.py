@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdistill.analysis.lookup import ACROSS, POOLED, SECTIONS
+from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES
 from sdistill.analysis.records import Record
 
@@ -55,7 +56,7 @@ def read_run(path: Path) -> Run:
         notes.append(f"No {RESULTS}: the study was interrupted before its first section was complete.")
     else:
         raise FileNotFoundError(f"neither {RESULTS} nor runs/ in {path}: not the directory of a study")
-    unknown = sorted({r["section"] for r in records} - {*SECTIONS, FIXES})
+    unknown = sorted({r["section"] for r in records} - {*SECTIONS, FIXES, PROBES})
     if unknown:
         notes.append(f"Sections that this version does not know, and does not show: {', '.join(unknown)}.")
     settings = {}

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sdistill.analysis.lookup import ACROSS, POOLED, condition_rank, integer_seeds, name, select_difference
+from sdistill.analysis.probe_results import Contrast, contrasts, measured
+from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES, JUDGE, by_seed, standings
 from sdistill.analysis.records import Record
 from sdistill.analysis.statistics import minimum_detectable
@@ -15,6 +17,16 @@ VALUES = "Values at the last step"
 RANKING = f"Ranked by accuracy on {JUDGE}, problems harder than those trained on"
 TRAINING = "Training metrics at the last step"
 DETECTABLE = "detectable difference"
+PROBE_COLUMNS = (
+    "condition",
+    "against",
+    "accuracy",
+    "accuracy there",
+    "difference",
+    "would find",
+    "longer by",
+    "n",
+)
 OTHERS = " and others"  # what the interval is about
 DIGITS = {"accuracy": 3, "length": 1, "words": 2, "words_substring": 2, "bits_per_response": 2}
 ORDER = ("accuracy", "pass@", "maj@", "length", "words", "words_substring", "finished", "bits_per")
@@ -64,6 +76,11 @@ def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
     """
     mine = [r for r in records if r["section"] == section]
     groups: dict[str, list[Record]] = {VALUES: []}
+    if section == PROBES:  # every probe has a table with its own controls
+        tables, mine = probe_tables(mine), [r for r in mine if "_minus:" not in r["metric"]]
+        mine = [r for r in mine if not r["metric"].startswith("word:")]
+    else:
+        tables = ranking_tables(mine) if section == FIXES else []
     for r in mine:
         title = VALUES
         if r["dataset"] == "train":
@@ -71,7 +88,6 @@ def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
         elif other := r["metric"].partition("_minus:")[2]:
             title = minus(other)
         groups.setdefault(title, []).append(r)
-    tables = ranking_tables(mine) if section == FIXES else []
     for title in sorted(groups, key=lambda t: (t == TRAINING, t != VALUES)):
         if shown := _best_pooled(groups[title]):
             paired = title not in (VALUES, TRAINING)
@@ -175,6 +191,22 @@ def ranking_tables(records: Sequence[Record]) -> list[Table]:
         body.append([standing.place, condition, *cells, seeds])
     head = ["rank", "condition", *figures, f"{JUDGE} by seed"]
     return [Table(RANKING, head, body, _ranking_foot(head, body))] if body else []
+
+
+def probe_tables(records: Sequence[Record]) -> list[Table]:
+    """A table of each probe: a row for each model and control."""
+    tables = []
+    for probe in measured(records):
+        if found := contrasts(records, probe):
+            title = name(probe.arm)
+            rows = [_contrast_row(c) for c in found]
+            tables.append(Table(title[0].upper() + title[1:], list(PROBE_COLUMNS), rows))
+    return tables
+
+
+def _contrast_row(c: Contrast) -> Row:
+    cells = [_cell(c.ours), _cell(c.theirs), _cell(c.difference), Cell(c.detectable), _cell(c.length)]
+    return [c.model, name(c.control), *cells, str(c.ours["n"])]
 
 
 def _ranking_foot(columns: Sequence[str], rows: Sequence[Row]) -> list[Row]:

@@ -13,7 +13,16 @@ from sdistill.analysis.ranking import JUDGE
 from sdistill.analysis.records import Record
 from sdistill.reporting.markup import number
 from sdistill.reporting.prose import HEADINGS, headline, shown_sections, studies_paper
-from sdistill.reporting.tables import DIGITS, RANKING, VALUES, Cell, Table, minus, section_tables
+from sdistill.reporting.tables import (
+    DIGITS,
+    PROBE_COLUMNS,
+    RANKING,
+    VALUES,
+    Cell,
+    Table,
+    minus,
+    section_tables,
+)
 
 TITLES = {RANKING, VALUES, minus("base"), minus("unguided")}
 COLUMNS = {"condition", "data", *DIGITS} - {"words_substring"}
@@ -24,8 +33,11 @@ def print_section(section: str, records: Sequence[Record], console: Console) -> 
     """Prints the values of one section and their differences to its reference."""
     for table in section_tables(section, records):
         known = RANKING_COLUMNS if table.title == RANKING else COLUMNS
-        kept = [i for i, column in enumerate(table.columns) if column in known]
-        if table.title in TITLES and any(isinstance(row[i], Cell) for row in table.rows for i in kept):
+        is_probe = tuple(table.columns) == PROBE_COLUMNS
+        kept = [i for i, column in enumerate(table.columns) if is_probe or column in known]
+        if (is_probe or table.title in TITLES) and any(
+            isinstance(row[i], Cell) for row in table.rows for i in kept
+        ):
             title = f"\n{HEADINGS[section]}: {table.title[0].lower()}{table.title[1:]}"
             console.print(Text(title, style="bold"))
             console.print(_rich_table(table, kept))

@@ -26,6 +26,7 @@ from typing import Any
 from sdistill.analysis.epistemic import WORDS, count_words
 from sdistill.analysis.lookup import SECTIONS, condition_rank, name
 from sdistill.analysis.measure import Generation
+from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES
 from sdistill.reporting.runs import Run
 
@@ -84,7 +85,7 @@ def sources(run: Run) -> list[Source]:
         kept = best.setdefault((section, condition, match[2]), found)
         if (found.seed, -found.step) < (kept.seed, -kept.step):
             best[section, condition, match[2]] = found
-    order = [*SECTIONS, FIXES]
+    order = [*SECTIONS, FIXES, PROBES]
     known = [source for source in best.values() if source.section in order]
     return sorted(
         known,

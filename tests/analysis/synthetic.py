@@ -173,3 +173,36 @@ def generation(problem, sample, rng):
         "correct": rng.random() < 0.5, "finish": "stop", "length": 40, "answer": "+ -",
         "words": 4, "substrings": 4,
     }  # fmt: skip
+
+
+PROBED = {  # model: accuracy as it is, with words forbidden, with others forbidden, with a forced attempt
+    "base": (0.75, 0.15, 0.75, 0.75),
+    "grpo": (0.85, 0.20, 0.84, 0.85),
+    "sdpo": (0.25, 0.05, 0.25, 0.45),
+}
+
+
+def probe_records():
+    rows = []
+
+    def arm(model, name, value, length, **others):
+        condition = f"{model}@{name}"
+        rows.append(record("probes", condition, "k4", "accuracy", value, n=4800))
+        rows.append(record("probes", condition, "k4", "length", length, n=4800))
+        for other, (accuracy, longer) in others.items():
+            other = other if "@" in other else f"{model}@{other}"
+            rows.append(record("probes", condition, "k4", f"accuracy_minus:{other}", accuracy, half=0.01))
+            rows.append(record("probes", condition, "k4", f"length_minus:{other}", longer, half=1.0))
+
+    for model, (plain, forbidden, neutral, extra) in PROBED.items():
+        arm(model, "plain", plain, 50.0, **{"base@plain": (plain - 0.75, 0.0)} if model != "base" else {})
+        arm(model, "forbid_neutral", neutral, 50.0)
+        to_controls = {"forbid_neutral": (forbidden - neutral, 20.0), "plain": (forbidden - plain, 20.0)}
+        arm(model, "forbid_words", forbidden, 70.0, **to_controls)
+        arm(model, "extra_nothing_1", plain, 51.0)
+        arm(model, "extra_cue_1", extra, 80.0, extra_nothing_1=(extra - plain, 29.0))
+    arm("sdpo", "mask_others", 0.24, 50.0)
+    arm("sdpo", "mask_words", 0.35, 52.0, mask_others=(0.11, 2.0), plain=(0.10, 2.0))
+    for word, value in (("maybe", 2.5), ("wait", 1.0), ("might", 0.0)):
+        rows.append(record("probes", "base@forbid_words", "k4", f"word:{word}", value, half=None, seed=0))
+    return rows

@@ -29,3 +29,18 @@ def test_a_task_needs_only_verify():
     with Yes() as task:
         verdicts = task.verify_all([(problem, "yes"), (problem, "no")])
     assert verdicts == [Verdict(True, "yes"), Verdict(False, "no")]
+
+
+@pytest.mark.parametrize(
+    ("response", "kept"),
+    [("a b\n</think> no", "a b"), ("a </think> yes", None), ("a b no", None), ("</think> no", "")],
+)
+def test_without_attempts_of_its_own_a_tasks_first_wrong_one_is_the_thinking_before_a_wrong_answer(
+    response, kept
+):
+    class Yes(Task):
+        def verify(self, problem, response):
+            return Verdict(response.endswith("yes"))
+
+    end = Yes().first_wrong_attempt(Problem("p", ({"role": "user", "content": "?"},), "yes"), response)
+    assert (None if end is None else response[:end]) == kept

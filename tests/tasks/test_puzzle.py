@@ -169,3 +169,20 @@ def test_verifier_agrees_with_python(numbers, data):
 )
 def test_strip_thinking(response, answer):
     assert strip_thinking(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("response", "kept"),
+    [
+        ("so 8 -3 - 4 1 + 7 -6 wait so 8 -3 + 4 -7 - 7 0 yes </think> + -", "so 8 -3 - 4 1 + 7 -6"),
+        ("so 8 -3 + 4 -7 - 7 0 yes </think> + -", None),
+        ("so 8 -3 + 4 -7 - 7 0 hmm 8 -3 + 4 -7 + 7 -14 hmm", "so 8 -3 + 4 -7 - 7 0 hmm 8 -3 + 4 -7 + 7 -14"),
+        ("so 8 -3 - 4 1 + 7", None),  # not finished
+        ("so 8 -3 - 4 1 + 6 -5 wait", None),  # other numbers
+        ("</think> 8 -3 - 4 1 + 7 -6", None),  # no thought
+        ("", None),
+    ],
+)
+def test_the_first_wrong_attempt_is_the_first_that_is_not_left_with_nothing(response, kept):
+    end = TASK.first_wrong_attempt(PUZZLE, response)
+    assert (None if end is None else response[:end]) == kept

@@ -1,0 +1,83 @@
+"""The reading of the causal probes in words, computed from the results."""
+
+from collections.abc import Sequence
+
+from sdistill.analysis.lookup import name
+from sdistill.analysis.probe_results import (
+    Contrast,
+    contrast,
+    contrasts,
+    measured,
+    models,
+    regained,
+    said,
+)
+from sdistill.analysis.probes import PLAIN, Probe
+from sdistill.analysis.records import Record
+from sdistill.reporting.markup import interval, number
+
+
+def findings(records: Sequence[Record]) -> list[str]:
+    """What each probe says, the controls that it was matched with, and how much could have been missed."""
+    lines = [line for probe in measured(records) for line in _of_probe(records, probe)]
+    every = [c for probe in measured(records) for c in contrasts(records, probe)]
+    if every:
+        widest = max(every, key=lambda c: c.detectable)
+        lines.append(
+            f"Every difference of {number(widest.detectable, 3)} or more would probably have been found; the "
+            f"least certain is {name(widest.model)}, {name(widest.arm)}, against {name(widest.control)}."
+        )
+    return lines
+
+
+def _of_probe(records: Sequence[Record], probe: Probe) -> list[str]:
+    found = contrasts(records, probe)
+    lines = []
+    for control in dict.fromkeys(c.control for c in found):
+        parts = [f"{name(c.model)} {_change(c)}" for c in found if c.control == control]
+        text = name(probe.arm)
+        lines.append(f"{text[0].upper()}{text[1:]}, against {name(control)}: {'; '.join(parts)}.")
+    for model in models(records):
+        share = regained(records, model, probe)
+        lost = contrast(records, model, PLAIN, f"base@{PLAIN}")
+        if share is not None and lost is not None and not probe.arm.startswith(("forbid", "shuffle")):
+            fallen = number(-lost.difference["value"], 3)
+            lines.append(
+                f"{name(model)} has lost {fallen} against the base; {name(probe.arm)} gives {_share(share)} "
+                "of that back."
+            )
+    return lines
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", "−")
+
+
+def _change(c: Contrast) -> str:
+    d = c.difference
+    figures = f"{number(d['value'], 3, '+')} {interval(d['ci_low'], d['ci_high'], 3, '+')}"
+    if c.side == "level":
+        return f"not told apart ({figures}, would find ±{number(c.detectable, 3)})"
+    return f"{c.side}, {number(c.ours['value'], 3)} for {number(c.theirs['value'], 3)} ({figures})"
+
+
+def words_named(records: Sequence[Record]) -> list[str]:
+    """Which words each arm is about, with how often they are said in a response."""
+    lines = []
+    for model in models(records):
+        for arm in (
+            "forbid_words",
+            "forbid_half",
+            "forbid_neutral",
+            "doubt_cue",
+            "doubt_neutral",
+            "mask_words",
+            "mask_others",
+        ):
+            if found := {w: n for w, n in said(records, model, arm).items() if n}:
+                listed = ", ".join(
+                    f"{w} {number(n, 2)}" for w, n in sorted(found.items(), key=lambda x: -x[1])
+                )
+                total = number(sum(found.values()), 2)
+                lines.append(f"{name(model)}, {name(arm)}: {listed}; together {total} a response.")
+    return lines

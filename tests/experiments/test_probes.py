@@ -1,0 +1,163 @@
+"""The probes on a model of another architecture, with another tokenizer, template and task than the study."""
+
+import re
+
+import pytest
+from rich.progress import Progress
+
+from configs.models import olmo3_7b
+from configs.signs import probes as recipe
+from sdistill.config import ConfigError, parse
+from sdistill.experiments.config import ProbesConfig
+from sdistill.experiments.probes import Subject, probe
+from sdistill.experiments.study import Study
+from sdistill.models.config import ModelConfig
+from sdistill.models.weights import new_model
+from sdistill.storage import read_records, write_records
+from sdistill.tasks.problem import Problem, Task, Verdict, strip_thinking
+from sdistill.text.chat import open_chat
+from sdistill.text.hugging_face import HuggingFaceTokenizer
+from sdistill.text.words import count, first_ids, matched
+from tests.text.folders import write_folder
+
+
+class Sum(Task):
+    def verify(self, problem, response):
+        answer = strip_thinking(response)
+        return Verdict(answer == problem.answer, answer)
+
+
+PROBLEMS = [
+    Problem("a", ({"role": "user", "content": "2 + 3?"},), "5"),
+    Problem("b", ({"role": "user", "content": "1 + 1?"},), "2"),
+]
+RESPONSES = [
+    "\nThe sum is 6, maybe. Then wait.\n</think>\n\n6",
+    "\nThat sum is 5. Perhaps. Sure, wait, the sum is that.\n</think>\n\n5",
+    "\nmaybe hmm so sure and on: that sum, the sum the sum\n</think>\n\n3",
+    "\nThe sum and so on and so on",
+]  # fmt: skip
+
+
+def test_words_are_counted_without_markup_and_numbers_only_if_asked_for():
+    texts = ["<think> Wait 3 -3 wait_ I </think> \\boxed{so} so"]
+    assert count(texts) == {"wait": 1, "so": 2}
+    assert count(texts, numbers=True) == {"wait": 1, "3": 2, "wait_": 1, "i": 1, "so": 2}
+
+
+def test_matched_words_are_as_frequent_as_those_they_stand_for():
+    counts = count(["maybe " * 9 + "wait " * 4 + "the " * 10 + "so " * 5 + "sum " * 3 + "yes " * 9])
+    assert matched(counts, ["wait", "maybe"], {"yes"}) == ["the", "so"]
+    assert matched(counts, ["wait", "maybe", "hmm"], {"yes", "the"}) == ["so", "sum"]
+
+
+def test_ids_that_words_begin_with(tokenizer, tmp_path):
+    """Whole words of the puzzle; of a tokenizer that has no such words, the letters they begin with."""
+    assert first_ids(tokenizer, ["wait", "might"]) == tokenizer.encode("wait")
+    ours = HuggingFaceTokenizer(write_folder(tmp_path))
+    assert {ours.decode([i]) for i in first_ids(ours, ["wait", "is"])} == {"w", "W", "i", "I", " is"}
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """Random weights; its responses as they are were written by hand."""
+    folder = tmp_path_factory.mktemp("probes")
+    chat = open_chat(write_folder(folder / "tokenizer"))
+    values = recipe.get_config("tiny").to_dict()
+    values["probes"] |= {"max_response": 90, "extra_attempts": 2}
+    config = parse(ProbesConfig, values)
+    shape = olmo3_7b.get_config("tiny").model.to_dict() | {"vocab_size": 384}
+    model = new_model(parse(ModelConfig, shape), 0)
+    study = Study(config, folder / "study", model, chat, Progress(disable=True))
+    plain = [
+        {
+            "problem": PROBLEMS[i // 2].id, "sample": i % 2, "prompt": "", "response": text, "words": 1,
+            "correct": i == 1, "answer": None, "finish": "length" if i == 3 else "stop",
+            "length": 60, "substrings": 1,
+        }
+        for i, text in enumerate(RESPONSES)
+    ]  # fmt: skip
+    write_records(study.directory("probes", "tiny@plain", 0) / "k4_test-000000.jsonl.gz", plain)
+    return Subject(study, "tiny", model, 0, PROBLEMS, Sum())
+
+
+@pytest.fixture(scope="module")
+def probed(subject):
+    return probe(subject, "wait", "the", 2)
+
+
+def texts(arms, name):
+    return [generation["response"] for generation in arms[name]]
+
+
+def test_every_arm_is_there_and_kept(subject, probed):
+    arms, used = probed
+    kinds = ("cue", "neutral", "nothing")
+    assert set(arms) == {
+        *("plain", "forbid_words", "forbid_half", "forbid_neutral", "shuffle_words", "shuffle_nothing"),
+        *("shuffle_neutral", *(f"doubt_{kind}" for kind in kinds)),
+        *(f"extra_{kind}_{k}" for kind in kinds for k in (1, 2)),
+    }
+    assert used["forbid_half"] == ["wait", "hmm"]  # of wait, maybe, hmm, perhaps
+    assert used["doubt_neutral"] == ["the"] and not set(used["forbid_neutral"]) & set(used["forbid_words"])
+    again, _ = probe(subject, "wait", "the", 2)
+    assert again == arms
+    for name, generations in arms.items():
+        path = subject.study.directory("probes", f"tiny@{name}", 0) / "k4_test-000000.jsonl.gz"
+        assert read_records(path) == generations
+
+
+def test_forbidden_words_do_not_even_begin(probed):
+    """No token but those of the letter itself has a w."""
+    assert not any("w" in text.lower() for text in texts(probed[0], "forbid_words"))
+    assert any("w" in text.lower() for text in texts(probed[0], "forbid_neutral"))
+
+
+def test_the_cue_comes_after_the_first_wrong_attempt_and_nowhere_else(probed):
+    """Where a task cannot tell attempts apart, that is the end of thinking that a wrong answer follows."""
+    for kind, insert in (("cue", " wait"), ("neutral", " the"), ("nothing", "")):
+        found = probed[0][f"doubt_{kind}"]
+        assert [(g["problem"], g["sample"]) for g in found] == [("a", 0), ("b", 0)]
+        for text, start in zip(texts(probed[0], f"doubt_{kind}"), (RESPONSES[0], RESPONSES[2]), strict=True):
+            assert text.startswith(start.partition("\n</think>")[0] + insert)
+
+
+def test_thinking_is_kept_from_ending_and_what_never_ends_stays(probed):
+    arms = probed[0]
+    once, twice = texts(arms, "extra_cue_1"), texts(arms, "extra_cue_2")
+    for before, after in zip(RESPONSES[:3], once[:3], strict=True):
+        assert before.partition("\n</think>")[0].strip() + " wait" in after
+    for before, after in zip(once, twice, strict=True):
+        assert after == before or before.partition("</think>")[0].rstrip() + " wait" in after
+    assert once[3] == twice[3] == RESPONSES[3]
+
+
+def test_lengths_are_of_whole_responses_and_within_the_limit(subject, probed):
+    encode = subject.study.chat.tokenizer.encode
+    for name in ("doubt_cue", "shuffle_words"):
+        for generation in probed[0][name]:
+            assert generation["length"] <= 90
+    for generation, start in zip(probed[0]["doubt_nothing"], (RESPONSES[0], RESPONSES[2]), strict=True):
+        assert generation["length"] > len(encode(start.partition("\n</think>")[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cue": "so"}, "config.probes.cue='so' must be one of wait, hmm"),
+        ({"extra_attempts": 0}, "config.probes.extra_attempts=0 must be positive"),
+        ({"problems": 0}, "config.probes.problems=0 must be positive"),
+    ],
+)
+def test_settings_that_probe_nothing_are_refused(change, message):
+    values = recipe.get_config("tiny").to_dict()
+    values["probes"] |= change
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(ProbesConfig, values)
+
+
+def test_words_left_out_of_the_loss_are_the_probes_own():
+    values = recipe.get_config("tiny").to_dict()
+    values["sdpo"]["sdpo"]["loss"]["masked_words"] = ["wait"]
+    with pytest.raises(ConfigError, match="masked_words is filled in"):
+        parse(ProbesConfig, values)
