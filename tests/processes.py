@@ -14,7 +14,7 @@ class Commands:
     """Runs `python -m` commands that share compiled programs and prepared data sets."""
 
     def __init__(self, cache: Path, data_dir: Path, **environment: str):
-        self._environment = os.environ | {
+        self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "TFDS_DATA_DIR": str(data_dir),
             "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -27,7 +27,7 @@ class Commands:
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=ROOT,
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

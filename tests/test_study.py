@@ -31,15 +31,6 @@ def locked(path: Path):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> Path:
-    """A directory that all of pytest's worker processes have in common."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "study"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def commands(shared) -> Commands:
     return Commands(shared / "cache", shared / "datasets")
 

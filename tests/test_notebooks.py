@@ -1,0 +1,83 @@
+"""The notebooks of colab/ run from top to bottom in their small form, and show what they say they show."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+from sdistill.storage import read_records
+from tests.processes import ROOT, Commands
+
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+
+
+def execute(name: str, folder: Path, shared: Path, then: str = "") -> list[nbformat.NotebookNode]:
+    """What a notebook, run in `folder`, puts out, and one cell more; a cell that fails is an error here."""
+    notebook = nbformat.read(ROOT / "colab" / name, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(then))
+    environment = Commands(shared / "cache", shared / "datasets", SIZE="tiny", RUNS=str(folder)).environment
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute(env=environment)
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def printed(outputs: list[nbformat.NotebookNode]) -> str:
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def shown(outputs: list[nbformat.NotebookNode], kind: str) -> list[str]:
+    return [output.data[kind] for output in outputs if kind in output.get("data", {})]
+
+
+@pytest.mark.long
+def test_quickstart_ends_with_the_report(tmp_path, shared):
+    outputs = execute("quickstart.ipynb", tmp_path, shared)
+    page = (tmp_path / "study_tiny" / "report.html").read_text()
+    framed = re.search(r'srcdoc="([^"]*)"', shown(outputs, "text/html")[-1])
+    assert html.unescape(framed[1]) == page
+    verdicts = re.findall(
+        r"^(?:reproduced|not reproduced|inconclusive|not measured) .*", printed(outputs), re.M
+    )
+    sections = {record["section"] for record in read_records(tmp_path / "study_tiny" / "results.jsonl")}
+    assert len(verdicts) > 10
+    assert sections == {"richness", "sft", "on_policy", "coverage"}
+
+
+@pytest.mark.long
+def test_understand_sdpo_shows_what_the_library_computes(tmp_path, shared):
+    found = """import json
+figures = {
+    "apart": float(apart),
+    "divergence": library[mask].tolist(),
+    "marked": [float(library[mask & which].mean()) for which in (epistemic, ~epistemic)],
+    "bits": {name: float(row[0]) for name, row in table.items()},
+    "entropy": [float(entropy.mean()) for entropy in (student_entropy, teacher_entropy)],
+}
+print(json.dumps(figures))"""
+    outputs = execute("understand_sdpo.ipynb", tmp_path, shared, found)
+    figures = json.loads(printed(outputs).splitlines()[-1])
+    divergence = np.asarray(figures["divergence"])
+    assert figures["apart"] < 1e-5  # by hand, by `token_divergence` and by chunks
+    assert np.isfinite(divergence).all() and (divergence > -1e-6).all() and divergence.max() <= np.log(2)
+    assert abs(figures["bits"]["∅"]) < 1e-3 and figures["bits"]["s"] > figures["bits"]["s∖think"] > 1
+    student, teacher = figures["entropy"]
+    assert teacher < student
+    at_markers, elsewhere = figures["marked"]
+    assert at_markers > elsewhere
+    assert len(shown(outputs, "image/png")) == 4
+    coloured = [text for text in shown(outputs, "text/html") if "nats" in text]
+    assert len(coloured) == 3 and all("<u>" in text and "✓" in text for text in coloured)
+    metrics = read_records(tmp_path / "understand_sdpo" / "metrics.jsonl")
+    assert len(metrics) == 2 and metrics[-1]["teacher_fraction"] > 0
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    assert path.stat().st_size < 100_000
