@@ -44,7 +44,7 @@ def test_quickstart_ends_with_the_report(tmp_path, shared):
     )
     sections = {record["section"] for record in read_records(tmp_path / "study_tiny" / "results.jsonl")}
     assert len(verdicts) > 10
-    assert sections == {"richness", "sft", "on_policy", "coverage"}
+    assert sections >= {"richness", "sft", "on_policy", "coverage"}
 
 
 @pytest.mark.long
