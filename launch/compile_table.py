@@ -102,6 +102,7 @@ def names_of(config: Settings) -> tuple[str, ...]:
     return LEARNING + SAMPLING if isinstance(config, TrainConfig) else SAMPLING
 
 
+UNKNOWN = "–"
 TRAINING_COLUMNS = (
     *("config", "slice", "mesh", "rows", "slots", "gradient, GiB", "update, GiB"),
     *("largest while sampling, GiB", "spare", "gradient, s at least", "MFU at most", "counted"),
@@ -114,7 +115,7 @@ GENERATION_COLUMNS = (
 
 
 def tables(lines: Iterable[Line]) -> str:
-    """The tables, in the order of the runs; and which runs were not compiled as a whole."""
+    """The tables, in the order of the runs; and which programs were not compiled."""
     reports: dict[str, dict[str, Report]] = {}
     for line in lines:
         reports.setdefault(line["run"], {})[line["program"]] = Report.from_json(line)
@@ -123,42 +124,65 @@ def tables(lines: Iterable[Line]) -> str:
         config, of = settings_of(run), reports.get(run, {})
         if lacking := [name for name in names_of(config) if name not in of]:
             missing.append(f"`{run}` ({', '.join(lacking)})")
-        elif isinstance(config, TrainConfig):
+        if of and isinstance(config, TrainConfig):
             training.append(_training_row(run, config, of))
-        else:
+        elif of:
             generation.append(_generation_row(run, config, of))
     tables = [_markdown(rows) for rows in (training, generation) if len(rows) > 1]
     return "\n\n".join(tables + ([f"Not compiled: {'; '.join(missing)}."] if missing else []))
 
 
 def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tuple[str, ...]:
-    sampling = max((of[name] for name in SAMPLING), key=_total)
-    gradient = of["gradient"].cost
-    slots = config.slots if config.rollouts else config.evaluation.slots if config.evaluation else ""
+    slots = config.slots if config.rollouts or config.evaluation is None else config.evaluation.slots
+    gradient = of["gradient"].cost if "gradient" in of else None
+    work = (f"{gradient.utilisation:.0%}", f"{gradient.counted:.2f}") if gradient else (UNKNOWN, UNKNOWN)
     return (
-        *(f"`{run}`", sampling.topology, _mesh(config), str(config.micro_rows), str(slots)),
-        *(f"{_total(of[name]) / GIB:.1f}" for name in LEARNING),
-        f"{_total(sampling) / GIB:.1f} ({sampling.program})",
+        *(f"`{run}`", _topology(of), _mesh(config), str(config.micro_rows), str(slots)),
+        *(_largest(of, [name]) for name in LEARNING),
+        _largest(of, SAMPLING, named=True),
         _spare(of),
-        *(
-            (_least(of["gradient"]), f"{gradient.utilisation:.0%}", f"{gradient.counted:.2f}")
-            if gradient
-            else [""] * 3
-        ),
-        _token(of["decode"]),
-        f"{compile_check.step_hours(list(of.values())):.2g}",
+        _least(of, "gradient", "s"),
+        *work,
+        _least(of, "decode", "ms"),
+        _hours(config, of),
     )
 
 
 def _generation_row(run: str, config: Settings, of: Mapping[str, Report]) -> tuple[str, ...]:
-    largest = max(of.values(), key=_total)
     return (
-        *(f"`{run}`", largest.topology, _mesh(config), str(config.slots)),
-        f"{_total(largest) / GIB:.1f} ({largest.program})",
+        *(f"`{run}`", _topology(of), _mesh(config), str(config.slots)),
+        _largest(of, SAMPLING, named=True),
         _spare(of),
-        _token(of["decode"]),
-        f"{compile_check.step_hours(list(of.values())):.2g}",
+        _least(of, "decode", "ms"),
+        _hours(config, of),
     )
+
+
+def _topology(of: Mapping[str, Report]) -> str:
+    return next(iter(of.values())).topology
+
+
+def _largest(of: Mapping[str, Report], names: Sequence[str], named: bool = False) -> str:
+    """GiB of the largest of these programs."""
+    found = [of[name] for name in names if name in of]
+    if not found:
+        return UNKNOWN
+    largest = max(found, key=lambda report: report.memory.total)
+    return f"{largest.memory.total / GIB:.1f}" + (f" ({largest.program})" if named else "")
+
+
+def _least(of: Mapping[str, Report], name: str, unit: str) -> str:
+    """The least time of a program, and what it is due to."""
+    if name not in of or (cost := of[name].cost) is None:
+        return UNKNOWN
+    seconds, due = cost.least
+    return f"{seconds * (1000 if unit == 'ms' else 1):.1f} ({due})"
+
+
+def _hours(config: Settings, of: Mapping[str, Report]) -> str:
+    """The least time of a step, once all that takes time in it is known."""
+    lacking = [name for name in names_of(config) if name not in of]
+    return UNKNOWN if lacking else f"{compile_check.step_hours(list(of.values())):.2g}"
 
 
 def _mesh(config: Settings) -> str:
@@ -168,19 +192,6 @@ def _mesh(config: Settings) -> str:
 def _spare(of: Mapping[str, Report]) -> str:
     worst = max((report.memory for report in of.values()), key=lambda memory: memory.total)
     return f"{1 - worst.total / worst.limit:.0%}" if worst.fits else "does not fit"
-
-
-def _least(report: Report) -> str:
-    seconds, due = report.cost.least if report.cost else (0, "")
-    return f"{seconds:.1f} ({due})"
-
-
-def _token(report: Report) -> str:
-    return f"{1000 * report.cost.least[0]:.1f}" if report.cost else ""
-
-
-def _total(report: Report) -> float:
-    return report.memory.total
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

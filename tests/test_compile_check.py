@@ -109,6 +109,7 @@ def printed():
     return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
 
 
+@pytest.mark.slow
 @with_compiler
 def test_a_tiny_run_fits_on_four_chips(printed):
     assert printed.returncode == 0, printed.stderr
@@ -126,6 +127,8 @@ def test_a_tiny_run_fits_on_four_chips(printed):
 def test_what_is_known_is_not_compiled_again(monkeypatch):
     settings = compile_check.settings_of(section3.get_config("walk:tiny").to_dict())
     settings = dataclasses.replace(settings, mesh=MeshConfig(fsdp=4), slots=32)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     (first,) = compile_check.check(settings, "v5e:2x2", "admit")
     again = compile_check.Report.from_json(json.loads(json.dumps({**first.to_json(), "run": "beside"})))
     assert again == first and first.memory.fits
@@ -135,6 +138,7 @@ def test_what_is_known_is_not_compiled_again(monkeypatch):
     assert found == first
 
 
+@pytest.mark.slow
 @with_compiler
 def test_what_does_not_fit_ends_in_exit_code_1():
     command = [sys.executable, "launch/compile_check.py", "--topology", "v5e:2x2", "--program", "update"]

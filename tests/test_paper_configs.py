@@ -149,7 +149,7 @@ def test_other_models_are_refused(arg):
         ("section5_sdpo", "qwen3_8b:v5p", "v5p_8, v5p_4, v6e_16, v5e_16, tiny"),
         ("section5_sdpo", "qwen3_8b:tiny:tiny", "v5p_8, v5p_4, v6e_16, v5e_16, tiny"),
         ("section6", "grpo_8:v6e_4", "v5p_8, v5p_4, v6e_16, v5e_16, tiny"),
-        ("section4_sft", "guided:v5p_8", "v5p_4, v5e_16, tiny"),
+        ("section4_sft", "guided:v5p_8", "v5p_4, v6e_8, tiny"),
         ("section3", "walk:v5e_16", "v5e_8, v5e_4, tiny"),
         ("section4", "guided:v5e_16", "v5e_8, v5e_4, tiny"),
     ],

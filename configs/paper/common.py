@@ -68,7 +68,7 @@ MODELS = {
         True,
         {
             "v5p_4": laid_out(fsdp=4, chunk=256, slots=128),
-            "v5e_16": laid_out(fsdp=4, context=4, chunk=256, slots=32, **ROUNDED),
+            "v6e_8": laid_out(fsdp=2, context=4, slots=64),
         },
     ),
     "olmo3_7b": PaperModel(

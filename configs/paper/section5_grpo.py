@@ -2,8 +2,9 @@
 
     python -m sdistill.train --config configs/paper/section5_grpo.py:qwen3_8b --workdir runs/section5_grpo
 
-The argument is MODEL or MODEL:WHERE, as there. The paper's figure of it on AIME24: about level with the base
-for Qwen3-8B, thinking on.
+The argument is MODEL or MODEL:WHERE, as there, and steps and tokens are the same. Estimate: sampling takes
+as long as there, and the gradient, which has no teacher, 64 to 68 % of the arithmetic by the models'
+shapes. The paper's figure of it on AIME24: about level with the base for Qwen3-8B, thinking on.
 """
 
 from ml_collections import ConfigDict

@@ -4,20 +4,25 @@
     python -m sdistill.train --config configs/paper/section5_sdpo.py:qwen3_8b:v6e_16 --workdir runs/section5
     python launch/compile_check.py --config configs/paper/section5_sdpo.py:qwen3_8b --topology v5p:2x2x2
 
-The argument is MODEL or MODEL:WHERE. MODEL: `qwen3_8b`, `qwen3_8b_nothink`, `qwen3_1p7b`, `deepseek_7b`,
-`olmo3_7b`. WHERE: `v5p_8` (the default), `v6e_16`, `v5e_16`, or `tiny`, which makes two steps of the puzzle
-with random weights of the same architecture. The context is the whole solution, c = s;
-`--config.sdpo.context.kind=answer` takes its thinking away. Changes against the base on AIME24, as the paper
-reports them: −40.7 % (DeepSeek), −12.1 % (Qwen3-8B), −45.9 % (Qwen3-1.7B, all with c = s), below the base
-for Olmo-3.
+The argument is MODEL or MODEL:WHERE. MODEL and WHERE, the first of which is the default:
+
+    qwen3_8b, qwen3_8b_nothink   v5p_8, v5p_4, v6e_16, v5e_16
+    qwen3_1p7b                   v6e_4, v5e_4
+    deepseek_7b                  v5p_4, v6e_8
+    olmo3_7b                     v5p_4, v6e_16
+
+or `tiny`, which makes two steps of the puzzle with random weights of the same architecture. The context is
+the whole solution, c = s; `--config.sdpo.context.kind=answer` takes its thinking away. Changes against the
+base on AIME24, as the paper reports them: −40.7 % (DeepSeek), −12.1 % (Qwen3-8B), −45.9 % (Qwen3-1.7B, all
+with c = s), below the base for Olmo-3.
 
 A teacher's row has up to 22,528 + 20,480 = 43,008 tokens, which is beyond Qwen3's 40,960 positions: the
 released runs go there, so this does too; `--config.rollouts.max_teacher_prompt=20480` does not.
 
 Estimates. A step learns from 2,048 responses of at most 20,480 tokens: 42 million, 4.2 billion in 100 steps.
-Were all that long, a step of Qwen3-8B on `v5p_8` would take at least 3.4 hours: 256 gradients × 10.0 s, and
-2048 / 128 slots × 20,480 tokens × 29.7 ms (bounds of `compile_check`, no measurements); shorter responses
-take less than in proportion.
+Were all that long, a step would take at least 2,048 / rows × the seconds of a gradient, and 2,048 / slots ×
+20,480 × those of a token; docs/scale.md has these and their sum, which are bounds and no measurements.
+Shorter responses take less than in proportion.
 """
 
 from ml_collections import ConfigDict
