@@ -53,6 +53,9 @@ NAMES = {
     "extra_cue": "a word of doubt instead of the end of thinking",
     "extra_neutral": "another word instead of the end",
     "extra_nothing": "sampled again from the end",
+    "repair_cue": "the same, of responses that were wrong",
+    "repair_neutral": "another word, of these",
+    "repair_nothing": "sampled again, of these",
     "shuffle_words": "uncertainty words of the first half moved about",
     "shuffle_neutral": "other words of the first half moved about",
     "shuffle_nothing": "sampled again from the first half",
@@ -79,7 +82,7 @@ def name(condition: str) -> str:
     if found := dial(condition):
         return f"{found[1]} % of {DIALS[found[0]]}"
     kind, _, times = condition.rpartition("_")
-    if kind in NAMES and kind.startswith("extra") and times.isdecimal():
+    if kind in NAMES and kind.startswith(("extra", "repair")) and times.isdecimal():
         return f"{NAMES[kind]}, {times} ×"
     method, _, size = condition.partition("_")
     if condition not in NAMES and method in ("sdpo", "grpo"):

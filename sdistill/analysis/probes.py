@@ -14,6 +14,7 @@ from sdistill.tasks.problem import THINK_END
 
 PROBES = "probes"  # the section
 PLAIN = "plain"  # a model's responses as they are
+REPAIR = "repair"  # forced attempts, of the responses only that were wrong before
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,12 @@ class Probe:
 
 def probes(extra_attempts: int) -> list[Probe]:
     """All that a model is put to, with up to so many forced attempts."""
+    forced = range(1, extra_attempts + 1)
     return [
         Probe("forbid_words", ("forbid_neutral", "forbid_half", PLAIN)),
         Probe("doubt_cue", ("doubt_neutral", "doubt_nothing")),
-        *(
-            Probe(f"extra_cue_{k}", (f"extra_neutral_{k}", f"extra_nothing_{k}", PLAIN))
-            for k in range(1, extra_attempts + 1)
-        ),
+        *(Probe(f"extra_cue_{k}", (f"extra_neutral_{k}", f"extra_nothing_{k}", PLAIN)) for k in forced),
+        *(Probe(f"{REPAIR}_cue_{k}", (f"{REPAIR}_neutral_{k}", f"{REPAIR}_nothing_{k}")) for k in forced),
         Probe("shuffle_words", ("shuffle_neutral", "shuffle_nothing")),
     ]
 

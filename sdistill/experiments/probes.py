@@ -15,6 +15,7 @@ from sdistill.analysis.probes import (
     MASKED,
     PLAIN,
     PROBES,
+    REPAIR,
     can_shuffle,
     first_half,
     followed_by,
@@ -29,7 +30,6 @@ from sdistill.experiments.continuing import Begun, go_on, requests_to_go_on
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
 from sdistill.models.decoder import Decoder
 from sdistill.models.folders import load_model
-from sdistill.parallel.mesh import make_mesh
 from sdistill.rollout.engine import Engine
 from sdistill.rollout.model import CachedDecoder
 from sdistill.rollout.progress import follow
@@ -38,6 +38,7 @@ from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs.puzzle import SignsTask
 from sdistill.text import words
 from sdistill.training.config import TrainConfig
+from sdistill.training.meshes import mesh_of
 
 AT_ONCE, DOUBT, SHUFFLE, EXTRA = 0, 1, 2, 3  # steps of the random streams; EXTRA and more are rounds
 Arms = dict[str, list[Generation]]
@@ -87,7 +88,7 @@ class Subject:
         longest = max(len(request.prompt) for _, request in asked)
         engine = Engine(
             CachedDecoder(self.model.config),
-            mesh=make_mesh(study.config.sdpo.mesh),
+            mesh=mesh_of(study.config.sdpo),
             stop_ids=study.chat.tokenizer.stop_ids,
             slots=256,
             max_prompt=-(-longest // 64) * 64,  # few shapes to compile
@@ -258,6 +259,9 @@ def _forcing(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> 
             ]
             so_far = subject.answer(f"extra_{kind}_{k}", units, step=EXTRA + k)
             arms[f"extra_{kind}_{k}"] = so_far
+            pairs = zip(so_far, subject.plain, strict=True)
+            if wrong := [after for after, before in pairs if not before["correct"]]:
+                arms[f"{REPAIR}_{kind}_{k}"] = wrong
     return arms
 
 

@@ -12,7 +12,7 @@ from sdistill.analysis.probe_results import (
     regained,
     said,
 )
-from sdistill.analysis.probes import PLAIN, Probe
+from sdistill.analysis.probes import PLAIN, REPAIR, Probe
 from sdistill.analysis.records import Record
 from sdistill.reporting.markup import interval, number
 
@@ -20,12 +20,14 @@ from sdistill.reporting.markup import interval, number
 def findings(records: Sequence[Record]) -> list[str]:
     """What each probe says, the controls that it was matched with, and how much could have been missed."""
     lines = [line for probe in measured(records) for line in _of_probe(records, probe)]
-    every = [c for probe in measured(records) for c in contrasts(records, probe)]
+    whole = [probe for probe in measured(records) if not probe.arm.startswith(REPAIR)]
+    every = [c for probe in whole for c in contrasts(records, probe)]
     if every:
         widest = max(every, key=lambda c: c.detectable)
+        least = f"{name(widest.model)}, {name(widest.arm)}, against {name(widest.control)}"
         lines.append(
-            f"Every difference of {number(widest.detectable, 3)} or more would probably have been found; the "
-            f"least certain is {name(widest.model)}, {name(widest.arm)}, against {name(widest.control)}."
+            f"But for responses that were wrong, every difference of {number(widest.detectable, 3)} or more "
+            f"would probably have been found; the least certain is {least}."
         )
     return lines
 
@@ -40,7 +42,7 @@ def _of_probe(records: Sequence[Record], probe: Probe) -> list[str]:
     for model in models(records):
         share = regained(records, model, probe)
         lost = contrast(records, model, PLAIN, f"base@{PLAIN}")
-        if share is not None and lost is not None and not probe.arm.startswith(("forbid", "shuffle")):
+        if share is not None and lost is not None and not probe.arm.startswith(("forbid", "shuffle", REPAIR)):
             fallen = number(-lost.difference["value"], 3)
             lines.append(
                 f"{name(model)} has lost {fallen} against the base; {name(probe.arm)} gives {_share(share)} "

@@ -96,13 +96,18 @@ def test_every_arm_is_there_and_kept(subject, probed):
     assert set(arms) == {
         *("plain", "forbid_words", "forbid_half", "forbid_neutral", "shuffle_words", "shuffle_nothing"),
         *("shuffle_neutral", *(f"doubt_{kind}" for kind in kinds)),
-        *(f"extra_{kind}_{k}" for kind in kinds for k in (1, 2)),
+        *(f"{arm}_{kind}_{k}" for arm in ("extra", "repair") for kind in kinds for k in (1, 2)),
     }
     assert used["forbid_half"] == ["wait", "hmm"]  # of wait, maybe, hmm, perhaps
     assert used["doubt_neutral"] == ["the"] and not set(used["forbid_neutral"]) & set(used["forbid_words"])
     again, _ = probe(subject, "wait", "the", 2)
     assert again == arms
+    for kind in kinds:  # of four responses one was right
+        assert len(arms[f"repair_{kind}_1"]) == 3
+        assert all(g in arms[f"extra_{kind}_1"] for g in arms[f"repair_{kind}_1"])
     for name, generations in arms.items():
+        if name.startswith("repair"):
+            continue
         path = subject.study.directory("probes", f"tiny@{name}", 0) / "k4_test-000000.jsonl.gz"
         assert read_records(path) == generations
 
