@@ -74,6 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "max_response": 48,
         },
         "evaluation": evaluation,
+        "attribution": True,
         "checkpoint_every": size["every"],
     }
     grpo = ConfigDict(on_policy)

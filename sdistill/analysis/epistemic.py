@@ -1,11 +1,13 @@
 """Epistemic words: how often a response verbalises uncertainty (arXiv 2603.24472, released list)."""
 
+import functools
 import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from sdistill.text.spans import of_rows, token_texts, touched
 from sdistill.text.tokenizer import Tokenizer
 
 WORDS = (
@@ -41,14 +43,18 @@ def count_substrings(text: str) -> int:
     return sum(lowered.count(word) for word in WORDS)
 
 
-def token_mask(
-    tokenizer: Tokenizer, ids: Int[np.ndarray, "B T"], words: Sequence[str] = WORDS
-) -> Float[np.ndarray, "B T"]:
-    """1 where a token alone holds one of the words, the epistemic ones unless told.
+def word_tokens(texts: Sequence[str], words: Sequence[str] = WORDS) -> Bool[np.ndarray, " T"]:
+    """Which tokens hold one of the words, or a part of one, given the text of each; see `text.spans`."""
+    return touched(texts, (match.span() for match in whole_word(words).finditer("".join(texts))))
 
-    Words that a tokenizer splits over several tokens are not found; the puzzle's are all single.
-    """
-    unique, inverse = np.unique(ids, return_inverse=True)
-    pattern = whole_word(words)
-    marked = np.asarray([bool(pattern.search(tokenizer.decode([int(i)]))) for i in unique], np.float32)
-    return marked[inverse].reshape(ids.shape)
+
+def token_mask(
+    tokenizer: Tokenizer,
+    ids: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, " B"],
+    words: Sequence[str] = WORDS,
+) -> Float[np.ndarray, "B T"]:
+    """1 on the tokens of these words, of which a tokenizer may make several; 0 after a row's length."""
+    texts = [token_texts(tokenizer, row[:n].tolist()) for row, n in zip(ids, lengths, strict=True)]
+    marks_BT = of_rows(functools.partial(word_tokens, words=words), texts, ids.shape[1])
+    return marks_BT.astype(np.float32)

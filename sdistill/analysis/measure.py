@@ -11,8 +11,9 @@ Generation = dict[str, Any]
 """One response and its verdict, as it is kept on disk: `problem` (id), `sample`, `prompt`, `response`,
 `correct`, `answer`, `feedback` and `timed_out` (see `Verdict`), `finish` (`stop`, `length` or `error`),
 `length` in tokens, `words` and `substrings` (epistemic, see `epistemic`), and where richness was measured
-`bits`. Optional, for the report's viewer: `context` (the teacher's user turn, or None), `tokens` (texts)
-and `divergence` (nats), one each a token."""
+`bits`. Optional, for the report's viewer: `context` (the teacher's user turn, or None). Of rollouts of a run
+with `attribution`, lists of one entry a token: `tokens` (texts), `signal`, `entropy` and `divergence` (see
+`training.attribution`)."""
 
 
 def _mean(field: str) -> Callable[[Sequence[Generation]], float]:

@@ -29,6 +29,10 @@ class Tokenizer(Protocol):
     eos_id: int
     stop_ids: tuple[int, ...]
 
+    def __hash__(self) -> int:
+        """Of the object: what is known of a tokenizer's tokens is kept."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with no special token added."""
         ...

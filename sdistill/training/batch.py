@@ -139,7 +139,7 @@ def on_policy_batch(
     columns: dict[str, Any] = {
         "student": judged.student,
         "rollout_log_probs": rollouts.full_log_probs,
-        "markers": token_mask(chat.tokenizer, rollouts.ids),
+        "markers": token_mask(chat.tokenizer, rollouts.ids, rollouts.lengths),
     }
     if config.sdpo is not None:
         more, shaping = _for_sdpo(config.sdpo, judged)
@@ -265,7 +265,7 @@ def _sdpo_weights(
     """
     rollouts = judged.rollouts
     if config.masked_words:
-        words_BT = token_mask(judged.chat.tokenizer, rollouts.ids, config.masked_words)
+        words_BT = token_mask(judged.chat.tokenizer, rollouts.ids, rollouts.lengths, config.masked_words)
         taught_BT = without_words(taught_BT, words_BT)
     weights_BT = _weights(judged.config, taught_BT, config.aggregation)
     if config.pass_rate_weight:

@@ -133,6 +133,9 @@ class TrainConfig:
       sdpo: Settings of SDPO.
       grpo: Settings of GRPO.
       evaluation: When and on what to evaluate; None for never.
+      attribution: Keep of each token of the rollouts where the training signal falls, besides its text: its
+        divergence, its share of the gradient, and the student's entropy (see `training.attribution`); `grpo`
+        and `sdpo` only.
       checkpoint_every: Steps between checkpoints; the last step has one in any case.
       micro_rows: Rows whose gradient is computed at a time, until those of the update are done; None for all
         of them at once. It changes memory and padding, not the objective.
@@ -156,6 +159,7 @@ class TrainConfig:
     sdpo: SDPOConfig | None = None
     grpo: GRPOConfig | None = None
     evaluation: EvaluationConfig | None = None
+    attribution: bool = False
     checkpoint_every: int = 20
     micro_rows: int | None = None
     chunk: int = 64
@@ -183,6 +187,10 @@ class TrainConfig:
             given = getattr(self, name) is not None
             require(given or not used, f"{name} is needed by objective={self.objective!r}")
             require(used or not given, f"{name} has no effect with objective={self.objective!r}; remove it")
+        require(
+            on_policy or not self.attribution,
+            f"attribution has no effect with objective={self.objective!r}; remove it",
+        )
         if self.rollouts is not None:
             require(
                 (self.rollouts.max_teacher_prompt is not None) == (self.guide is not None),

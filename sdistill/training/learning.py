@@ -25,6 +25,7 @@ from sdistill.parallel.processes import on_every_host
 from sdistill.parallel.rules import place_batch
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
+from sdistill.training.attribution import attribute
 from sdistill.training.batch import Score, check_sampled, on_policy_batch, row_names
 from sdistill.training.config import TrainConfig
 from sdistill.training.monitor import Clock
@@ -207,6 +208,11 @@ def learn_from_rollouts(
     with run.clock.spent_on("update"):
         state, updates = update_from_rollouts(run.steps, state, whole, *([shown] if config.sdpo else []))
         record = figures | record_of(updates, row_names(generations))
+    if config.attribution:
+        with run.clock.spent_on("attribution"):
+            taught: Any = whole.has_teacher  # still on the host
+            generations, shares = attribute(generations, rollouts, taught, updates, run.chat.tokenizer)
+            record |= shares
     if guide is not None:
         teacher = next_teacher(guide.teacher, teacher, state.params)
     generations = [{"step": step + 1, **generation} for generation in generations]

@@ -172,11 +172,27 @@ class Finite(NamedTuple):
     teacher_B: Bool[Array, " B"] | None = None
 
 
+class PerToken(NamedTuple):
+    """What is known of each response token of a batch, where a run asks for it (`TrainConfig.attribution`).
+
+    Attributes:
+      entropy_BT: Of the student, in nats, at the temperature of the rollouts.
+      divergence_BT: Between teacher and student, in nats; None without a teacher.
+      signal_BT: Size of what the token sends back into the network: the norm of the gradient of the objective
+        in the final hidden state that predicts it. The loss leaves it to the gradient (`steps`).
+    """
+
+    entropy_BT: Float[Array, "B T"]
+    divergence_BT: Float[Array, "B T"] | None = None
+    signal_BT: Float[Array, "B T"] | None = None
+
+
 class Report(NamedTuple):
-    """What a loss says about its batch, besides its value."""
+    """What a loss says about its batch, besides its value; of each token only where that is asked for."""
 
     metrics: Metrics
     finite: Finite
+    tokens: PerToken | None = None
 
 
 def finite_rows(hidden_BTD: Float[Array, "B T D"], mask_BT: Float[Array, "B T"]) -> Bool[Array, " B"]:
@@ -249,6 +265,7 @@ def sdpo_loss(
     params: nnx.State,
     teacher_params: nnx.State | None,
     batch: OnPolicyBatch,
+    nudge_BTD: Float[Array, "B T D"] | None = None,
     *,
     model: ModelConfig,
     config: DistillationConfig,
@@ -258,12 +275,14 @@ def sdpo_loss(
 ) -> tuple[Float[Array, ""], Report]:
     """Divergence from the teacher on the student's own rollouts, as configured; and its report.
 
-    No `teacher_params` means the student's own (a `live` teacher); `mix` is that of a `trust_region`.
+    No `teacher_params` means the student's own (a `live` teacher); `mix` is that of a `trust_region`. Zeros
+    to add to the student's hidden states, whose gradient is that of the hidden states, ask for a report of
+    each token.
     """
     assert batch.teacher is not None and batch.has_teacher is not None
     student = bind(model, params)
     teacher = student if teacher_params is None else bind(model, teacher_params)
-    student_BTD = response_hidden(student, batch.student)
+    student_BTD = _nudged(response_hidden(student, batch.student), nudge_BTD)
     shown = Outputs(response_hidden(teacher, batch.teacher), teacher.head())
     if mix is not None:
         shown = mixed(shown, Outputs(response_hidden(student, batch.teacher), student.head()), mix)
@@ -307,22 +326,34 @@ def sdpo_loss(
         "sampler_gap": masked_sum(jnp.abs(log_ratio_BT), response_BT),
     }
     finite = Finite(finite_rows(student_BTD, response_BT), finite_rows(shown.hidden_BTE, mask_BT))
-    return loss, Report(metrics, finite)
+    tokens = None if nudge_BTD is None else PerToken(student_scores.entropy_BT, divergence_BT)
+    return loss, Report(metrics, finite, tokens)
+
+
+def _nudged(
+    hidden_BTD: Float[Array, "B T D"], nudge_BTD: Float[Array, "B T D"] | None
+) -> Float[Array, "B T D"]:
+    return hidden_BTD if nudge_BTD is None else hidden_BTD + nudge_BTD
 
 
 def grpo_loss(
     params: nnx.State,
     batch: OnPolicyBatch,
+    nudge_BTD: Float[Array, "B T D"] | None = None,
     *,
     model: ModelConfig,
     config: GRPOConfig,
     temperature: float,
     chunk: int,
 ) -> tuple[Float[Array, ""], Report]:
-    """Clipped policy gradient with the batch's advantages, and what it may cost to leave the reference."""
+    """Clipped policy gradient with the batch's advantages, and what it may cost to leave the reference.
+
+    `nudge_BTD` is as in `sdpo_loss`.
+    """
     assert batch.advantages is not None
     student = bind(model, params)
-    hidden_BTD, ids_BT = response_hidden(student, batch.student), response_ids(batch.student)
+    hidden_BTD = _nudged(response_hidden(student, batch.student), nudge_BTD)
+    ids_BT = response_ids(batch.student)
     scores = score_tokens(hidden_BTD, student.head(), ids_BT, chunk=chunk, temperature=temperature)
     mask_BT = batch.student.response_mask
     log_ratio_BT = scores.log_prob_BT - batch.rollout_log_probs
@@ -343,4 +374,5 @@ def grpo_loss(
         "sampler_gap": masked_sum(jnp.abs(log_ratio_BT), mask_BT),
         "signal": (jnp.sum(jnp.any(batch.advantages != 0, axis=1)), jnp.full((), float(len(mask_BT)))),
     }
-    return loss, Report(metrics, Finite(finite_rows(hidden_BTD, mask_BT)))
+    tokens = None if nudge_BTD is None else PerToken(scores.entropy_BT)
+    return loss, Report(metrics, Finite(finite_rows(hidden_BTD, mask_BT)), tokens)

@@ -87,15 +87,15 @@ def sdpo_gradient(
     mix: float | None = None,
     temperature: float,
     chunk: int,
+    attribution: bool = False,
 ) -> tuple[nnx.State, Report]:
-    """Gradient of SDPO, added to what there is of it so far."""
+    """Gradient of SDPO, added to what there is of it so far; if asked, with a report of each token."""
+    settings: dict[str, Any] = {"config": config, "mix": mix, "temperature": temperature, "chunk": chunk}
 
-    def loss(params: nnx.State) -> tuple[jax.Array, Report]:
-        return sdpo_loss(
-            params, teacher, batch, model=model, config=config, mix=mix, temperature=temperature, chunk=chunk
-        )
+    def loss(params: nnx.State, nudge_BTD: jax.Array | None = None) -> tuple[jax.Array, Report]:
+        return sdpo_loss(params, teacher, batch, nudge_BTD, model=model, **settings)
 
-    return _add_gradient(loss, params, so_far)
+    return _add_gradient(loss, params, so_far, _nudge(batch, model) if attribution else None)
 
 
 def grpo_gradient(
@@ -107,19 +107,34 @@ def grpo_gradient(
     config: GRPOConfig,
     temperature: float,
     chunk: int,
+    attribution: bool = False,
 ) -> tuple[nnx.State, Report]:
-    """Gradient of GRPO, added to what there is of it so far."""
+    """Gradient of GRPO, added to what there is of it so far; if asked, with a report of each token."""
+    settings: dict[str, Any] = {"config": config, "temperature": temperature, "chunk": chunk}
 
-    def loss(params: nnx.State) -> tuple[jax.Array, Report]:
-        return grpo_loss(params, batch, model=model, config=config, temperature=temperature, chunk=chunk)
+    def loss(params: nnx.State, nudge_BTD: jax.Array | None = None) -> tuple[jax.Array, Report]:
+        return grpo_loss(params, batch, nudge_BTD, model=model, **settings)
 
-    return _add_gradient(loss, params, so_far)
+    return _add_gradient(loss, params, so_far, _nudge(batch, model) if attribution else None)
+
+
+def _nudge(batch: OnPolicyBatch, model: ModelConfig) -> Float[Array, "B T D"]:
+    """Zeros like the hidden states that predict the response tokens."""
+    return jnp.zeros((*batch.weights.shape, model.hidden_size), model.dtype)
 
 
 def _add_gradient(
-    loss: Callable[[nnx.State], tuple[jax.Array, Report]], params: nnx.State, so_far: nnx.State | None
+    loss: Callable[..., tuple[jax.Array, Report]],
+    params: nnx.State,
+    so_far: nnx.State | None,
+    nudge_BTD: Float[Array, "B T D"] | None = None,
 ) -> tuple[nnx.State, Report]:
-    gradient, report = jax.grad(loss, has_aux=True)(params)
+    if nudge_BTD is None:
+        gradient, report = jax.grad(loss, has_aux=True)(params)
+    else:  # the backward pass has this gradient on its way to that of the parameters
+        (gradient, signal_BTD), report = jax.grad(loss, (0, 1), has_aux=True)(params, nudge_BTD)
+        signal_BT = jnp.linalg.norm(signal_BTD.astype(jnp.float32), axis=-1)
+        report = report._replace(tokens=report.tokens._replace(signal_BT=signal_BT))
     if so_far is not None:
         gradient = jax.tree.map(jnp.add, so_far, gradient)
     return gradient, report

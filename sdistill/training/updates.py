@@ -71,6 +71,8 @@ def compile_steps(config: TrainConfig, model: ModelConfig, mesh: Mesh, state: Tr
     common: dict[str, Any] = {"model": model, "chunk": config.chunk}
     if config.rollouts is not None:
         common["temperature"] = config.rollouts.sampling.temperature
+        if config.attribution:
+            common["attribution"] = True
     if config.sdpo is not None:
         mix = config.sdpo.teacher.mix
         gradient = compile_gradient(sdpo_gradient, state, config=config.sdpo.loss, mix=mix, **common)

@@ -43,11 +43,17 @@ def test_mask_marks_the_tokens_that_are_epistemic_words(tokenizer):
         for column, word in enumerate(text.split()):
             ids[row, column] = tokenizer.encode(word)[0]
             expected[row, column] = word in WORDS
-    mask = token_mask(tokenizer, ids)
+    mask = token_mask(tokenizer, ids, np.array([7, 7]))
     assert mask.dtype == np.float32 and expected.sum() == 5
     np.testing.assert_array_equal(mask, expected)
     np.testing.assert_array_equal(mask.sum(axis=1), [count_words(t) for t in texts])
 
 
 def test_mask_ignores_special_and_spare_ids(tokenizer):
-    np.testing.assert_array_equal(token_mask(tokenizer, np.array([[0, 1, 2, 166, 167]])), np.zeros((1, 5)))
+    ids = np.array([[0, 1, 2, 166, 167]])
+    np.testing.assert_array_equal(token_mask(tokenizer, ids, np.array([5])), np.zeros((1, 5)))
+
+
+def test_mask_ends_with_the_row(tokenizer):
+    ids = np.full((2, 3), tokenizer.encode("wait")[0])
+    np.testing.assert_array_equal(token_mask(tokenizer, ids, np.array([1, 3])), [[1, 0, 0], [1, 1, 1]])
