@@ -26,6 +26,7 @@ from sdistill.datasets.catalogue import open_problems, task_of
 from sdistill.models.folders import load_chat, load_model
 from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.parallel.processes import gathered, gathered_rows, share_of
+from sdistill.rollout.clock import Clock
 from sdistill.rollout.decoding import Finish
 from sdistill.rollout.engine import Engine
 from sdistill.rollout.model import CachedDecoder
@@ -105,29 +106,41 @@ def sample(
     sampling: Sampling,
     thinking: bool = True,
     progress: Callable[[Usage], None] | None = None,
+    clock: Clock | None = None,
 ) -> tuple[list[Generation], Rollouts]:
     """Samples and judges `samples` responses a problem, posed with user turn `contents`.
 
-    Of several processes each does its share, and all know the outcome.
+    Of several processes each does its share, and all know the outcome. Verification follows sampling, and
+    takes what is said to `clock`: with the time until the other processes have verified their shares.
     """
+    clock = clock or Clock()
     requests = requests_for(problems, contents, chat, samples, sampling, thinking=thinking)
     mine = share_of(len(requests))
     asked = [(problems[i // samples], request) for i, request in enumerate(requests)][mine]
-    rollouts = engine.generate(
-        params, [request for _, request in asked], seed=seed, step=step, progress=progress
-    )
+    with clock.spent_on("generate"):
+        rollouts = engine.generate(
+            params, [request for _, request in asked], seed=seed, step=step, progress=progress
+        )
+    with clock.spent_on("verify"):
+        generations = judge_all(asked, rollouts, chat, task)
+        return gathered(generations), gathered_rows(rollouts, len(asked))
+
+
+def judge_all(
+    asked: Sequence[tuple[Problem, Request]], rollouts: Rollouts, chat: Chat, task: Task
+) -> list[Generation]:
+    """Decodes and verifies responses."""
     texts = [
         chat.tokenizer.decode(ids[:length].tolist())
         for ids, length in zip(rollouts.ids, rollouts.lengths, strict=True)
     ]
     verdicts = task.verify_all([(problem, text) for (problem, _), text in zip(asked, texts, strict=True)])
-    generations = [
+    return [
         described(problem, request, text, int(length), int(finish), chat, verdict)
         for (problem, request), text, length, finish, verdict in zip(
             asked, texts, rollouts.lengths, rollouts.finish, verdicts, strict=True
         )
     ]
-    return gathered(generations), gathered_rows(rollouts, len(asked))
 
 
 def main() -> None:

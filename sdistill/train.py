@@ -10,6 +10,7 @@ What a step does is in `training.learning`. What a run directory holds:
     k3_test-000020.jsonl.gz        the responses of the evaluation at that step
     checkpoints/                   state, teacher and iterator position
     tensorboard/                   the same figures, times, speed and memory, while it runs
+    profile/                       what JAX's profiler recorded of `profile_steps`
     model/                         the final weights, written last: a run that has them is finished
 """
 
@@ -48,7 +49,7 @@ from sdistill.training.config import RolloutsConfig, TrainConfig
 from sdistill.training.evaluation import evaluator
 from sdistill.training.learning import learn_from_examples, learn_from_rollouts, prepare
 from sdistill.training.meshes import mesh_of
-from sdistill.training.monitor import Monitor
+from sdistill.training.monitor import Monitor, Profiler
 from sdistill.training.optimizer import make_optimizer
 from sdistill.training.preemption import Preempted, PreemptionNotice
 from sdistill.training.state import TrainState, new_state
@@ -105,7 +106,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
         checkpoints.save(step, (state, teacher), position)
 
     evaluate = evaluator(config, model, mesh, chat, problems, workdir, on_round=notice.check)
-    monitor = Monitor(workdir, asdict(config))
+    monitor, profiler = Monitor(workdir, asdict(config), mesh), Profiler(workdir, config.profile_steps)
     step, kept = start, start
     with jax.set_mesh(mesh), notice, contextlib.closing(monitor):
         try:
@@ -113,14 +114,14 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
                 position = iterator.get_state()
                 notice.check()
                 evaluate(state.params, step)
-                state, teacher, record, generations = learn(
-                    run, state, teacher, next(iterator), step, metrics
-                )
+                with profiler.step(step + 1):
+                    state, teacher, record, generations = learn(
+                        run, state, teacher, next(iterator), step, metrics
+                    )
                 step += 1
                 metrics.append({"step": step, **record})
                 rollouts += generations
-                sampled = sum(generation["length"] for generation in generations)
-                monitor.show(step, record, run.clock.read(), sampled=sampled)
+                monitor.show(step, record, run.clock.read())
                 warn_if_barren(config, workdir, metrics)
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     keep(step, iterator.get_state())

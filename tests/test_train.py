@@ -25,6 +25,7 @@ from sdistill.train import initial_model, train
 from sdistill.training.config import TrainConfig
 from tests import tiny
 from tests.processes import ROOT, Commands, assert_same_files, files_below
+from tests.training.test_monitor import scalars
 
 STEPS = 6
 WORDS = dataclasses.replace(tiny.CONFIG, vocab_size=168, num_hidden_layers=1, max_position_embeddings=1024)
@@ -161,6 +162,19 @@ def test_a_run_learns_and_leaves_its_files(uninterrupted):
     before, after = load_pretrained(SIGNS_BASE), load_pretrained(uninterrupted / "model")
     for a, b in zip(tiny.leaves(nnx.state(before)), tiny.leaves(nnx.state(after)), strict=True):
         assert not np.array_equal(a, b)
+
+
+def test_what_a_step_takes_is_shown_by_what_for_and_kept_nowhere_else(uninterrupted):
+    shown = scalars(uninterrupted / "tensorboard")
+    parts = ("generate", "reshard", "verify", "layout", "train")
+    for step in range(1, STEPS + 1):
+        seconds = [shown[f"seconds/{part}", step] for part in parts]
+        assert min(seconds) > 0 and shown["seconds/step", step] == pytest.approx(sum(seconds))
+        for part in ("generate", "train", "step"):
+            assert shown[f"teraflops_per_second_and_device/{part}", step] > 0
+        assert shown["speed/sampled_tokens_per_second_and_device", step] > 0
+    assert {"sampler_gap", "loss"} < set(read_records(uninterrupted / "metrics.jsonl")[0])
+    assert not any("second" in name for name in read_records(uninterrupted / "metrics.jsonl")[0])
 
 
 def test_a_fixed_number_of_problems_is_trained_and_evaluated_on(uninterrupted):
@@ -359,13 +373,14 @@ def short_responses(data_dir, folder: Path, **changes):
 
 
 def test_a_run_without_any_success_is_reported_once(tmp_path, tiny_folder, data_dir, caplog):
-    config = parse(TrainConfig, short_responses(data_dir, tiny_folder, steps=22))
+    config = parse(TrainConfig, short_responses(data_dir, tiny_folder, steps=22, profile_steps=(2, 3)))
     with caplog.at_level(logging.WARNING, "sdistill"):
         train(config, tmp_path)
     warnings = [m for m in caplog.messages if "no rollout was correct for 20 steps" in m]
     assert len(warnings) == 1 and "rollouts.max_response=2" in warnings[0]
     metrics = read_records(tmp_path / "metrics.jsonl")
     assert all(record["teacher_fraction"] == 0 for record in metrics)
+    assert len(list(tmp_path.glob("profile/**/*.xplane.pb"))) == 1
     start, end = load_pretrained(tiny_folder), load_pretrained(tmp_path / "model")
     tiny.assert_same_bits(nnx.state(end, nnx.Param), nnx.state(start, nnx.Param))
 

@@ -36,6 +36,28 @@ CHIPS: Mapping[str, Chip] = {
 """By the version in a topology's name."""
 
 
+DEVICE_FLOPS: Mapping[str, float] = {
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU v6e": CHIPS["v6e"].flops,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+}
+"""FLOP/s of dense bfloat16 matrix products, by how the names begin that JAX gives devices (GPUs: the data
+sheet of each, https://www.nvidia.com/en-us/data-center)."""
+
+
+def peak_flops(kind: str) -> float | None:
+    """FLOP/s of a device at best, by its `device_kind`; None where that is not known, as for CPUs."""
+    fitting = [name for name in DEVICE_FLOPS if kind.startswith(name)]
+    return DEVICE_FLOPS[max(fitting, key=len)] if fitting else None
+
+
 def chip_of(topology: str) -> Chip:
     """The chip of a slice such as `v5p:2x2x2`.
 

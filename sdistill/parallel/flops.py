@@ -3,6 +3,9 @@
 A multiplication and an addition count two; norms, RoPE and softmax count nothing, as is usual.
 """
 
+from collections import Counter
+from collections.abc import Iterable
+
 from sdistill.models.config import ModelConfig
 
 BACKWARD = 2.0
@@ -56,3 +59,23 @@ def head_flops(model: ModelConfig, positions: int) -> float:
 def forward_flops(model: ModelConfig, length: int, positions: int) -> float:
     """Forward pass of one sequence, with the logits of some positions."""
     return matrix_flops(model, length) + attention_flops(model, length) + head_flops(model, positions)
+
+
+def forward_flops_of(model: ModelConfig, sequences: Iterable[tuple[int, int]]) -> float:
+    """Forward pass of many sequences, each given by its length and the number of positions with logits."""
+    return sum(count * forward_flops(model, *shape) for shape, count in Counter(sequences).items())
+
+
+def sampling_flops(model: ModelConfig, sequences: Iterable[tuple[int, int]], samples: int) -> float:
+    """Sampling of responses, where so many next to each other share a prompt, which is read once.
+
+    Args:
+      model: That samples.
+      sequences: Tokens of prompt and response together, and of the response, of each.
+      samples: Responses to a prompt.
+    """
+    sequences = list(sequences)
+    # The last token of a response is never read, and the last one of a prompt with each response.
+    prompts = [(max(length - response - 1, 0), 0) for length, response in sequences]
+    answered = forward_flops_of(model, ((length - 1, response) for length, response in sequences))
+    return answered - forward_flops_of(model, prompts) + forward_flops_of(model, prompts[::samples])

@@ -11,6 +11,7 @@ With several processes every one calls `generate` with requests of its own. All 
 see all that is decoded, so they follow the same schedule without talking about it.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -112,13 +113,15 @@ class Engine:
         mask = self._mask(forbidden)
         with jax.set_mesh(self.mesh):
             programs = compiled(self.model, self.mesh)
-            params = programs.reshard(params)
+            began = time.perf_counter()
+            params = jax.block_until_ready(programs.reshard(params))  # all that follows needs them at once
             run = Schedule(self.plan, programs, params, jobs, self.stop_ids, mask, (seed, step))
 
             def ended(index: int, response: Response) -> None:
                 if on_response and own.start <= index < own.stop:
                     on_response(index - own.start, response)
 
+            run.reshard_seconds = run.began - began
             before: list[int] = []
             while run.goes_on():
                 run.refill()

@@ -95,7 +95,8 @@ class Usage(NamedTuple):
       tokens: Tokens drawn.
       steps: Decoding steps.
       occupancy: Share of the slots that drew a token, over the steps made while responses were waiting.
-      seconds: Since the beginning.
+      seconds: Since the parameters were in the layout for sampling.
+      reshard_seconds: That it took to bring them there.
     """
 
     total: int
@@ -105,6 +106,7 @@ class Usage(NamedTuple):
     steps: int
     occupancy: float
     seconds: float
+    reshard_seconds: float = 0.0
 
 
 Stop = Callable[[Sequence[int], int], int | None]

@@ -144,7 +144,7 @@ class Schedule:
         self.plan, self.programs, self.params, self.jobs = plan, programs, params, jobs
         self.stop_ids, self.forbidden = stop_ids, forbidden
         self.seed_and_step = np.asarray(seed_and_step, np.int32)
-        self.began = time.perf_counter()
+        self.began, self.reshard_seconds = time.perf_counter(), 0.0
         count = len(jobs.limits)
         self.waiting = deque(range(count))
         self.responses: dict[int, Response] = {}
@@ -320,5 +320,12 @@ class Schedule:
         responses = len(self.responses)
         occupancy = self.crowded_tokens / crowded
         return Usage(
-            len(self.jobs.limits), responses, self.errors, self.tokens, self.steps, occupancy, seconds
+            len(self.jobs.limits),
+            responses,
+            self.errors,
+            self.tokens,
+            self.steps,
+            occupancy,
+            seconds,
+            self.reshard_seconds,
         )

@@ -143,6 +143,7 @@ class TrainConfig:
       slots: Rollouts decoded at a time.
       mesh: Sizes of the device mesh; None for one over all devices that suits the model.
       data_dir: Where data sets are prepared; None for the TFDS default.
+      profile_steps: First and last step that JAX's profiler records, into `profile/`; None for none.
     """
 
     objective: Literal["pretrain", "sft", "grpo", "sdpo"]
@@ -166,9 +167,15 @@ class TrainConfig:
     slots: int = 128
     mesh: MeshConfig | None = field(default_factory=MeshConfig)
     data_dir: str | None = None
+    profile_steps: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "checkpoint_every", "chunk", "slots")
+        profiled = self.profile_steps
+        require(
+            profiled is None or (len(profiled) == 2 and 0 < profiled[0] <= profiled[1] <= self.steps),
+            f"profile_steps={profiled} must be a first and a last step, 1 to steps={self.steps}",
+        )
         require(
             (self.model is None) == (self.init_from is not None),
             "model is needed where init_from is None, and has no effect otherwise",

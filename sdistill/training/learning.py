@@ -8,7 +8,7 @@ steps score, differentiate and update, once for each mini-batch, (5) the teacher
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +21,20 @@ from sdistill.datasets.catalogue import task_of
 from sdistill.distill.teacher import TeacherConfig, first_teacher, next_teacher, on_device
 from sdistill.models.config import ModelConfig
 from sdistill.models.scoring import TokenScores
+from sdistill.parallel.flops import BACKWARD, forward_flops_of, sampling_flops
 from sdistill.parallel.processes import on_every_host
 from sdistill.parallel.rules import place_batch
+from sdistill.rollout.clock import Clock
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.training.attribution import attribute
 from sdistill.training.batch import Score, check_sampled, on_policy_batch, row_names
 from sdistill.training.config import TrainConfig
-from sdistill.training.monitor import Clock
-from sdistill.training.objectives import score_rows
-from sdistill.training.rows import Rows
+from sdistill.training.objectives import OnPolicyBatch, score_rows
+from sdistill.training.rows import Rows, sequences_of
 from sdistill.training.sampler import OnRound, ProblemSampler, rollout_sampler
 from sdistill.training.state import TrainState
-from sdistill.training.steps import PackedBatch
+from sdistill.training.steps import PackedBatch, examples_of
 from sdistill.training.updates import (
     Steps,
     compile_steps,
@@ -59,7 +60,7 @@ class Run:
       steps: Compiled.
       sampler: Of rollouts; None where examples are learned from.
       reference: The initial weights, for objectives that need them.
-      clock: What the time of a step goes to.
+      clock: What time and arithmetic of a step go to: generate, reshard, verify, layout, score, train.
     """
 
     config: TrainConfig
@@ -71,7 +72,7 @@ class Run:
     steps: Steps
     sampler: ProblemSampler | None
     reference: nnx.State | None
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock
 
 
 class Learned(NamedTuple):
@@ -112,6 +113,7 @@ def prepare(
       on_round: Called again and again while responses are sampled; may raise.
     """
     _warn_of_positions(config, model)
+    clock = Clock()
     with_reference = config.grpo is not None and config.grpo.kl_coefficient is not None
     return Run(
         config,
@@ -121,8 +123,9 @@ def prepare(
         problems,
         task=task_of(config.rollouts.split) if config.rollouts else None,
         steps=compile_steps(config, model, mesh, state),
-        sampler=rollout_sampler(config, model, mesh, chat, on_round) if config.rollouts else None,
+        sampler=rollout_sampler(config, model, mesh, chat, on_round, clock) if config.rollouts else None,
         reference=first_teacher(TeacherConfig("fixed"), state.params) if with_reference else None,
+        clock=clock,
     )
 
 
@@ -158,7 +161,8 @@ def learn_from_examples(
     token_weights = batch["weights"] / max(batch["weights"].sum(), 1.0)
     packed = PackedBatch(**{**batch, "weights": token_weights})
     names = [f"row {row}" for row in range(len(token_weights))]
-    with run.clock.spent_on("update"):
+    run.clock.computed("train", (1 + BACKWARD) * forward_flops_of(run.model, examples_of(packed)))
+    with run.clock.spent_on("train"):
         state, updates = update_from_examples(run.steps, state, packed)
         record = record_of(updates, names)
     return Learned(state, teacher, record, [])
@@ -185,16 +189,15 @@ def learn_from_rollouts(
     config, guide = run.config, run.config.guide
     assert run.sampler is not None and run.task is not None
     problems = [run.problems[i] for i in batch]
-    with run.clock.spent_on("sample and verify"):
-        generations, rollouts = run.sampler(state.params, problems, run.task, step)
+    generations, rollouts = run.sampler(state.params, problems, run.task, step)
     check_sampled(generations)
     shown = None  # stands for the student's own weights
     if guide is not None:
         if teacher is None:  # to be copied before the first update takes the buffers
             teacher = first_teacher(guide.teacher, state.params)
         shown = on_device(guide.teacher, teacher)
-    score_with = functools.partial(scorer, config=config, model=run.model, mesh=run.mesh)
-    with run.clock.spent_on("score and lay out"):
+    score_with = functools.partial(scorer, config=config, model=run.model, mesh=run.mesh, clock=run.clock)
+    with run.clock.spent_on("layout"):
         whole, figures = on_policy_batch(
             config,
             problems,
@@ -205,7 +208,8 @@ def learn_from_rollouts(
             reference=score_with(run.reference),
             past=past,
         )
-    with run.clock.spent_on("update"):
+    note_arithmetic(run, whole)
+    with run.clock.spent_on("train"):
         state, updates = update_from_rollouts(run.steps, state, whole, *([shown] if config.sdpo else []))
         record = figures | record_of(updates, row_names(generations))
     if config.attribution:
@@ -219,17 +223,38 @@ def learn_from_rollouts(
     return Learned(state, teacher, record, generations)
 
 
-def scorer(params: nnx.State | None, config: TrainConfig, model: ModelConfig, mesh: Mesh) -> Score:
+def note_arithmetic(run: Run, batch: OnPolicyBatch) -> None:
+    """Tells the clock what sampling and learning from a batch compute; what scores do, `scorer` tells it."""
+    assert run.config.rollouts is not None
+    student = sequences_of(batch.student)
+    run.clock.computed("generate", sampling_flops(run.model, student, run.config.rollouts.samples))
+    run.clock.computed("train", (1 + BACKWARD) * forward_flops_of(run.model, student))
+    if batch.teacher is not None:
+        shown = np.asarray(batch.has_teacher)
+        teacher = (rows for rows, counts in zip(sequences_of(batch.teacher), shown, strict=True) if counts)
+        run.clock.computed("train", forward_flops_of(run.model, teacher))
+
+
+def scorer(
+    params: nnx.State | None,
+    config: TrainConfig,
+    model: ModelConfig,
+    mesh: Mesh,
+    clock: Clock | None = None,
+) -> Score:
     """Scores the responses of rows with these weights, so many at a time as gradients are computed for."""
     assert config.rollouts is not None
     size, temperature = config.micro_rows or config.update_rows, config.rollouts.sampling.temperature
+    told = clock or Clock()
 
     def score(rows: Rows) -> TokenScores:
         found = []
-        for start in range(0, len(rows.tokens), size):
-            part = place_batch(Rows(*(x[start : start + size] for x in rows)), mesh)
-            scores = score_rows(params, part, model=model, temperature=temperature, chunk=config.chunk)
-            found.append(on_every_host(scores))
+        told.computed("score", forward_flops_of(model, sequences_of(rows)))
+        with told.spent_on("score"):
+            for start in range(0, len(rows.tokens), size):
+                part = place_batch(Rows(*(x[start : start + size] for x in rows)), mesh)
+                scores = score_rows(params, part, model=model, temperature=temperature, chunk=config.chunk)
+                found.append(on_every_host(scores))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
     return score

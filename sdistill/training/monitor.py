@@ -6,41 +6,26 @@ Times are shown here and kept nowhere else: `metrics.jsonl` is the same, to the 
 import contextlib
 import importlib.util
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
+from sdistill.parallel.chips import peak_flops
 from sdistill.parallel.processes import is_writer
-
-
-class Clock:
-    """Seconds of a step, by what they were spent on."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def spent_on(self, what: str) -> Iterator[None]:
-        """Adds the time of the block."""
-        start = time.perf_counter()
-        yield
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
-
-    def read(self) -> dict[str, float]:
-        """The seconds since the last reading."""
-        seconds, self.seconds = self.seconds, {}
-        return seconds
+from sdistill.rollout.clock import Spent
 
 
 class Monitor:
     """Shows the figures of every step. In a run of several processes only the first one does."""
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, config: Mapping[str, Any], mesh: Mesh):
         """Opens the log in `workdir`/tensorboard; W&B takes WANDB_PROJECT, and shows nothing without it."""
+        self._devices = mesh.size
+        self._peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard")) if is_writer() else None
         self._wandb: Any = None
         if is_writer() and os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
@@ -48,25 +33,33 @@ class Monitor:
 
             self._wandb = wandb.init(dir=str(workdir), name=workdir.name, config=dict(config), resume="allow")
 
-    def show(
-        self, step: int, record: Mapping[str, float], seconds: Mapping[str, float], *, sampled: int
-    ) -> None:
-        """Adds the figures of a step, and the most memory that a device has had in use, where it says so.
+    def show(self, step: int, record: Mapping[str, float], spent: Spent) -> None:
+        """Adds the figures of a step, what it took, and the most memory that a device has had in use.
+
+        Model FLOPs utilisation, `mfu`, is the arithmetic of the model that a step, or a part of it, has to do
+        (`parallel.flops`), over what its devices do at best in the same time: FLOPs / (seconds × devices ×
+        peak of bfloat16). Where the peak is not known, as of CPUs, there is the rate only.
 
         Args:
           step: Its number, from 1.
           record: Its figures.
-          seconds: What it took, by what for.
-          sampled: Tokens of the responses that were sampled in it, by all processes.
+          spent: On the step.
         """
         if self._tensorboard is None:
             return
         shown = {f"train/{name}": value for name, value in record.items()}
+        total = sum(spent.seconds.values())
+        seconds = {**spent.seconds, "step": total}
         shown |= {f"seconds/{name}": value for name, value in seconds.items()}
-        total = sum(seconds.values())
-        shown["seconds/step"] = total
-        if sampled:
-            shown["speed/sampled_tokens_per_second_and_device"] = sampled / total / jax.device_count()
+        for name, flops in {**spent.flops, "step": sum(spent.flops.values())}.items():
+            rate = flops / seconds[name] / self._devices
+            shown[f"teraflops_per_second_and_device/{name}"] = rate / 1e12
+            if self._peak is not None:
+                shown[f"mfu/{name}"] = rate / self._peak
+        if (usage := spent.usage) is not None:
+            shown["speed/sampled_tokens_per_second_and_device"] = usage.tokens / total / self._devices
+            if usage.occupancy:  # 0 where no response has ever waited for a slot
+                shown["speed/slots_busy"] = usage.occupancy
         if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
             shown["memory/peak_gb"] = peak / 1e9
         for name, value in shown.items():
@@ -80,3 +73,35 @@ class Monitor:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class Profiler:
+    """Records chosen steps with JAX's profiler: TensorBoard and Perfetto show what it leaves."""
+
+    def __init__(self, workdir: Path, steps: tuple[int, int] | None):
+        """Of the first and the last step to record; None for none. Every process records its own devices."""
+        self._directory = workdir / "profile"
+        self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
+        self._recording = False
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Around each step, which has this number, from 1."""
+        if number not in self._steps:
+            yield
+            return
+        if not self._recording:
+            jax.profiler.start_trace(str(self._directory))
+            self._recording = True
+        try:
+            with jax.profiler.StepTraceAnnotation("step", step_num=number):
+                yield
+        except BaseException:
+            self._end()
+            raise
+        if number == self._steps[-1]:
+            self._end()
+
+    def _end(self) -> None:
+        jax.profiler.stop_trace()
+        self._recording = False

@@ -98,6 +98,12 @@ def response_ids(rows: Rows) -> Int[Array, "B T"]:
     return rows.tokens[:, -rows.response_mask.shape[1] :]
 
 
+def sequences_of(rows: Rows) -> list[tuple[int, int]]:
+    """Tokens of each sequence, prompt and response together, and of its response."""
+    lengths, responses = (np.asarray(x).sum(axis=1).astype(int) for x in (rows.segments, rows.response_mask))
+    return list(zip(lengths.tolist(), responses.tolist(), strict=True))
+
+
 def listed(rows: Sequence[str]) -> str:
     """The names of rows for an error: the first few, and how many more there are."""
     more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""

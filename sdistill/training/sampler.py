@@ -1,7 +1,7 @@
 """How a run samples: responses to learn from, and responses to be evaluated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flax import nnx
 from jax.sharding import Mesh
@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from sdistill.analysis.measure import Generation
 from sdistill.evaluate import sample
 from sdistill.models.config import ModelConfig
+from sdistill.rollout.clock import Clock
 from sdistill.rollout.engine import Engine
 from sdistill.rollout.model import CachedDecoder
 from sdistill.rollout.rollouts import Rollouts, Usage
@@ -29,6 +30,7 @@ class ProblemSampler:
       settings: Samples a problem, and how they are drawn.
       seed: Of the run.
       on_round: Called again and again while it samples; may raise.
+      clock: Is told what it takes.
     """
 
     engine: Engine
@@ -36,6 +38,7 @@ class ProblemSampler:
     settings: RolloutsConfig | EvaluationConfig
     seed: int
     on_round: OnRound | None = None
+    clock: Clock = field(default_factory=Clock)
 
     def __call__(
         self, params: nnx.State, problems: Sequence[Problem], task: Task, step: int
@@ -56,12 +59,23 @@ class ProblemSampler:
             step=step,
             sampling=self.settings.sampling,
             thinking=self.settings.thinking,
-            progress=self.on_round,
+            progress=self._note,
+            clock=self.clock,
         )
+
+    def _note(self, usage: Usage) -> None:
+        self.clock.see(usage)
+        if self.on_round is not None:
+            self.on_round(usage)
 
 
 def rollout_sampler(
-    config: TrainConfig, model: ModelConfig, mesh: Mesh, chat: Chat, on_round: OnRound | None = None
+    config: TrainConfig,
+    model: ModelConfig,
+    mesh: Mesh,
+    chat: Chat,
+    on_round: OnRound | None = None,
+    clock: Clock | None = None,
 ) -> ProblemSampler:
     """What GRPO and SDPO learn from."""
     assert config.rollouts is not None
@@ -73,7 +87,7 @@ def rollout_sampler(
         max_prompt=config.rollouts.max_prompt,
         max_response=config.rollouts.max_response,
     )
-    return ProblemSampler(engine, chat, config.rollouts, config.seed, on_round)
+    return ProblemSampler(engine, chat, config.rollouts, config.seed, on_round, clock or Clock())
 
 
 def evaluation_sampler(

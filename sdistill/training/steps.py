@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -48,6 +49,16 @@ class PackedBatch(NamedTuple):
     weights: Float[Array, "B S"]
     segments: Int[Array, "B S"]
     positions: Int[Array, "B S"]
+
+
+def examples_of(batch: PackedBatch) -> list[tuple[int, int]]:
+    """Tokens of each example in the rows, and how many of them are learned."""
+    found: list[tuple[int, int]] = []
+    for segments, weights in zip(np.asarray(batch.segments), np.asarray(batch.weights), strict=True):
+        lengths = np.bincount(segments)
+        learned = np.bincount(segments[weights > 0], minlength=len(lengths))
+        found += zip(lengths[1:].tolist(), learned[1:].tolist(), strict=True)  # segment 0 is padding
+    return found
 
 
 def cross_entropy_loss(

@@ -45,7 +45,7 @@ def main() -> None:
     again = engine.generate(params, requests[:3] if jax.process_index() == 0 else [], seed=0, step=0)
     assert len(again.ids) == (3 if jax.process_index() == 0 else 0)
     assert (again.ids == rollouts.ids[: len(again.ids)]).all()
-    print(json.dumps(usage[-1]._replace(seconds=0.0)._asdict()))
+    print(json.dumps(usage[-1]._replace(seconds=0.0, reshard_seconds=0.0)._asdict()))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,16 @@ def test_what_is_computed_once_more_is_all_but_the_product_that_no_gradient_need
     assert flops.repeated_flops(normed, 3) == flops.matrix_flops(normed, 3)
 
 
+def test_sampling_reads_a_prompt_once_and_every_token_but_the_last():
+    """Two prompts of 5 and 3 tokens; two responses to each."""
+    sequences = [(5 + 4, 4), (5 + 1, 1), (3 + 2, 2), (3 + 2, 2)]
+    pairs = flops.attention_flops(MODEL, 1)  # of one query and one key
+    read = (4 + 4 + 1) + (2 + 2 + 2)
+    seen = (4 * 5 / 2 + (5 + 6 + 7 + 8) + 5) + (2 * 3 / 2 + (3 + 4) * 2)
+    expected = flops.matrix_flops(MODEL, read) + seen * pairs + flops.head_flops(MODEL, 4 + 1 + 2 + 2)
+    assert flops.sampling_flops(MODEL, sequences, samples=2) == pytest.approx(expected)
+
+
 @pytest.fixture(scope="module")
 def programs():
     run = Shaped.of(parse(TrainConfig, RECIPE), MODEL, make_mesh(MeshConfig()))

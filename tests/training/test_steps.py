@@ -29,6 +29,7 @@ from sdistill.training.steps import (
     PackedBatch,
     cross_entropy_gradient,
     cross_entropy_loss,
+    examples_of,
     grpo_gradient,
     sdpo_gradient,
     update,
@@ -278,6 +279,10 @@ def test_cross_entropy_of_packed_rows_is_that_of_single_examples():
     assert value == pytest.approx(cross_entropy_reference(reference.flatten(PARAMS)), rel=1e-5)
     assert metrics["loss"] == (value, 0) and metrics["entropy"][1] == 8
     assert_gradient_is_that_of(cross_entropy_reference, gradient)
+
+
+def test_examples_are_counted_with_what_is_learned_of_them():
+    assert examples_of(packed()) == [(4, 2), (7, 5), (2, 1)]
 
 
 CASES = {  # loss of a size of chunk, the size that leaves a rest, further arguments
