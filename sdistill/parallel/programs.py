@@ -186,7 +186,8 @@ def sampling_programs(
     prefix = jax.eval_shape(lambda: decoder.empty_cache(plan.prefill_rows, prompt))
     prefix = jax.tree.map(lambda x: _laid_out(x, prefix_layout), prefix)
     prompts = _whole(plan.prefill_rows, prompt), _whole(plan.prefill_rows)
-    drawing = jax.ShapeDtypeStruct((slots,), bool), _whole(), _whole(1)
+    stopped, forbidden = (jax.ShapeDtypeStruct((size,), bool) for size in (slots, model.vocab_size))
+    drawing = stopped, _whole(), _whole(1), forbidden
     training = params, besides
     responses, begun = sampled.problems * sampled.samples, max(1, slots // 8)
     computed = plan.prefill_rows * (1 - 1 / model.num_hidden_layers)  # of the last layer only keys and values
