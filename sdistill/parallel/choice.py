@@ -1,12 +1,13 @@
 """Which mesh a run gets if its config names none: the plainest one that fits."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import jax
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 
 from sdistill.config import ConfigError, require
 from sdistill.models.config import ModelConfig
@@ -110,7 +111,7 @@ def choose_mesh(load: Load, devices: int, memory: float) -> MeshConfig:
     Raises:
       ConfigError: if none fits; names the one that comes closest, its bytes and ways out.
     """
-    shapes = nnx.state(nnx.eval_shape(lambda: new_model(load.model, 0)), nnx.Param)
+    shapes = shapes_of(load.model)
     refusal, closest = "", (math.inf, "", MeshConfig())
     for mesh in meshes(devices):
         try:
@@ -150,9 +151,24 @@ def check_divides(load: Load, shapes: nnx.State, mesh: MeshConfig) -> None:
     counts: Mapping[str, int] = {"micro_rows": load.micro_rows, "rows": load.rows, "slots": load.slots}
     for name, count in counts.items():
         require(count % ways == 0, f"{shown(mesh)} cannot split {name}={count} over data × fsdp = {ways}")
-    abstract = jax.sharding.AbstractMesh(tuple(getattr(mesh, axis) for axis in AXES), AXES)
-    for rules in (TRAINING, SAMPLING):
-        parameter_shardings(shapes, abstract, rules)  # type: ignore[arg-type]
+    abstract = AbstractMesh(tuple(getattr(mesh, axis) for axis in AXES), AXES)
+    check_splits(shapes, abstract, samples=load.slots > 0)
+
+
+@functools.cache
+def shapes_of(model: ModelConfig) -> nnx.State:
+    """The parameters of a model, as shapes."""
+    return nnx.state(nnx.eval_shape(lambda: new_model(model, 0)), nnx.Param)
+
+
+def check_splits(shapes: nnx.State, mesh: Mesh | AbstractMesh, *, samples: bool) -> None:
+    """Refuses a mesh that cannot split these parameters, in training or, if the run samples, in sampling.
+
+    Raises:
+      ConfigError: naming the axes of the mesh and that of the model.
+    """
+    for rules in (TRAINING, SAMPLING)[: 1 + samples]:
+        parameter_shardings(shapes, mesh, rules)
 
 
 def shown(mesh: MeshConfig) -> str:

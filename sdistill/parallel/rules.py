@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from sdistill.config import ConfigError
@@ -47,7 +47,7 @@ BATCH = PartitionSpec(("data", "fsdp"))  # rows of every batch
 SEQUENCES = PartitionSpec(*BATCH, "context")  # rows and columns of activations in training
 
 
-def parameter_shardings(params: nnx.State, mesh: Mesh, rules: Rules) -> nnx.State:
+def parameter_shardings(params: nnx.State, mesh: Mesh | AbstractMesh, rules: Rules) -> nnx.State:
     """A state like `params` with a `NamedSharding` in the place of every array.
 
     Raises:
@@ -69,7 +69,9 @@ def spec_of(variable: nnx.Variable, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else rules[name] for name in variable.get_metadata()["axes"]))
 
 
-def _check_divides(name: str | None, size: int, axes: str | tuple[str, ...] | None, mesh: Mesh) -> None:
+def _check_divides(
+    name: str | None, size: int, axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh
+) -> None:
     over = (axes,) if isinstance(axes, str) else axes or ()
     ways = math.prod(mesh.shape[axis] for axis in over)
     if size % ways:

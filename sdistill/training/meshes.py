@@ -12,7 +12,7 @@ from sdistill.models.config import ModelConfig
 from sdistill.models.folders import find_model
 from sdistill.models.hugging_face import from_hugging_face
 from sdistill.models.weights import CONFIG_FILE
-from sdistill.parallel.choice import Load, choose_mesh, shown
+from sdistill.parallel.choice import Load, check_splits, choose_mesh, shapes_of, shown
 from sdistill.parallel.mesh import make_mesh
 from sdistill.rollout.memory import device_memory
 from sdistill.training.config import TrainConfig
@@ -24,16 +24,21 @@ def mesh_of(config: TrainConfig) -> Mesh:
     """The mesh over this job's devices.
 
     Raises:
-      ConfigError: if there are fewer devices than the config's mesh has; or if the config leaves the choice,
-        and no mesh fits.
-      FileNotFoundError: if it leaves the choice, and its model cannot be found.
+      ConfigError: if the config's mesh has more devices than there are, or cannot split its model; or if the
+        config leaves the choice, and no mesh fits.
+      FileNotFoundError: if there is no such model.
     """
-    if config.mesh is not None:
-        return make_mesh(config.mesh)
+    mesh = None if config.mesh is None else make_mesh(config.mesh)
+    if mesh is not None and mesh.size == 1:
+        return mesh
     model = config.model
     if model is None:
         model = from_hugging_face(find_model(str(config.init_from)) / CONFIG_FILE)
-    return chosen_mesh(config, model, jax.devices(), device_memory())
+    if mesh is None:
+        return chosen_mesh(config, model, jax.devices(), device_memory())
+    samples = config.rollouts is not None or config.evaluation is not None
+    check_splits(shapes_of(model), mesh, samples=samples)  # before anything is loaded
+    return mesh
 
 
 def chosen_mesh(

@@ -1,4 +1,4 @@
-"""Prints the meshes chosen for a tiny run over eight devices, and how often its largest matrix is split."""
+"""Prints the meshes chosen for a tiny run over eight devices, how they split it, and those it refuses."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from configs.paper import section5_sdpo
-from sdistill.config import parse
+from sdistill.config import ConfigError, parse
 from sdistill.models.weights import new_model
 from sdistill.parallel.mesh import MeshConfig
 from sdistill.parallel.rules import TRAINING, place
@@ -22,11 +22,16 @@ def main() -> None:
     assert run.model is not None
     single, _ = load_of(run, run.model).total_on(MeshConfig())
     meshes = {"enough": mesh_of(run), "tight": chosen_mesh(run, run.model, jax.devices(), single / 3)}
-    report = {}
+    report: dict[str, list] = {}
     for name, mesh in meshes.items():
         params = place(nnx.state(new_model(run.model, 0), nnx.Param), mesh, TRAINING)
         largest = max(jax.tree.leaves(params), key=lambda x: x.size)
         report[name] = [dict(mesh.shape), largest.size / largest.addressable_shards[0].data.size]
+    for refused in (MeshConfig(tensor=4), MeshConfig(data=2, context=4)):
+        try:
+            mesh_of(dataclasses.replace(run, mesh=refused))
+        except ConfigError as error:
+            report.setdefault("refused", []).append(str(error))
     print(json.dumps(report))
 
 

@@ -84,3 +84,7 @@ def test_where_the_config_names_no_mesh_one_is_chosen_that_fits(commands):
     chosen = json.loads(commands.succeed("tests.multi_device.choose").splitlines()[-1])
     assert chosen["enough"] == [{"data": 8, "fsdp": 1, "tensor": 1, "context": 1}, 1]
     assert chosen["tight"] == [{"data": 4, "fsdp": 2, "tensor": 1, "context": 1}, 2]
+    assert chosen["refused"] == [
+        "mesh tensor=4 cannot split kv_heads=2 of the model; make an axis smaller",
+        "mesh tensor=1 × context=4 cannot split kv_heads=2 of the model; make an axis smaller",
+    ]
