@@ -10,6 +10,7 @@ What a step does is in `training.learning`. What a run directory holds:
     k3_test-000020.jsonl.gz        the responses of the evaluation at that step
     checkpoints/                   state, teacher and iterator position
     tensorboard/                   the same figures, times, speed and memory, while it runs
+    heartbeats/                    where each process is, if there are several
     profile/                       what JAX's profiler recorded of `profile_steps`
     model/                         the final weights, written last: a run that has them is finished
 """
@@ -38,6 +39,7 @@ from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder, bind
 from sdistill.models.folders import copy_text_files, find_model, load_chat, load_model
 from sdistill.models.hugging_face import from_hugging_face
+from sdistill.parallel.heartbeat import Heartbeat
 from sdistill.parallel.processes import check_agreement, is_writer
 from sdistill.parallel.rules import TRAINING, place
 from sdistill.storage import read_records, write_atomically, write_records
@@ -108,7 +110,12 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
     evaluate = evaluator(config, model, mesh, chat, problems, workdir, on_round=notice.check)
     monitor, profiler = Monitor(workdir, asdict(config), mesh), Profiler(workdir, config.profile_steps)
     step, kept = start, start
-    with jax.set_mesh(mesh), notice, contextlib.closing(monitor):
+
+    def doing() -> tuple[str, float]:
+        return f"step {step + 1}: {run.clock.doing or 'between steps'}", run.clock.seconds
+
+    heartbeat = Heartbeat(workdir, doing)
+    with jax.set_mesh(mesh), notice, contextlib.closing(monitor), heartbeat:
         try:
             while step < config.steps:
                 position = iterator.get_state()

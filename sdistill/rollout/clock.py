@@ -32,7 +32,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.doing = ""
-        self._since = 0.0
+        self._since = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._flops: dict[str, float] = {}
         self._usage: Usage | None = None
@@ -52,6 +52,11 @@ class Clock:
         if self.doing:
             self._seconds[self.doing] = self._seconds.get(self.doing, 0.0) + now - self._since
         self.doing, self._since = what, now
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been doing that."""
+        return time.perf_counter() - self._since
 
     def computed(self, what: str, flops: float) -> None:
         """Adds arithmetic."""

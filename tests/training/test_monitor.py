@@ -79,7 +79,7 @@ def test_devices_are_known_by_the_names_that_jax_gives_them(kind, peak):
 
 
 def test_a_clock_adds_up_and_begins_anew(monkeypatch):
-    now = iter([0.0, 1.0, 5.0, 7.0, 7.0, 10.0, 20.0, 21.0])
+    now = iter([0.0, 0.0, 1.0, 5.0, 7.0, 7.0, 10.0, 20.0, 21.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clock = Clock()
     for what in ("verify", "verify", "train"):
@@ -93,7 +93,7 @@ def test_a_clock_adds_up_and_begins_anew(monkeypatch):
 
 
 def test_a_block_within_a_block_has_its_own_time(monkeypatch):
-    now = iter([0.0, 1.0, 5.0, 7.0])
+    now = iter([0.0, 0.0, 1.0, 5.0, 7.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clock = Clock()
     with clock.spent_on("layout"), clock.spent_on("score"):
@@ -103,7 +103,7 @@ def test_a_block_within_a_block_has_its_own_time(monkeypatch):
 
 
 def test_bringing_parameters_to_the_sampler_is_told_from_generating(monkeypatch):
-    now = iter([0.0, 2.0])
+    now = iter([0.0, 0.0, 2.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clock = Clock()
     with clock.spent_on("generate"):
