@@ -42,17 +42,12 @@ def _of_probe(records: Sequence[Record], probe: Probe) -> list[str]:
     for model in models(records):
         share = regained(records, model, probe)
         lost = contrast(records, model, PLAIN, f"base@{PLAIN}")
-        if share is not None and lost is not None and not probe.arm.startswith(("forbid", "shuffle", REPAIR)):
-            fallen = number(-lost.difference["value"], 3)
-            lines.append(
-                f"{name(model)} has lost {fallen} against the base; {name(probe.arm)} gives {_share(share)} "
-                "of that back."
-            )
+        if share is not None and lost is not None and not probe.arm.startswith(("shuffle", REPAIR)):
+            fallen, size = number(-lost.difference["value"], 3), f"{abs(100 * share):.0f} %"
+            back = f"{size} of that comes back" if share >= 0 else f"another {size} of that is lost"
+            text = f"{name(model)} has lost {fallen} against the base; with {name(probe.arm)} {back}."
+            lines.append(text)
     return lines
-
-
-def _share(share: float) -> str:
-    return f"{100 * share:.0f} %".replace("-", "−")
 
 
 def _change(c: Contrast) -> str:

@@ -89,7 +89,9 @@ def test_the_reading_is_that_of_the_figures():
     text = " ".join(findings(probe_records()))
     assert "Uncertainty words forbidden, against other words forbidden: base lower, 0.150 for 0.750" in text
     assert "base not told apart (+0.000 [−0.010, +0.010], would find ±0.014)" in text
-    assert "SDPO has lost 0.500 against the base" in text and "gives 40 % of that back" in text
+    lost = "SDPO has lost 0.500 against the base; with"
+    assert f"{lost} a word of doubt instead of the end of thinking, 1 × 40 % of that comes back." in text
+    assert f"{lost} uncertainty words forbidden another 40 % of that is lost." in text
     assert words_named(probe_records()) == [
         "base, uncertainty words forbidden: maybe 2.50, wait 1.00; together 3.50 a response."
     ]
