@@ -17,7 +17,7 @@ from sdistill.datasets.amc23.builders import Amc23
 from sdistill.datasets.dapo_math_17k.builders import DapoMath17k, DapoMath17kSeen
 from sdistill.datasets.livecodebench_v6.builders import LiveCodeBenchV6
 from sdistill.datasets.math500.builders import Math500
-from sdistill.datasets.problem_set import ProblemSet, TaskKind
+from sdistill.datasets.problem_set import ProblemSet
 from sdistill.datasets.sciknoweval.builders import DOMAINS, SciKnowEval
 from sdistill.datasets.signs.builders import PROBLEM_SPLITS, SignsCorpus, SignsProblems
 from sdistill.parallel.processes import is_writer, wait_for_all
@@ -108,23 +108,8 @@ def open_corpus(split: str, data_dir: str | Path | None = None) -> list[dict[str
 
 
 def task_of(name: str) -> Task:
-    """The task that verifies responses to the problems of a name. Its library is imported only now."""
-    kind: TaskKind = find(name).builder.TASK
-    if kind == "signs":
-        from sdistill.tasks.signs.puzzle import SignsTask
-
-        return SignsTask()
-    if kind == "mathematics":
-        from sdistill.tasks.mathematics import MathematicsTask
-
-        return MathematicsTask()
-    if kind == "multiple_choice":
-        from sdistill.tasks.multiple_choice import MultipleChoiceTask
-
-        return MultipleChoiceTask()
-    from sdistill.tasks.code import CodeTask
-
-    return CodeTask()
+    """The task that verifies responses to the problems of a name."""
+    return find(name).builder.task()
 
 
 def subset_of(problems: list[Problem], size: int, seed: int) -> tuple[Problem, ...]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sdistill.datasets.problem_set import Found, GoldCheck, ProblemSet, Tally
 from sdistill.datasets.tables import Row
-from sdistill.tasks.problem import Problem
+from sdistill.tasks.problem import Problem, Task
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The last line of every prompt, as in the code released with arXiv 2603.24472."""
@@ -22,8 +22,14 @@ _DAPO_CLOSING = re.compile(r"\s*Remember to put your answer on its own line afte
 class MathematicsSet(ProblemSet):
     """A set of competition mathematics whose rows are all problems of one split, `SPLIT`."""
 
-    TASK = "mathematics"
     SPLIT: ClassVar[str] = "test"
+
+    @staticmethod
+    def task() -> Task:
+        """See the base class."""
+        from sdistill.tasks.mathematics import MathematicsTask
+
+        return MathematicsTask()
 
     def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[Found]:
         """Every row is a problem."""

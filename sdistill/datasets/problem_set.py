@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,9 +22,7 @@ from rich.progress import Progress
 from sdistill.config import ConfigError
 from sdistill.datasets.sources import Source, checksum, obtain
 from sdistill.datasets.tables import Row, read_rows
-from sdistill.tasks.problem import Problem
-
-TaskKind = Literal["signs", "mathematics", "multiple_choice", "code"]
+from sdistill.tasks.problem import Problem, Task
 
 GoldCheck = Callable[[str], str | None]
 """Why a reference answer cannot be compared with others; None if it can."""
@@ -67,12 +65,10 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
 
     Attributes:
       SOURCES: The files; downloaded unless others are given.
-      TASK: The kind of task that verifies responses.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     SOURCES: ClassVar[tuple[Source, ...]]
-    TASK: ClassVar[TaskKind]
 
     def __init__(
         self,
@@ -94,6 +90,11 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
         self._drop_unparsed = drop_unparsed
         self._progress = progress or Progress(disable=True)
         super().__init__(**arguments)
+
+    @staticmethod
+    @abc.abstractmethod
+    def task() -> Task:
+        """What verifies responses. Imports its library only now: few runs need more than one."""
 
     @abc.abstractmethod
     def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[Found]:

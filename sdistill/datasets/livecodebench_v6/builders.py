@@ -16,7 +16,7 @@ from typing import Any
 from sdistill.datasets.problem_set import Found, ProblemSet, Tally
 from sdistill.datasets.sources import on_the_hub
 from sdistill.datasets.tables import Row
-from sdistill.tasks.problem import Problem
+from sdistill.tasks.problem import Problem, Task
 
 FROM, UNTIL = datetime(2025, 2, 1), datetime(2025, 5, 1)
 
@@ -39,7 +39,6 @@ class LiveCodeBenchV6(ProblemSet):
     """
 
     name = "livecodebench_v6"
-    TASK = "code"
     SOURCES = (
         on_the_hub(
             "livecodebench/code_generation_lite",
@@ -49,6 +48,13 @@ class LiveCodeBenchV6(ProblemSet):
             "CC",
         ),
     )
+
+    @staticmethod
+    def task() -> Task:
+        """See the base class."""
+        from sdistill.tasks.code import CodeTask
+
+        return CodeTask()
 
     def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[Found]:
         """The problems of the months that are asked for."""

@@ -13,7 +13,7 @@ import numpy as np
 from sdistill.datasets.problem_set import Found, ProblemSet, Tally
 from sdistill.datasets.sources import on_the_hub
 from sdistill.datasets.tables import Row
-from sdistill.tasks.problem import Problem
+from sdistill.tasks.problem import Problem, Task
 
 DOMAINS = ("biology", "chemistry", "material", "physics")
 LEVEL = "L3"
@@ -47,7 +47,6 @@ class SciKnowEval(ProblemSet):
     """
 
     name = "sciknoweval"
-    TASK = "multiple_choice"
     SOURCES = (
         on_the_hub(
             "hicai-zju/SciKnowEval",
@@ -57,6 +56,13 @@ class SciKnowEval(ProblemSet):
             "MIT",
         ),
     )
+
+    @staticmethod
+    def task() -> Task:
+        """See the base class."""
+        from sdistill.tasks.multiple_choice import MultipleChoiceTask
+
+        return MultipleChoiceTask()
 
     def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[Found]:
         """The questions of each domain, test first."""

@@ -6,13 +6,13 @@ pools and the test sets disjoint as problems (same numbers and target).
 
 import random
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from sdistill.datasets.problem_set import TaskKind
-from sdistill.tasks.problem import Problem
+from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs.puzzle import (
+    SignsTask,
     all_questions,
     problem_from_text,
     question,
@@ -57,7 +57,11 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.1.0")
-    TASK: ClassVar[TaskKind] = "signs"
+
+    @staticmethod
+    def task() -> Task:
+        """What verifies responses."""
+        return SignsTask()
 
     @staticmethod
     def problem_of(record: dict[str, bytes]) -> Problem:
