@@ -1,0 +1,131 @@
+"""Every diff of docs/extend.md applies to the code as it is, is short, and does what the page says."""
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.processes import ROOT
+
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+DIFFS = dict(re.findall(r"^## An? (\w+)\n.*?^```diff\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture
+def extended(tmp_path):
+    """Applies a diff to a copy of the code, and runs statements there; returns what they print."""
+
+    def run(name: str, code: str) -> list[str]:
+        for folder in ("sdistill", "configs"):
+            shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+        subprocess.run(["git", "apply", "-"], input=DIFFS[name], text=True, cwd=tmp_path, check=True)
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_the_page_shows_four_short_diffs():
+    assert list(DIFFS) == ["task", "model", "context", "fix"]
+    assert all(len(diff.splitlines()) < 40 for diff in DIFFS.values())
+
+
+@pytest.mark.slow
+def test_the_task_reads_its_problems_and_verifies(extended, tmp_path):
+    file = tmp_path / "data" / "downloads" / "sums" / "sums.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"id": "a", "prompt": [{"role": "user", "content": "2 + 3"}], "answer": "5"}\n')
+    printed = extended(
+        "task",
+        """
+        from sdistill.datasets.catalogue import open_problems, task_of
+        [problem] = open_problems("sums", "data")
+        print(problem.messages[-1]["content"])
+        for response in ("<think> maybe 4 </think> 5", "5 </think> 6", "<think> 5"):
+            print(task_of("sums").verify(problem, response).correct)
+        """,
+    )
+    assert printed[-4:] == ["2 + 3", "True", "False", "False"]  # after what TFDS says
+
+
+@pytest.mark.long
+def test_the_model_computes_what_transformers_computes(extended, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads)).eval()
+    theirs.save_pretrained(tmp_path / "llama")
+    with torch.no_grad():
+        expected = theirs(torch.arange(1, 9)[None]).logits[0].numpy()
+    printed = extended(
+        "model",
+        """
+        import jax.numpy as jnp
+        import numpy as np
+        from configs.models import llama_7b
+        from sdistill.models.attention import Places
+        from sdistill.models.config import ModelConfig
+        from sdistill.models.weights import load_pretrained
+        from sdistill.config import parse
+        parse(ModelConfig, llama_7b.get_config("tiny").model.to_dict())
+        model, ids = load_pretrained("llama"), jnp.arange(1, 9)[None]
+        hidden = model(ids, Places(jnp.arange(8)[None], jnp.ones((1, 8), int)))
+        np.save("logits.npy", (hidden @ model.head())[0])
+        """,
+    )
+    import numpy as np
+
+    found = np.load(tmp_path / "logits.npy")
+    assert printed == [] and np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_the_context_is_rendered(extended):
+    printed = extended(
+        "context",
+        """
+        from sdistill.distill.contexts import ContextConfig, guided_content
+        from sdistill.tasks.signs.puzzle import make_problem
+        problem = make_problem((8, 4, 7), 5)
+        print(guided_content(ContextConfig("shuffled"), problem, "so </think> - +"))
+        """,
+    )
+    assert printed == ["8 4 7 = 5 solution + -"]
+
+
+@pytest.mark.long
+def test_the_fix_changes_the_loss(extended, data_dir):
+    """In a step with right and wrong rollouts, those that were wrong alone are learned from."""
+    printed = extended(
+        "fix",
+        f"""
+        import dataclasses
+        from pathlib import Path
+        from configs.signs import sdpo
+        from sdistill.config import parse
+        from sdistill.storage import read_records
+        from sdistill.train import train
+        from sdistill.training.config import TrainConfig
+        settings = sdpo.get_config("tiny")
+        settings.update({{"steps": 1, "data_dir": {str(data_dir)!r}}})
+        settings.evaluation = None
+        settings.rollouts.split = "k4_pool"
+        settings.rollouts.update({{"max_response": 112, "max_teacher_prompt": 144}})
+        for failures_only in (False, True):
+            settings.sdpo.loss.failures_only = failures_only
+            workdir = Path(str(failures_only))
+            train(parse(TrainConfig, settings.to_dict()), workdir)
+            [record] = read_records(workdir / "metrics.jsonl")
+            print(record["train_accuracy"], record["loss"])
+        """,
+    )
+    (right, usual), (same, fixed) = (map(float, line.split()) for line in printed[-2:])
+    assert 0 < right == same < 1
+    assert 0 < fixed < usual
