@@ -39,12 +39,18 @@ from sdistill.rollout.model import CachedDecoder
 from sdistill.rollout.progress import follow
 from sdistill.rollout.rollouts import Request, Response, Stop
 from sdistill.rollout.sampling import Sampling
-from sdistill.storage import Journal, read_records, write_atomically, write_records
+from sdistill.storage import (
+    CONFIG_FILE,
+    Journal,
+    check_workdir,
+    read_records,
+    write_atomically,
+    write_records,
+)
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.stop import StopStrings
 from sdistill.text.tokenizer import check_vocabulary
-from sdistill.train import CONFIG_FILE, check_workdir
 
 JOURNAL, DONE, PASSED_OVER = "journal.jsonl", "responses.jsonl.gz", "passed_over.jsonl.gz"
 JUDGES = 4  # threads that wait for verdicts while others decode

@@ -5,13 +5,77 @@ In a run of several processes all call these functions, and the first one writes
 
 import gzip
 import json
+import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from sdistill.config import ConfigError
 from sdistill.parallel.processes import is_writer
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+
+
+def check_workdir(workdir: Path, settings: str, *, may_differ: Collection[str] = ()) -> None:
+    """Accepts a directory that can be written, and is new or holds a run with these settings.
+
+    Args:
+      workdir: Of a run; made if it is not there.
+      settings: Of the run, as `to_json` gives them.
+      may_differ: Settings, with all below them, under which a run may go on although it began under others.
+
+    Raises:
+      ConfigError: if the directory cannot be written, or holds a run with other settings; names the first.
+    """
+    _check_writable(workdir)
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    there, here = (dict(_fields(json.loads(text))) for text in (path.read_text(), settings))
+    differing = [name for name in sorted(there | here) if there.get(name, "…") != here.get(name, "…")]
+    allowed = {n for n in differing if any(n == m or n.startswith(f"{m}.") for m in may_differ)}
+    shown = [f"{n}={there.get(n, 'absent')} there, {here.get(n, 'absent')} here" for n in differing]
+    for name, difference in zip(differing, shown, strict=True):
+        if name not in allowed:
+            raise ConfigError(
+                f"{workdir} holds a run with other settings ({difference}); "
+                f"give another --workdir, or the settings in its {CONFIG_FILE}"
+            )
+    if allowed:
+        logger.warning(
+            "%s: going on under another layout (%s): the same computation, rounded otherwise",
+            workdir,
+            "; ".join(shown),
+        )
+
+
+def _check_writable(workdir: Path) -> None:
+    """Writes and removes an empty file, as each process of a run will have to."""
+    probe = workdir / f".probe-{jax.process_index()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written: {error.strerror}; give another one, or the right to: "
+            "for a mounted bucket that is the role storage.objectUser of the machine's service account"
+        ) from error
+
+
+def _fields(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting by its whole name. In: `{"a": {"b": 1}}`. Out: `a.b`, `1`."""
+    if isinstance(settings, dict) and settings:
+        for key, value in settings.items():
+            yield from _fields(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, json.dumps(settings)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -45,10 +45,9 @@ from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
 from sdistill.report import print_section, write_report
-from sdistill.storage import read_records, write_atomically, write_records
+from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
-from sdistill.train import CONFIG_FILE, check_workdir
 
 SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Record]]]] = {
     StudyConfig: {

@@ -4,7 +4,8 @@
 
 What a step does is in `training.learning`. What a run directory holds:
 
-    config.json                    resolved settings; a run is only continued under the same ones
+    config.json                    resolved settings; a run is only continued under the same ones, but for
+                                   those of how it is laid out (`PLACEMENT`)
     metrics.jsonl                  one record a step
     train-000020.jsonl.gz          the rollouts up to that step, with verdicts
     k3_test-000020.jsonl.gz        the responses of the evaluation at that step
@@ -40,9 +41,9 @@ from sdistill.models.decoder import Decoder, bind
 from sdistill.models.folders import copy_text_files, find_model, load_chat, load_model
 from sdistill.models.hugging_face import from_hugging_face
 from sdistill.parallel.heartbeat import Heartbeat
-from sdistill.parallel.processes import check_agreement, is_writer
+from sdistill.parallel.processes import any_process, check_agreement, is_writer
 from sdistill.parallel.rules import TRAINING, place
-from sdistill.storage import read_records, write_atomically, write_records
+from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
 from sdistill.tasks.problem import Problem
 from sdistill.text.chat import Chat
 from sdistill.text.tokenizer import Tokenizer, check_vocabulary
@@ -58,7 +59,8 @@ from sdistill.training.state import TrainState, new_state
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
+PLACEMENT = ("mesh", "micro_rows", "chunk", "slots", "evaluation.slots", "profile_steps")
+"""Settings of how a run is computed and not of what: it may go on under others, on another slice."""
 STEPS_WITHOUT_SUCCESS = 20  # after so many in a row the run is reported as going nowhere
 WAY_OUT = (
     "lower optimizer.learning_rate or clip_norm, or look at the weights of init_from. Nothing of this step "
@@ -75,7 +77,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
       Preempted: after everything was kept, if the process has been told to end (SIGTERM).
     """
     check_agreement(to_json(config))
-    check_workdir(workdir, to_json(config))
+    check_workdir(workdir, to_json(config), may_differ=PLACEMENT)
     if (workdir / "model" / weights.CONFIG_FILE).exists():  # the last file that a run writes
         return weights.load_pretrained(workdir / "model")
     chat = load_chat(config.tokenizer or config.init_from)
@@ -96,16 +98,23 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
 
     # Loop. A notice of preemption ends it between two steps, or while responses are sampled.
     learn = learn_from_examples if config.rollouts is None else learn_from_rollouts
-    rollouts: list[Generation] = []
+    rollouts: dict[int, list[Generation]] = {}  # not yet on disk, by the step after which they are written
     progress = progress or Progress(disable=True)
     bar = progress.add_task(workdir.name, total=config.steps, completed=start)
 
     def keep(step: int, position: dict[str, Any]) -> None:
-        if rollouts:
-            write_records(workdir / f"train-{step:06d}.jsonl.gz", rollouts)
-            rollouts.clear()
-        write_records(workdir / "metrics.jsonl", metrics)
-        checkpoints.save(step, (state, teacher), position)
+        """Writes what there is of the run; if it cannot, all of it stays for the next time."""
+        failed = False
+        try:
+            for last in sorted(rollouts):
+                write_records(workdir / f"train-{min(last, step):06d}.jsonl.gz", rollouts[last])
+                del rollouts[last]
+            write_records(workdir / "metrics.jsonl", metrics)
+        except OSError as error:
+            failed = True
+            logger.warning("step %d is not kept: %s; make room, the next one is tried as usual", step, error)
+        if not any_process(failed):  # without its records a checkpoint could not be continued from
+            checkpoints.save(step, (state, teacher), position)
 
     evaluate = evaluator(config, model, mesh, chat, problems, workdir, on_round=notice.check)
     monitor, profiler = Monitor(workdir, asdict(config), mesh), Profiler(workdir, config.profile_steps)
@@ -127,7 +136,8 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
                     )
                 step += 1
                 metrics.append({"step": step, **record})
-                rollouts += generations
+                due = -(-step // config.checkpoint_every) * config.checkpoint_every
+                rollouts.setdefault(due, []).extend(generations)
                 monitor.show(step, record, run.clock.read())
                 warn_if_barren(config, workdir, metrics)
                 if step % config.checkpoint_every == 0 or step == config.steps:
@@ -191,24 +201,6 @@ def warn_if_barren(config: TrainConfig, workdir: Path, metrics: Sequence[Mapping
             barren,
             config.rollouts.max_response if config.rollouts else None,
             config.optimizer.learning_rate,
-        )
-
-
-def check_workdir(workdir: Path, settings: str) -> None:
-    """Accepts a directory that is new or holds a run with these settings.
-
-    Raises:
-      ConfigError: if the directory holds a run with other settings; names the first difference.
-    """
-    path = workdir / CONFIG_FILE
-    found = path.read_text() if path.exists() else settings
-    if found != settings:
-        ours, theirs = settings.splitlines(), found.splitlines()
-        differing = [(a.strip(), b.strip()) for a, b in zip(theirs, ours, strict=False) if a != b]
-        there, here = differing[0] if differing else ("", "")
-        raise ConfigError(
-            f"{workdir} holds a run with other settings ({there!r} there, {here!r} here); "
-            "give another --workdir, or the settings in its config.json"
         )
 
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.storage import Journal, read_records, to_lines, write_atomically, write_records
+from sdistill.config import ConfigError
+from sdistill.storage import (
+    CONFIG_FILE,
+    Journal,
+    check_workdir,
+    read_records,
+    to_lines,
+    write_atomically,
+    write_records,
+)
 
 RECORDS = [{"a": 1, "b": [1.5, None, True]}, {"text": "maybe − é 漢"}, {}]
 
@@ -101,3 +111,52 @@ def test_a_journal_goes_on_after_its_last_whole_record(tmp_path, torn):
     journal.close()
     assert read_records(path) == journal.records
     assert sorted(record["n"] for record in journal.records) == list(range(50))
+
+
+def settings(**changes) -> str:
+    return json.dumps({"steps": 3, "mesh": {"fsdp": 8}, "slots": 4} | changes, indent=1)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """The directory of a run."""
+    write_atomically(tmp_path / CONFIG_FILE, settings().encode())
+    return tmp_path
+
+
+def test_a_new_directory_is_made_and_left_empty(tmp_path):
+    check_workdir(tmp_path / "a" / "run", settings())
+    assert list((tmp_path / "a" / "run").iterdir()) == []
+
+
+def test_a_run_goes_on_under_its_own_settings_and_no_others(begun):
+    check_workdir(begun, settings())
+    for changes, named in (
+        ({"steps": 4}, r"steps=3 there, 4 here"),
+        ({"mesh": {"fsdp": 4}}, r"mesh\.fsdp=8 there, 4 here"),
+        ({"mesh": None}, r"mesh=absent there, null here"),
+        ({"seed": 0}, r"seed=absent there, 0 here"),
+    ):
+        with pytest.raises(ConfigError, match=named) as error:
+            check_workdir(begun, settings(**changes))
+        assert str(begun) in str(error.value) and "another --workdir" in str(error.value)
+
+
+def test_a_run_goes_on_under_another_layout_and_says_so(begun, caplog):
+    layout = ("mesh", "slots")
+    check_workdir(begun, settings(), may_differ=layout)
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING, "sdistill"):
+        check_workdir(begun, settings(mesh={"fsdp": 4}, slots=8), may_differ=layout)
+    assert len(caplog.messages) == 1
+    assert "mesh.fsdp=8 there, 4 here; slots=4 there, 8 here" in caplog.messages[0]
+    with pytest.raises(ConfigError, match="steps=3 there, 4 here"):
+        check_workdir(begun, settings(mesh={"fsdp": 4}, steps=4), may_differ=layout)
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    """For root, too: what is in the way is a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written: .*storage.objectUser") as error:
+        check_workdir(tmp_path / "file" / "run", settings())
+    assert str(tmp_path / "file" / "run") in str(error.value)

@@ -149,7 +149,7 @@ def test_a_directory_of_another_study_is_refused(uninterrupted, commands):
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "other settings" in done.stderr and '"min_correct": 2' in done.stderr
+    assert "other settings" in done.stderr and "richness.min_correct=1 there, 2 here" in done.stderr
 
 
 FIXES = "--config=configs/signs/fixes.py:tiny"

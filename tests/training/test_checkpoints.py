@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,15 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
     checkpoints.close()
     _, restored, _ = restore(tmp_path, {"x": jnp.zeros(200_000)})
     np.testing.assert_array_equal(restored["x"], expected)
+
+
+def test_a_step_takes_over_the_buffers_of_what_was_restored(directory):
+    """Otherwise a run that goes on would need the memory of two states."""
+    _, arrays, _ = restore(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # JAX warns of donated buffers that it could not use
+        jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(arrays)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(arrays))
 
 
 DAMAGE = {
