@@ -326,9 +326,9 @@ def test_a_finished_run_returns_its_model_at_once(uninterrupted, data_dir):
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"seed": 4}, '"seed": 4'),
-        ({"optimizer": {"learning_rate": 2e-3, "warmup_steps": 2}}, '"learning_rate": 0.002'),
-        ({"steps": 7}, '"steps": 7'),
+        ({"seed": 4}, "seed=3 there, 4 here"),
+        ({"optimizer": {"learning_rate": 2e-3, "warmup_steps": 2}}, "optimizer.learning_rate=0.001 there, 0.002 here"),
+        ({"steps": 7}, "steps=6 there, 7 here"),
     ],
 )
 def test_other_settings_are_refused_in_the_same_directory(changes, field, uninterrupted, data_dir):
