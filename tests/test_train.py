@@ -1,11 +1,13 @@
 """Training runs: interrupted and continued, refused, stopped, reported; and every config once."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import logging
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -323,11 +325,48 @@ def test_a_finished_run_returns_its_model_at_once(uninterrupted, data_dir):
     tiny.assert_same_bits(nnx.state(model, nnx.Param), nnx.state(expected, nnx.Param))
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A directory on a disk of its own, with room for a run and not for much more."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk is mounted, for which this user has no right")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_checkpoints_and_nothing_else(small_disk, uninterrupted, data_dir, caplog):
+    workdir, filler = small_disk / "run", small_disk / "filler"
+
+    def after_step(completed: int) -> None:
+        if completed == 3:
+            wait_for(workdir / "checkpoints" / "2")
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+                while file.write(b"0" * 4096):
+                    pass
+        if completed == 5:  # the checkpoint of step 4 has failed
+            filler.unlink()
+
+    with caplog.at_level(logging.WARNING, "sdistill"):
+        config = parse(TrainConfig, settings(data_dir, evaluation=None))
+        train(config, workdir, progress=Watcher(after_step))
+    said = [message for message in caplog.messages if "No space left" in message]
+    assert any("step 4 is not kept" in message for message in said)
+    assert any("is not shown" in message for message in said)  # in TensorBoard
+    ours, theirs = files_below(workdir), files_below(uninterrupted)
+    learned = [name for name in theirs if name.startswith(("train-", "metrics", "model"))]
+    assert len(learned) > 5 and {name: ours.get(name) for name in learned} == {n: theirs[n] for n in learned}
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"seed": 4}, "seed=3 there, 4 here"),
-        ({"optimizer": {"learning_rate": 2e-3, "warmup_steps": 2}}, "optimizer.learning_rate=0.001 there, 0.002 here"),
+        (
+            {"optimizer": {"learning_rate": 2e-3, "warmup_steps": 2}},
+            "optimizer.learning_rate=0.001 there, 0.002 here",
+        ),
         ({"steps": 7}, "steps=6 there, 7 here"),
     ],
 )

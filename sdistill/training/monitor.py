@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tensorboardX import SummaryWriter
 
 from sdistill.parallel.chips import peak_flops
 from sdistill.parallel.processes import is_writer
 from sdistill.rollout.clock import Spent
+from sdistill.training.events import EventFile
 
 
 class Monitor:
@@ -26,7 +26,7 @@ class Monitor:
         """Opens the log in `workdir`/tensorboard; W&B takes WANDB_PROJECT, and shows nothing without it."""
         self._devices = mesh.size
         self._peak = peak_flops(mesh.devices.flat[0].device_kind)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard")) if is_writer() else None
+        self._tensorboard = EventFile(workdir / "tensorboard") if is_writer() else None
         self._wandb: Any = None
         if is_writer() and os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
             import wandb
@@ -62,8 +62,7 @@ class Monitor:
                 shown["speed/slots_busy"] = usage.occupancy
         if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
             shown["memory/peak_gb"] = peak / 1e9
-        for name, value in shown.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.add(step, shown)
         if self._wandb is not None:
             self._wandb.log(shown, step=step)
 
