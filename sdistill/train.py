@@ -136,8 +136,9 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
                     )
                 step += 1
                 metrics.append({"step": step, **record})
-                due = -(-step // config.checkpoint_every) * config.checkpoint_every
-                rollouts.setdefault(due, []).extend(generations)
+                if generations:
+                    due = -(-step // config.checkpoint_every) * config.checkpoint_every
+                    rollouts.setdefault(due, []).extend(generations)
                 monitor.show(step, record, run.clock.read())
                 warn_if_barren(config, workdir, metrics)
                 if step % config.checkpoint_every == 0 or step == config.steps:
