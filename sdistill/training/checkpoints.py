@@ -35,7 +35,7 @@ class Checkpoints:
         One that cannot be written, for instance because the disk is full, is given up with a warning: the
         ones before it stay.
         """
-        self._wait()
+        self.wait()
         self._writing = step
         try:
             self._manager.save(
@@ -47,7 +47,7 @@ class Checkpoints:
         except Exception as error:  # of disk, network or permissions: many classes, one way out
             self._give_up(error)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Until what is being written is on disk, or given up."""
         try:
             self._manager.wait_until_finished()
@@ -100,7 +100,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._wait()
+        self.wait()
         self._manager.close()
 
 
