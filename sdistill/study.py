@@ -36,6 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sdistill import command
 from sdistill.analysis.records import Record
 from sdistill.config import parse, to_json
+from sdistill.experiments.attribution import fixes_attribution, on_policy_attribution
 from sdistill.experiments.config import FixesConfig, ProbesConfig, RunsConfig, StudyConfig
 from sdistill.experiments.fixes import fixes_section
 from sdistill.experiments.on_policy import coverage_section, on_policy_section
@@ -54,10 +55,11 @@ SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Record]]]] = {
         "richness": richness_section,
         "sft": sft_section,
         "on_policy": on_policy_section,
+        "attribution": on_policy_attribution,
         "trained_richness": trained_richness_section,
         "coverage": coverage_section,
     },
-    FixesConfig: {"fixes": fixes_section},
+    FixesConfig: {"fixes": fixes_section, "attribution": fixes_attribution},
     ProbesConfig: {"probes": probes_section},
 }
 

@@ -23,6 +23,7 @@ from sdistill.reporting.tables import Table, section_tables
 from sdistill.reporting.terminal import print_tables
 from tests.analysis.synthetic import (
     HOSTILE,
+    attribution_records,
     fixes_records,
     generation,
     record,
@@ -46,10 +47,14 @@ def data_of(page):
     return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
+def whole_records():
+    return synthetic_records() + fixes_records() + attribution_records()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that has everything, and its page."""
-    run = write_run(tmp_path_factory.mktemp("runs") / "whole", synthetic_records() + fixes_records())
+    run = write_run(tmp_path_factory.mktemp("runs") / "whole", whole_records())
     return run, page_of(run)
 
 
@@ -123,11 +128,14 @@ def test_every_claim_is_stated_with_what_it_rests_on(whole):
     assert "Not measured" not in page
 
 
+ORDER = ("claims", "coverage", "attribution", "fixes")
+
+
 def test_sections_are_in_order_each_with_its_figures(whole):
     _, page = whole
-    places = [page.index(f'<section id="{part}"') for part in ("claims", "coverage", "fixes", "traces")]
+    places = [page.index(f'<section id="{part}"') for part in (*ORDER, "traces")]
     assert places == sorted(places)
-    assert page.count('<figure role="group">') == 7 and page.count("<tfoot>") > 5
+    assert page.count('<figure role="group">') == 9 and page.count("<tfoot>") > 5
 
 
 def test_traces_are_those_of_the_last_step_with_markup_as_text(whole):
@@ -159,7 +167,7 @@ def test_missing_parts_are_marked(tmp_path):
     (run / "environment.json").unlink()
     (run / "config.json").write_text("[1]")
     page = page_of(run)
-    assert page.count("Not measured in this run.</p>") == 3
+    assert page.count("Not measured in this run.</p>") == 4
     assert "Not measured in this run: regenerated (ỹ)." in page
     assert "Not measured in this run: SFT on guided (s∖think)." in page
     assert page.count("No generations were kept.") == 1
@@ -236,6 +244,28 @@ def test_tables_show_what_they_could_have_found():
     assert len(minus.rows) == 1 and minus.rows[0][3].high == pytest.approx(-0.05)  # about other seeds
     assert minus.rows[0][-1] == "0, 1 and others" and values.rows[0][-1] == "0, 1"
     assert minus.foot[0][3].value == pytest.approx(minimum_detectable(0, 0.10))
+
+
+def test_words_that_moved_beyond_chance_are_named_and_the_rest_is_in_the_tables(whole):
+    run, page = whole
+    assert "GRPO, k4: rise: so +0.90; fall: wait* −1.80." in page
+    assert "SDPO c = s, k4: rise: so +3.60; fall: wait* −7.20." in page
+    with open(run / "report" / "attribution-words_that_rise_and_fall.csv", newline="") as file:
+        rows = {(r["condition"], r["word"]): r for r in csv.DictReader(file)}
+    assert len(rows) == 5 * 3 and rows["grpo", "yes"]["from"] == "data"
+    assert float(rows["grpo", "wait"]["adjusted p"]) == 0.0004 and rows["grpo", "wait"]["from"] == "list"
+    with open(run / "report" / "attribution-by_class_of_token.csv", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["condition"] == "grpo"]
+    assert [r["group"] for r in rows] == ["epistemic", "digits", "other"]
+    assert float(rows[0]["share of signal"]) == 0.3 and rows[0]["divergence"] == ""
+
+
+def test_words_of_runs_that_kept_no_tokens_are_shown_and_the_rest_marked(tmp_path):
+    rows = [r for r in attribution_records(("sdpo",)) if r["dataset"] != "train"]
+    page = page_of(write_run(tmp_path, fixes_records() + rows, generations=False))
+    assert "Signal by token not measured (run without" in page and ": SDPO.</p>" in page
+    assert "SDPO, k4: rise: so +0.90; fall: wait* −1.80." in page
+    assert 'id="claims"' not in page
 
 
 def test_terminal_tables():

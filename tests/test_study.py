@@ -17,7 +17,8 @@ from tests.processes import ROOT, Commands, files_below
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = ["richness", "sft", "on_policy", "trained_richness", "coverage"]
+SECTIONS = ["richness", "sft", "on_policy", "trained_richness", "coverage"]  # those that compute
+ATTRIBUTED = ["class", "tenth", "fifth", "word_base", "word_change", "word_p", "word_z"]
 TINY = "--config=configs/signs/study.py:tiny"
 IDENTITY = ("section", "condition", "seed", "step", "dataset", "metric")
 KEYS = {*IDENTITY, "value", "n", "ci_low", "ci_high"}
@@ -46,14 +47,22 @@ def uninterrupted(shared, commands) -> Path:
 
 def test_all_sections_have_results_with_intervals(uninterrupted):
     records = read_records(uninterrupted / "results.jsonl")
-    assert list(dict.fromkeys(record["section"] for record in records)) == SECTIONS
+    assert list(dict.fromkeys(record["section"] for record in records)) == [
+        *SECTIONS[:3],
+        "attribution",
+        *SECTIONS[3:],
+    ]
     assert all(record.keys() == KEYS for record in records)
     for record in records:
-        if record["dataset"] == "train":
+        bare = record["dataset"] == "train" and record["section"] != "attribution"
+        if bare or record["metric"].startswith(("word_base:", "word_p:", "word_z:")):
             assert record["ci_low"] is record["ci_high"] is None
         else:
             assert record["ci_low"] <= record["value"] <= record["ci_high"]
             assert record["n"] > 0
+    attributed = [r["metric"] for r in records if r["section"] == "attribution"]
+    assert {m.partition(":")[0] for m in attributed if m.startswith("word_")} == set(ATTRIBUTED[3:])
+    assert {m.split(":")[1] for m in attributed if not m.startswith("word_")} == set(ATTRIBUTED[:3])
     identity = [tuple(record[key] for key in IDENTITY) for record in records]
     assert len(set(identity)) == len(identity)
     cells = {(r["section"], r["condition"]) for r in records}

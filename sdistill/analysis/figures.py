@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sdistill.analysis import drawing
+from sdistill.analysis.attribution import ATTRIBUTION
+from sdistill.analysis.attribution_figure import signal_by_class, signal_by_place
 from sdistill.analysis.drawing import BLUE, GREEN, GREY, INK, ORANGE, PINK, PLACES, RED, SKY, UNITS, Line
 from sdistill.analysis.evidence import Comparison, Evidence, Outcome, decide, difference
 from sdistill.analysis.lookup import POOLED, coverage_sizes, integer_seeds, name, select
@@ -343,6 +345,21 @@ FIGURES: Mapping[str, tuple[Plot, ...]] = {
             "Fixes, ranked by accuracy on harder problems. Filled marks and dashed lines: the base, plain "
             "GRPO and plain SDPO (c = s); open marks: a fix on top of either, in its colour. "
             f"{BANDS}",
+        ),
+    ),
+    ATTRIBUTION: (
+        Plot(
+            "signal_by_class",
+            signal_by_class,
+            "Epistemic tokens in training: their share of the signal and of the tokens, and the divergence "
+            "from the teacher there, from one evaluation to the next. Where the first share is above "
+            f"the second, an epistemic token counts for more than another. {BANDS}",
+        ),
+        Plot(
+            "signal_by_place",
+            signal_by_place,
+            "Divergence from the teacher and share of the signal, by place in the response and by how unsure "
+            f"the student was, over all steps. {BANDS}",
         ),
     ),
     PROBES: (

@@ -72,6 +72,56 @@ def paired_bootstrap(ours: Float[np.ndarray, "S P"], theirs: Float[np.ndarray, "
     )
 
 
+def bootstrap_ratio(
+    strata: Sequence[tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]],
+) -> Estimate | None:
+    """Mean over strata of a ratio of sums, with a percentile bootstrap over problems as in `bootstrap_mean`.
+
+    Numerator and denominator of a problem are drawn together. A draw in which nothing is left of a
+    denominator has no ratio, and does not count.
+
+    Args:
+      strata: What each problem adds to the numerator and to the denominator, for each seed.
+
+    Returns: None if a denominator is 0.
+    """
+    if not strata or any(below.sum() == 0 for _, below in strata):
+        return None
+    ratios, value = np.zeros(RESAMPLES), 0.0
+    for index, (above, below) in enumerate(strata):
+        weights = _resampling_weights(len(above), index)
+        with np.errstate(invalid="ignore"):
+            ratios += (weights @ above) / (weights @ below) / len(strata)
+        value += float(above.sum() / below.sum()) / len(strata)
+    return _estimate(value, ratios[np.isfinite(ratios)])
+
+
+def sign_flip_p_values(differences_PW: Float[np.ndarray, "P W"], flips: int = 9_999) -> list[float]:
+    """Two-sided p-values of the means of W columns of paired differences, by flipping signs of whole rows.
+
+    Where nothing has changed, a problem's difference is as likely to have the other sign. The draws of signs
+    are the same for all columns, and seeded; the smallest possible value is 1 / (flips + 1).
+    """
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (flips, len(differences_PW)))
+    found_W, drawn_FW = differences_PW.sum(axis=0), signs @ differences_PW
+    as_large_W = (np.abs(drawn_FW) >= np.abs(found_W) - 1e-9).sum(axis=0)
+    return [float(p) for p in (as_large_W + 1) / (flips + 1)]
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: the false discovery rate at which each would just be called a discovery.
+
+    Benjamini & Hochberg (1995): of what is called a discovery at q, a share of q is false on average. It
+    holds for independent tests and for those that depend on each other positively.
+    """
+    order = np.argsort(p_values)[::-1]
+    count = len(order)
+    scaled = np.asarray(p_values, np.float64)[order] * count / np.arange(count, 0, -1)
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(1.0, np.minimum.accumulate(scaled))
+    return adjusted.tolist()
+
+
 def minimum_detectable(low: float, high: float) -> float:
     """The true difference that a comparison with this 95 % interval finds with a probability of 80 %.
 

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 
 from sdistill.analysis import figures
+from sdistill.analysis.attribution import ATTRIBUTION
 from sdistill.analysis.claims import Claim, judge
 from sdistill.analysis.evidence import MARGIN, Evidence
 from sdistill.analysis.lookup import SECTIONS, integer_seeds
 from sdistill.analysis.probes import PROBES
 from sdistill.analysis.records import Record
-from sdistill.reporting import markup, probes, prose
+from sdistill.reporting import attribution, markup, probes, prose
 from sdistill.reporting.markup import badge, escape, fill
 from sdistill.reporting.runs import SETTINGS, Run
 from sdistill.reporting.tables import PROBE_COLUMNS, RANKING, section_tables
@@ -183,6 +184,10 @@ def _section(section: str, records: Sequence[Record], svgs: dict[str, str]) -> s
         tables = tables[len(shown) :]
         words = "".join(f"<li>{escape(line)}</li>" for line in probes.words_named(records))
         ranking = fill("probes.html", tables="".join(map(markup.table, shown)), words=words)
+    if section == ATTRIBUTION:
+        marks += markup.notices(attribution.not_measured(records))
+        words = "".join(f"<li>{escape(line)}</li>" for line in attribution.words_moved(records))
+        ranking = fill("attribution.html", words=words)
     drawn = "".join(figure(svgs[plot.name], plot.caption) for plot in figures.FIGURES[section])
     note = markup.read("tables.html")
     rest = "".join(map(markup.table, tables))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sdistill.analysis import figures
+from sdistill.analysis.attribution import ATTRIBUTION
 from sdistill.analysis.claims import Claim
 from sdistill.analysis.evidence import Evidence, Outcome, decide
 from sdistill.analysis.lookup import POOLED, SECTIONS, coverage_sizes, name
@@ -12,7 +13,12 @@ from sdistill.analysis.records import Record
 from sdistill.reporting.markup import interval, number
 from sdistill.reporting.tables import DIGITS
 
-HEADINGS = {**SECTIONS, FIXES: "Which fix keeps reasoning?", PROBES: "Causal probes"}
+HEADINGS = {
+    **SECTIONS,
+    FIXES: "Which fix keeps reasoning?",
+    PROBES: "Causal probes",
+    ATTRIBUTION: "Where the signal falls",
+}
 EXPECTED = {
     "richness": ["unguided", "other_problem", "answer", "regenerated", "solution"],
     "sft": list(figures.SFT_COLOURS),
@@ -21,6 +27,7 @@ EXPECTED = {
     "coverage": ["base"],
     FIXES: [*figures.FIX_LINES],
     PROBES: ["base@plain"],
+    ATTRIBUTION: [*figures.RUN_LINES],
 }
 """Section → conditions that a whole study has."""
 UNITS = {"accuracy": "accuracy", "length": "length in tokens", "words": "epistemic words a response"}
@@ -38,9 +45,13 @@ def studies_paper(records: Sequence[Record]) -> bool:
 
 
 def shown_sections(records: Sequence[Record]) -> list[str]:
-    """The paper's sections, run or not, if the run is about them; fixes and probes if they were run."""
-    paper = list(SECTIONS) if studies_paper(records) else []
-    return paper + [s for s in (FIXES, PROBES) if any(r["section"] == s for r in records)]
+    """The paper's sections, run or not, if the run is about them, with the attribution of their signal.
+
+    Others if they were run.
+    """
+    paper = [*SECTIONS, ATTRIBUTION] if studies_paper(records) else []
+    measured = {r["section"] for r in records}
+    return paper + [s for s in (FIXES, PROBES, ATTRIBUTION) if s in measured and s not in paper]
 
 
 def counts(claims: Sequence[Claim]) -> dict[Outcome, int]:
@@ -122,7 +133,8 @@ def missing(section: str, records: Sequence[Record]) -> list[str]:
     mine = [r for r in records if r["section"] == section]
     if not mine:
         return ["Not measured in this run."]
-    lacking = [name(c) for c in EXPECTED[section] if c not in {r["condition"] for r in mine}]
+    expected = EXPECTED[section] if section != ATTRIBUTION or studies_paper(records) else []
+    lacking = [name(c) for c in expected if c not in {r["condition"] for r in mine}]
     if section == "coverage":
         lacking += [m.upper() for m in ("sdpo", "grpo") if not coverage_sizes(records, m)]
     notes = [f"Not measured in this run: {', '.join(lacking)}."] if lacking else []

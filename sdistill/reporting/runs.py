@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdistill.analysis.attribution import ATTRIBUTION
 from sdistill.analysis.lookup import ACROSS, POOLED, SECTIONS
 from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES
@@ -56,7 +57,7 @@ def read_run(path: Path) -> Run:
         notes.append(f"No {RESULTS}: the study was interrupted before its first section was complete.")
     else:
         raise FileNotFoundError(f"neither {RESULTS} nor runs/ in {path}: not the directory of a study")
-    unknown = sorted({r["section"] for r in records} - {*SECTIONS, FIXES, PROBES})
+    unknown = sorted({r["section"] for r in records} - {*SECTIONS, FIXES, PROBES, ATTRIBUTION})
     if unknown:
         notes.append(f"Sections that this version does not know, and does not show: {', '.join(unknown)}.")
     settings = {}

@@ -6,7 +6,17 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from sdistill.analysis.lookup import ACROSS, POOLED, condition_rank, integer_seeds, name, select_difference
+from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, MEASURES
+from sdistill.analysis.epistemic import WORDS
+from sdistill.analysis.lookup import (
+    ACROSS,
+    POOLED,
+    condition_rank,
+    integer_seeds,
+    name,
+    select,
+    select_difference,
+)
 from sdistill.analysis.probe_results import Contrast, contrasts, measured
 from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES, JUDGE, by_seed, standings
@@ -76,6 +86,8 @@ def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
     """
     mine = [r for r in records if r["section"] == section]
     groups: dict[str, list[Record]] = {VALUES: []}
+    if section == ATTRIBUTION:
+        return attribution_tables(mine)
     if section == PROBES:  # every probe has a table with its own controls
         tables, mine = probe_tables(mine), [r for r in mine if "_minus:" not in r["metric"]]
         mine = [r for r in mine if not r["metric"].startswith("word:")]
@@ -191,6 +203,76 @@ def ranking_tables(records: Sequence[Record]) -> list[Table]:
         body.append([standing.place, condition, *cells, seeds])
     head = ["rank", "condition", *figures, f"{JUDGE} by seed"]
     return [Table(RANKING, head, body, _ranking_foot(head, body))] if body else []
+
+
+GROUPED = {
+    "class": "By class of token, at the last steps",
+    "tenth": "By tenth of the response, over all steps",
+    "fifth": "By fifth of tokens by the student's entropy, over all steps",
+}
+GROUP_COLUMNS = ("condition", "group", "share of tokens", "share of signal", "divergence", "n")
+MOVED = "Words that rise and fall"
+LEVEL = 0.05  # of adjusted p-values
+
+
+@dataclass(frozen=True)
+class Word:
+    """What is known of a word under a condition: the base's rate, its change, its adjusted p-value, its z."""
+
+    word: str
+    listed: bool
+    base: Record
+    change: Record
+    p: Record
+    z: Record
+
+
+def words_of(records: Sequence[Record], condition: str, dataset: str) -> list[Word]:
+    """The words that were compared with the base, those that rise most first."""
+    found: dict[str, dict[str, Record]] = {}
+    for r in records:
+        kind, _, word = r["metric"].partition(":")
+        if kind.startswith("word_") and (r["section"], r["condition"], r["dataset"]) == (
+            ATTRIBUTION,
+            condition,
+            dataset,
+        ):
+            found.setdefault(word, {})[kind.removeprefix("word_")] = r
+    words = [Word(word, word in WORDS, **parts) for word, parts in found.items() if len(parts) == 4]
+    return sorted(words, key=lambda w: (-w.change["value"], w.word))
+
+
+def attribution_tables(records: Sequence[Record]) -> list[Table]:
+    """Signal and divergence by groups of tokens; and the words that were compared with the base."""
+    conditions = sorted({r["condition"] for r in records}, key=condition_rank)
+    tables = []
+    for grouping, title in GROUPED.items():
+        body: list[Row] = []
+        for condition in conditions:
+            for group in GROUPINGS[grouping]:
+                metrics = [f"{measure}:{grouping}:{group}" for measure in MEASURES]
+                found = [select(records, ATTRIBUTION, condition, "train", metric) for metric in metrics]
+                if found[0]:
+                    cells = [_cell(curve[-1] if curve else None) for curve in found]
+                    body.append([condition, group, *cells, str(found[0][-1]["n"])])
+        if body:
+            tables.append(Table(title, list(GROUP_COLUMNS), body))
+    moved: list[Row] = []
+    for condition in conditions:
+        for dataset in sorted({r["dataset"] for r in records} - {"train"}):
+            for w in words_of(records, condition, dataset):
+                kind = "list" if w.listed else "data"
+                cells = [
+                    _cell(w.base),
+                    _cell(w.change),
+                    Cell(w.p["value"], digits=4),
+                    Cell(w.z["value"], digits=1),
+                ]
+                moved.append([condition, dataset, w.word, kind, *cells, str(w.change["n"])])
+    if moved:
+        head = ["condition", "data", "word", "from", "base", "change", "adjusted p", "z", "n"]
+        tables.append(Table(MOVED, head, moved))
+    return tables
 
 
 def probe_tables(records: Sequence[Record]) -> list[Table]:

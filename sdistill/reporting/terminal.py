@@ -15,6 +15,7 @@ from sdistill.reporting.markup import number
 from sdistill.reporting.prose import HEADINGS, headline, shown_sections, studies_paper
 from sdistill.reporting.tables import (
     DIGITS,
+    GROUPED,
     PROBE_COLUMNS,
     RANKING,
     VALUES,
@@ -33,9 +34,9 @@ def print_section(section: str, records: Sequence[Record], console: Console) -> 
     """Prints the values of one section and their differences to its reference."""
     for table in section_tables(section, records):
         known = RANKING_COLUMNS if table.title == RANKING else COLUMNS
-        is_probe = tuple(table.columns) == PROBE_COLUMNS
-        kept = [i for i, column in enumerate(table.columns) if is_probe or column in known]
-        if (is_probe or table.title in TITLES) and any(
+        is_whole = tuple(table.columns) == PROBE_COLUMNS or table.title == GROUPED["class"]
+        kept = [i for i, column in enumerate(table.columns) if is_whole or column in known]
+        if (is_whole or table.title in TITLES) and any(
             isinstance(row[i], Cell) for row in table.rows for i in kept
         ):
             title = f"\n{HEADINGS[section]}: {table.title[0].lower()}{table.title[1:]}"

@@ -135,6 +135,39 @@ def fixes_records():
     return rows
 
 
+SIGNAL = {"epistemic": (0.14, 0.30, 0.30), "digits": (0.60, 0.45, 0.10), "other": (0.26, 0.25, 0.12)}
+
+
+def attribution_records(conditions=tuple(FINAL)[4:]):
+    """Shares of tokens and of signal and divergence by class, place and entropy; words that moved."""
+    rows = []
+    for i, condition in enumerate(conditions):
+        for step in (20, 40, 60):
+            of = ("attribution", condition, "train")
+            for group, values in SIGNAL.items():
+                for measure, value in zip(("tokens", "signal", "divergence"), values, strict=True):
+                    if measure != "divergence" or condition != "grpo":
+                        value = value * (1 - 0.004 * step * i)
+                        rows.append(record(*of, f"{measure}:class:{group}", value, half=0.01, step=step))
+        for grouping, count in (("tenth", 10), ("fifth", 5)):
+            for measure in ("tokens", "signal", "divergence")[: 2 if condition == "grpo" else 3]:
+                for group in range(1, count + 1):
+                    value = group / (55 if count == 10 else 15) * (1 + 0.1 * i)
+                    metric = f"{measure}:{grouping}:{group}"
+                    rows.append(record(*of, metric, value, half=0.01, step=60))
+        for word, base, change, p in (
+            ("wait", 2.1, -1.8, 0.0004),
+            ("so", 0.4, 0.9, 0.001),
+            ("yes", 1, 0.01, 0.8),
+        ):
+            place = ("attribution", condition, "k4")
+            rows.append(record(*place, f"word_base:{word}", base, half=None, step=60))
+            rows.append(record(*place, f"word_change:{word}", change * (i + 1), half=0.1, step=60))
+            rows.append(record(*place, f"word_p:{word}", p, half=None, step=60))
+            rows.append(record(*place, f"word_z:{word}", 9 * change, half=None, step=60))
+    return rows
+
+
 CONDITIONS = {  # of which responses are kept
     "richness": ("unguided", "answer", "solution"),
     "on_policy": ("base", "grpo", "sdpo_answer_fixed", "sdpo_solution_fixed"),

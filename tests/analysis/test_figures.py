@@ -2,14 +2,20 @@ import pytest
 
 from sdistill.analysis import drawing, figures
 from sdistill.analysis.figures import FIGURES
-from tests.analysis.synthetic import fixes_records, probe_records, record, synthetic_records
+from tests.analysis.synthetic import (
+    attribution_records,
+    fixes_records,
+    probe_records,
+    record,
+    synthetic_records,
+)
 
 PLOTS = {plot.name: plot for plots in FIGURES.values() for plot in plots}
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return synthetic_records() + fixes_records() + probe_records()
+    return synthetic_records() + fixes_records() + probe_records() + attribution_records()
 
 
 @pytest.mark.parametrize("name", PLOTS)
