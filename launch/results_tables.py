@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the figures in results/, so that no number is copied by hand.
+"""Writes the tables of pages from the figures in results/, so that no number is copied by hand.
 
     python launch/results_tables.py
 
@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdistill.analysis.lookup import coverage_sizes, name, select, select_difference
+from sdistill.analysis.probe_results import Contrast, contrasts, measured
 from sdistill.analysis.records import Record
 from sdistill.storage import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "probes.md")
 Figure = tuple[str, str, str, int]
 """Head of the column, data set, metric, decimals."""
 
@@ -83,11 +84,32 @@ def coverage(records: Sequence[Record]) -> str:
     return markdown(["|D|", *heads], rows)
 
 
+def probes(records: Sequence[Record]) -> str:
+    """Every probe on every model, against each of its controls."""
+    rows = []
+    for probe in measured(records):
+        for control in probe.controls:
+            found = {c.model: c for c in contrasts(records, probe) if c.control == control}
+            if found:
+                cells = [
+                    _changed(found[model]) if model in found else "–" for model in ("base", "grpo", "sdpo")
+                ]
+                rows.append([name(probe.arm), name(control), *cells])
+    return markdown(["what is done", "against", "base", "GRPO", "SDPO"], rows)
+
+
+def _changed(c: Contrast) -> str:
+    """Both accuracies, the difference with its interval, and what would have been found."""
+    values = f"{c.ours['value']:.3f} / {c.theirs['value']:.3f}"
+    return f"{values}: {figure(c.difference, 3, sign=True)}, finds {c.detectable:.3f}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "richness": ("signs", richness),
     "sft": ("signs", values("sft", "model", MODELS)),
     "on_policy": ("signs", values("on_policy", "model", MODELS)),
     "coverage": ("signs", coverage),
+    "probes": ("probes", probes),
 }
 """Name → directory of results/, and what makes the table of its records."""
 
@@ -108,4 +130,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     for run in (paper.grpo, paper.sdpo):
         run.evaluation.datasets = ["k3_test"]
         run.evaluation.every = run.steps
+        run.attribution = False
     return ConfigDict(
         {
             "seeds": [0],
