@@ -100,32 +100,38 @@ def test_the_context_is_rendered(extended):
     assert printed == ["8 4 7 = 5 solution + -"]
 
 
-@pytest.mark.long
-def test_the_fix_changes_the_loss(extended, data_dir):
-    """In a step with right and wrong rollouts, those that were wrong alone are learned from."""
+@pytest.mark.slow
+def test_the_fix_changes_the_loss(extended):
+    """Two of four rollouts are right; with the fix, no token of these counts in the objective."""
     printed = extended(
         "fix",
-        f"""
-        import dataclasses
-        from pathlib import Path
+        """
+        import numpy as np
         from configs.signs import sdpo
         from sdistill.config import parse
-        from sdistill.storage import read_records
-        from sdistill.train import train
+        from sdistill.models.folders import load_chat
+        from sdistill.rollout.decoding import Finish
+        from sdistill.rollout.rollouts import Response, Rollouts
+        from sdistill.tasks.signs.puzzle import SignsTask, make_problem
+        from sdistill.training.batch import on_policy_batch
         from sdistill.training.config import TrainConfig
-        settings = sdpo.get_config("tiny")
-        settings.update({{"steps": 1, "data_dir": {str(data_dir)!r}}})
-        settings.evaluation = None
-        settings.rollouts.split = "k4_pool"
-        settings.rollouts.update({{"max_response": 112, "max_teacher_prompt": 144}})
+        problem, chat, settings = make_problem((8, 4, 7), 5), load_chat("signs_base"), sdpo.get_config("tiny")
+        settings.rollouts.prompts = 1
+        texts = ["so </think> + -", "so </think> + +", "</think> + -", "so </think> - -"]
+        ids = [np.asarray(chat.tokenizer.encode(text)) for text in texts]
+        rollouts = Rollouts.of([Response(i, 0.0 * i, 0.0 * i, Finish.STOP) for i in ids], 8)
+        judged = [
+            {"problem": problem.id, "sample": i, "response": text, "feedback": "", "words": 0}
+            | {"correct": SignsTask().verify(problem, text).correct}
+            for i, text in enumerate(texts)
+        ]
         for failures_only in (False, True):
             settings.sdpo.loss.failures_only = failures_only
-            workdir = Path(str(failures_only))
-            train(parse(TrainConfig, settings.to_dict()), workdir)
-            [record] = read_records(workdir / "metrics.jsonl")
-            print(record["train_accuracy"], record["loss"])
+            config = parse(TrainConfig, settings.to_dict())
+            batch, _ = on_policy_batch(
+                config, [problem], judged, rollouts, chat, teacher=None, reference=None, past=[]
+            )
+            print(*batch.weights.sum(axis=1))
         """,
     )
-    (right, usual), (same, fixed) = (map(float, line.split()) for line in printed[-2:])
-    assert 0 < right == same < 1
-    assert 0 < fixed < usual
+    assert printed[-2:] == ["0.25 0.25 0.25 0.25", "0.0 0.25 0.0 0.25"]
