@@ -25,7 +25,7 @@ from sdistill.config import ConfigError
 from sdistill.datasets.catalogue import open_problems, task_of
 from sdistill.models.folders import load_chat, load_model
 from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.processes import gathered, gathered_rows, share_of
+from sdistill.parallel.processes import gathered, gathered_rows, require_one_process, share_of
 from sdistill.rollout.clock import Clock
 from sdistill.rollout.decoding import Finish
 from sdistill.rollout.engine import Engine
@@ -174,6 +174,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a model on problems and prints a table."""
+    require_one_process("sdistill.evaluate")
     sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     chat = load_chat(args.tokenizer or args.model)
     problems = open_problems(args.split, args.data_dir)[: args.problems]

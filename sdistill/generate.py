@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from flax import nnx
 from rich.progress import Progress
 
@@ -33,6 +32,7 @@ from sdistill.evaluate import judge, print_figures, requests_for
 from sdistill.models.config import ComputeConfig
 from sdistill.models.folders import load_chat, load_model
 from sdistill.parallel.mesh import MeshConfig, make_mesh
+from sdistill.parallel.processes import require_one_process
 from sdistill.rollout.decoding import Finish
 from sdistill.rollout.engine import Engine
 from sdistill.rollout.model import CachedDecoder
@@ -166,7 +166,7 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
       ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
       FloatingPointError: naming problem and sample, if logits are not numbers and the settings want that.
     """
-    require(jax.process_count() == 1, "generate runs in one process; its mesh may hold all devices of a host")
+    require_one_process("sdistill.generate")
     check_workdir(workdir, to_json(config))
     if (workdir / DONE).exists():
         return read_records(workdir / DONE)

@@ -45,6 +45,7 @@ from sdistill.experiments.richness import richness_section, trained_richness_sec
 from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
+from sdistill.parallel.processes import require_one_process
 from sdistill.report import print_section, write_report
 from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
 from sdistill.text.chat import SignsChat
@@ -70,6 +71,7 @@ def run_study(config: RunsConfig, workdir: Path, console: Console) -> Path:
     Raises:
       ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
     """
+    require_one_process("sdistill.study")
     workdir = workdir.resolve()  # runs keep the paths of their data, however the directory was named
     check_workdir(workdir, to_json(config))
     write_atomically(workdir / CONFIG_FILE, to_json(config).encode())

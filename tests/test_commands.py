@@ -1,6 +1,7 @@
 """Mistakes at the command line: one clear line, exit code 1, no traceback, nothing left behind."""
 
 import shutil
+import socket
 
 import pytest
 
@@ -94,3 +95,27 @@ def test_a_directory_with_other_settings_is_refused(commands, tmp_path):
 )
 def test_evaluate_says_what_is_wrong(arguments, part, commands):
     assert part in complaint(commands, "sdistill.evaluate", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("generate", ["--config=configs/signs/generate.py:tiny"]),
+        ("study", ["--config=configs/signs/study.py:tiny"]),
+        ("evaluate", []),
+    ],
+)
+@pytest.mark.slow
+def test_what_runs_in_one_process_is_refused_in_several(command, arguments, tmp_path, commands):
+    """Both say so, and neither waits for the other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    workdir = [] if command == "evaluate" else [f"--workdir={tmp_path / 'run'}"]
+    join = ["launch.join", "--coordinator", coordinator, "--processes", 2, "--process"]
+    started = [commands.start(*join, i, f"sdistill.{command}", *arguments, *workdir) for i in range(2)]
+    for process in started:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert f"error: sdistill.{command} runs in one process, and 2 were started; take one" in err
+    assert not (tmp_path / "run").exists()

@@ -56,6 +56,19 @@ def wait_for_all(where: str) -> None:
             sync_global_devices(where)
 
 
+def require_one_process(command: str) -> None:
+    """Refuses to run a command in several processes that only knows how to in one.
+
+    Raises:
+      ConfigError: says what to do instead.
+    """
+    if (count := jax.process_count()) > 1:
+        raise ConfigError(
+            f"{command} runs in one process, and {count} were started; take one machine (such as a pod of "
+            "v6e-8 or v5p-8), all of whose devices may work in one process. Only training runs in several"
+        )
+
+
 def any_process(value: bool) -> bool:
     """Whether it is true for one of the processes, all of which ask."""
     return value if jax.process_count() == 1 else bool(_allgather(np.bool_(value)).any())
