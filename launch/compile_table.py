@@ -26,6 +26,7 @@ from sdistill.config import ConfigError  # noqa: E402
 from sdistill.parallel.mesh import AXES  # noqa: E402
 from sdistill.storage import write_atomically  # noqa: E402
 from sdistill.training.config import TrainConfig  # noqa: E402
+from sdistill.training.meshes import load_of  # noqa: E402
 
 LINES, DOCS = ROOT / "docs" / "scale.jsonl", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- written by launch/compile_table.py -->", "<!-- until here -->"
@@ -115,7 +116,10 @@ GENERATION_COLUMNS = (
 
 
 def tables(lines: Iterable[Line]) -> str:
-    """The tables, in the order of the runs; and which programs were not compiled."""
+    """The tables, in the order of the runs; and which programs were not compiled.
+
+    For the gradient and for sampling, there is an estimate where nothing was.
+    """
     reports: dict[str, dict[str, Report]] = {}
     for line in lines:
         reports.setdefault(line["run"], {})[line["program"]] = Report.from_json(line)
@@ -124,9 +128,9 @@ def tables(lines: Iterable[Line]) -> str:
         config, of = settings_of(run), reports.get(run, {})
         if lacking := [name for name in names_of(config) if name not in of]:
             missing.append(f"`{run}` ({', '.join(lacking)})")
-        if of and isinstance(config, TrainConfig):
+        if isinstance(config, TrainConfig):
             training.append(_training_row(run, config, of))
-        elif of:
+        else:
             generation.append(_generation_row(run, config, of))
     tables = [_markdown(rows) for rows in (training, generation) if len(rows) > 1]
     return "\n\n".join(tables + ([f"Not compiled: {'; '.join(missing)}."] if missing else []))
@@ -136,10 +140,14 @@ def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tu
     slots = config.slots if config.rollouts or config.evaluation is None else config.evaluation.slots
     gradient = of["gradient"].cost if "gradient" in of else None
     work = (f"{gradient.utilisation:.0%}", f"{gradient.counted:.2f}") if gradient else (UNKNOWN, UNKNOWN)
+    assert config.mesh is not None
+    estimates = load_of(config, compile_check.model_of(config)).bytes_on(config.mesh)
+    learning, sampling = (f"≈ {sum(parts.values()) / GIB:.0f}" for parts in estimates.values())
     return (
-        *(f"`{run}`", _topology(of), _mesh(config), str(config.micro_rows), str(slots)),
-        *(_largest(of, [name]) for name in LEARNING),
-        _largest(of, SAMPLING, named=True),
+        *(f"`{run}`", _topology(run), _mesh(config), str(config.micro_rows), str(slots)),
+        _largest(of, LEARNING[:1], otherwise=learning),
+        _largest(of, LEARNING[1:]),
+        _largest(of, SAMPLING, named=True, otherwise=sampling),
         _spare(of),
         _least(of, "gradient", "s"),
         *work,
@@ -150,7 +158,7 @@ def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tu
 
 def _generation_row(run: str, config: Settings, of: Mapping[str, Report]) -> tuple[str, ...]:
     return (
-        *(f"`{run}`", _topology(of), _mesh(config), str(config.slots)),
+        *(f"`{run}`", _topology(run), _mesh(config), str(config.slots)),
         _largest(of, SAMPLING, named=True),
         _spare(of),
         _least(of, "decode", "ms"),
@@ -158,15 +166,17 @@ def _generation_row(run: str, config: Settings, of: Mapping[str, Report]) -> tup
     )
 
 
-def _topology(of: Mapping[str, Report]) -> str:
-    return next(iter(of.values())).topology
+def _topology(run: str) -> str:
+    return dict(runs())[run]
 
 
-def _largest(of: Mapping[str, Report], names: Sequence[str], named: bool = False) -> str:
-    """GiB of the largest of these programs."""
+def _largest(
+    of: Mapping[str, Report], names: Sequence[str], named: bool = False, otherwise: str = UNKNOWN
+) -> str:
+    """GiB of the largest of these programs; something else if none was compiled."""
     found = [of[name] for name in names if name in of]
     if not found:
-        return UNKNOWN
+        return otherwise
     largest = max(found, key=lambda report: report.memory.total)
     return f"{largest.memory.total / GIB:.1f}" + (f" ({largest.program})" if named else "")
 
@@ -190,6 +200,8 @@ def _mesh(config: Settings) -> str:
 
 
 def _spare(of: Mapping[str, Report]) -> str:
+    if not of:
+        return UNKNOWN
     worst = max((report.memory for report in of.values()), key=lambda memory: memory.total)
     return f"{1 - worst.total / worst.limit:.0%}" if worst.fits else "does not fit"
 

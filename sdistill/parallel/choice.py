@@ -16,13 +16,13 @@ from sdistill.parallel.mesh import AXES, MeshConfig
 from sdistill.parallel.rules import SAMPLING, TRAINING, parameter_shardings
 
 GIB = 2**30
-SHARE = 0.9
+SHARE = 0.92
 """Of the memory of a device that an estimate may take: it is good to a tenth (docs/scale.md)."""
 
 LAYER = 8
 """Arrays of a layer's widths (residual stream and feed-forward) that exist at the same time in training."""
 
-CACHE_COPIES = 3
+CACHE_COPIES = 1
 """Layers of the cache that exist once more while a token is decoded."""
 
 
@@ -41,6 +41,8 @@ class Load:
       chunk: Positions of a row whose logits exist at the same time.
       slots: Responses decoded at a time; 0 for a run that samples nothing.
       cached: Tokens of all of them together, at most.
+      prompts: How many are prefilled at a time, at least one for each part of the rows.
+      prompt: Tokens of each, at most; any slot may need any of them, so that rows do not split these.
     """
 
     model: ModelConfig
@@ -53,6 +55,8 @@ class Load:
     chunk: int
     slots: int
     cached: int
+    prompts: int
+    prompt: int
 
     def bytes_on(self, mesh: MeshConfig) -> dict[str, dict[str, float]]:
         """Bytes of a device while a gradient is computed, and while tokens are decoded, by what they are for.
@@ -73,6 +77,7 @@ class Load:
         logits = self.micro_rows / ways * self.chunk * model.vocab_size / ids
         heads = 2 * model.num_key_value_heads * model.head_dim * model.num_hidden_layers
         cache = self.cached / ways * heads * size / ids
+        prefixes = -(-self.prompts // ways) * ways * self.prompt * heads * size / ids
         state = every * self.state / shards
         return {
             "gradient": {
@@ -85,7 +90,7 @@ class Load:
             "decoding": {
                 "state": state,
                 "parameters for sampling": every * size / ids,
-                "cache": cache * (1 + CACHE_COPIES / model.num_hidden_layers),
+                "cache": cache * (1 + CACHE_COPIES / model.num_hidden_layers) + prefixes,
             },
         }
 

@@ -15,6 +15,7 @@ from sdistill.models.weights import CONFIG_FILE
 from sdistill.parallel.choice import Load, check_splits, choose_mesh, shapes_of, shown
 from sdistill.parallel.mesh import make_mesh
 from sdistill.rollout.memory import device_memory
+from sdistill.rollout.schedule import PREFILL_TOKENS
 from sdistill.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -60,14 +61,15 @@ def load_of(config: TrainConfig, model: ModelConfig) -> Load:
         sampled, slots = config.rollouts, config.slots
         student = sampled.max_prompt + sampled.max_response
         longest = (sampled.max_teacher_prompt or sampled.max_prompt) + sampled.max_response
-        cached = slots * student
+        cached, prompt = slots * student, sampled.max_prompt
     else:
         assert config.examples is not None
         student = longest = config.examples.row_length
-        slots = cached = 0
+        slots = cached = prompt = 0
     if (evaluated := config.evaluation) is not None:
         length = evaluated.max_prompt + evaluated.max_response
         slots, cached = slots or evaluated.slots, max(cached, evaluated.slots * length)
+        prompt = max(prompt, evaluated.max_prompt)
     return Load(
         replace(model, compute=config.compute),
         state=state,
@@ -79,4 +81,6 @@ def load_of(config: TrainConfig, model: ModelConfig) -> Load:
         chunk=config.chunk,
         slots=slots,
         cached=cached,
+        prompts=max(1, PREFILL_TOKENS // prompt) if prompt else 0,
+        prompt=prompt,
     )
