@@ -306,6 +306,15 @@ def test_of_too_many_traces_the_first_problems_of_every_file_stay(tmp_path, monk
     assert [data["traces"]["group"].count(g) for g in (0, 1)] == [found.traces // 2] * 2
 
 
+def test_rollouts_of_one_problem_leave_room_for_evaluations_of_many(tmp_path, monkeypatch):
+    rows = [made_up(problem, sample=sample) for problem in range(20) for sample in (0, 1)]
+    rollouts = [{**made_up(0, sample=sample), "step": 31 + sample // 10} for sample in range(200)]
+    write_generations(tmp_path / "runs/coverage/grpo_1/seed0/train-000040.jsonl.gz", rollouts)
+    monkeypatch.setattr(traces, "TRACES", 100)
+    found = embedded(tmp_path, rows)
+    assert 80 <= found.traces <= 100 and found.problems > 5
+
+
 @pytest.mark.parametrize("limit", ["COMPRESSED", "CHARACTERS"])
 def test_long_traces_are_fewer(tmp_path, monkeypatch, limit):
     rows = [made_up(p, response=" ".join(str((p * 7919 + i) ** 3) for i in range(400))) for p in range(40)]

@@ -9,7 +9,8 @@ where they are there:
     feedback     what the verifier said
 
 Of every condition and data set the last step of the lowest seed is taken. If that is too much, the first
-problems are kept, the same number of each file, so that what is side by side stays comparable.
+problems are kept, the same number of each file, so that what is side by side stays comparable. Rollouts of
+training, which may all be of one problem, are kept from the first on, the same number of each file.
 """
 
 import base64
@@ -34,6 +35,7 @@ TRACES = 20_000  # in a page, at most
 COMPRESSED = 5_000_000  # bytes of them, at most: base64 makes 6.7 MB of it
 CHARACTERS = 60_000_000  # read in all: what a browser decompresses and parses in about a second
 LONGEST = 400_000  # characters kept of one response
+TRAIN = "train"  # what files of rollouts are named after
 NEEDED = {"problem", "response", "correct", "length"}
 FILE = re.compile(r"/seed(\d+)/([^/]+)-(\d+)\.jsonl\.gz$")
 
@@ -89,7 +91,7 @@ def sources(run: Run) -> list[Source]:
     known = [source for source in best.values() if source.section in order]
     return sorted(
         known,
-        key=lambda s: (order.index(s.section), condition_rank(s.condition), s.dataset == "train", s.dataset),
+        key=lambda s: (order.index(s.section), condition_rank(s.condition), s.dataset == TRAIN, s.dataset),
     )
 
 
@@ -118,11 +120,11 @@ def read_generations(path: Path, characters: int) -> tuple[list[Generation], boo
 def embed(runs: Sequence[Run]) -> Packed:
     """Reads and packs the traces of runs, within the limits above."""
     files = [source for run in runs for source in sources(run)]
-    read, cut, limit = [], [], None
+    read, cut, limit, rollouts = [], [], None, None
     for source in files:
         rows, more, broken = read_generations(source.path, CHARACTERS // len(files))
         read.append((source, rows))
-        if more:  # the last problem may lack samples
+        if more and source.dataset != TRAIN:  # the last problem may lack samples
             limit = min(limit or len(rows), max(1, len({row["problem"] for row in rows}) - 1))
         if broken:
             cut.append(source.path.relative_to(source.path.parents[4]).as_posix())
@@ -130,14 +132,19 @@ def embed(runs: Sequence[Run]) -> Packed:
         (f"Cut short, or of another version, and read as far as possible: {', '.join(cut)}.",) if cut else ()
     )
     while True:
-        kept = [(source, first_problems(rows, limit)) for source, rows in read]
+        kept = [
+            (source, rows[:rollouts] if source.dataset == TRAIN else first_problems(rows, limit))
+            for source, rows in read
+        ]
         count = sum(len(rows) for _, rows in kept)
         data = gzip.compress(json.dumps(pack(kept), separators=(",", ":")).encode(), 6, mtime=0)
         share = min(TRACES / max(count, 1), COMPRESSED / len(data))
-        largest = max((len({row["problem"] for row in rows}) for _, rows in kept), default=0)
-        if share >= 1 or largest <= 1:
+        problems = [len({row["problem"] for row in rows}) for s, rows in kept if s.dataset != TRAIN]
+        sampled = [len(rows) for s, rows in kept if s.dataset == TRAIN]
+        largest, most = max(problems, default=0), max(sampled, default=0)
+        if share >= 1 or max(largest, most) <= 1:
             return Packed(base64.b64encode(data).decode(), count, limit, notes)
-        limit = max(1, int(0.97 * share * largest))
+        limit, rollouts = (max(1, int(0.97 * share * n)) for n in (largest, most))
 
 
 def first_problems(rows: Sequence[Generation], limit: int | None) -> list[Generation]:
