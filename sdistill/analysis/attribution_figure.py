@@ -27,8 +27,8 @@ OTHER_LINES: Sequence[Line] = [
 
 
 def lines(records: Sequence[Record]) -> dict[str, Line]:
-    """Condition → how it is drawn, in the paper's order."""
-    found = sorted({r["condition"] for r in records if r["section"] == ATTRIBUTION}, key=condition_rank)
+    """Condition of these records → how it is drawn, in the paper's order."""
+    found = sorted({r["condition"] for r in records}, key=condition_rank)
     others = [condition for condition in found if condition not in LINES]
     drawn = {c: OTHER_LINES[i % len(OTHER_LINES)] for i, c in enumerate(others)}
     return {condition: LINES.get(condition) or drawn[condition] for condition in found}
@@ -37,6 +37,7 @@ def lines(records: Sequence[Record]) -> dict[str, Line]:
 @drawing.styled
 def signal_by_class(records: Sequence[Record]) -> Figure:
     """Of epistemic tokens: share of the signal, share of the tokens, and divergence, over training."""
+    records = [r for r in records if r["section"] == ATTRIBUTION and r["dataset"] == "train"]
     figure, panels = drawing.panels(1, 3, 11.2, 3.6)
     titles = {
         "signal": "share of the signal on epistemic tokens",
@@ -57,6 +58,7 @@ def signal_by_class(records: Sequence[Record]) -> Figure:
 @drawing.styled
 def signal_by_place(records: Sequence[Record]) -> Figure:
     """Divergence and signal by place in the response and by entropy of the student, over all steps."""
+    records = [r for r in records if r["section"] == ATTRIBUTION and r["dataset"] == "train"]
     figure, panels = drawing.panels(2, 2, 9.6, 6.4)
     across = {
         "tenth": "tenth of the response",

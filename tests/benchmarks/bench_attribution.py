@@ -39,16 +39,18 @@ class Side:
     def __init__(self, run: Run):
         self.run = run
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.bytes = self.tokens = 0
 
     def step(self, state: TrainState, problems: list[int], step: int) -> tuple[TrainState, Any]:
         """One step, from a copy of the state."""
         state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         learned = learn_from_rollouts(self.run, state, None, problems, step, [])
         content = gzip.compress(to_lines(learned.generations), 6, mtime=0)
         jax.block_until_ready(learned.state)
         self.seconds.append(time.perf_counter() - start)
+        self.cpu_seconds.append(time.process_time() - cpu_start)
         self.bytes += len(content)
         self.tokens += sum(generation["length"] for generation in learned.generations)
         return learned.state, learned
@@ -75,14 +77,15 @@ def main() -> None:
         outcomes = [sides[i].step(state, batch, pair)[0] for i in ((0, 1) if pair % 2 else (1, 0))]
         state = outcomes[0]
 
-    off, on = (np.asarray(side.seconds[WARM_UP:]) for side in sides)
-    ratios = on / off
-    draws = np.random.default_rng(0).integers(0, len(ratios), (10_000, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-    print(f"device       {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"without      median {np.median(off):.4f} s a step (n={len(off)})")
-    print(f"with         median {np.median(on):.4f} s a step (n={len(on)})")
-    print(f"with/without {np.median(ratios):.4f} [{low:.4f}, {high:.4f}], median of pairs")
+    print(f"device       {jax.devices()[0].device_kind}, jax {jax.__version__}, {args.pairs} pairs")
+    for what in ("seconds", "cpu_seconds"):
+        off, on = (np.asarray(getattr(side, what)[WARM_UP:]) for side in sides)
+        draws = np.random.default_rng(0).integers(0, len(off), (10_000, len(off)))
+        low, high = np.percentile(np.median((on / off)[draws], axis=1), [2.5, 97.5])
+        print(
+            f"{what:<12} {np.median(off):.4f} a step without, {np.median(on):.4f} with: "
+            f"{np.median(on / off):.4f} [{low:.4f}, {high:.4f}] times as many, median of pairs"
+        )
     more = (sides[1].bytes - sides[0].bytes) / sides[1].tokens
     print(f"on disk      {more:.1f} bytes a token more, gzipped")
 
