@@ -104,6 +104,7 @@ def test_signal_is_the_gradient_in_the_hidden_state_of_a_token(objective):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_tokens_are_put_back_where_they_were():
     """Two updates, each in parts of one row, of which only so many columns are computed as it needs."""
     gradient_of, made, updates = compiled("sdpo", True), whole(), []
