@@ -193,8 +193,10 @@ def programs_of(config: Settings, mesh: Mesh) -> Mapping[str, Program]:
 
 def mesh_on(topology: str, config: Settings) -> Mesh:
     """The config's mesh, or one that suits it, over the chips of a slice that need not be here."""
+    # A host has four chips unless told otherwise, and one chip is less than a host.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     try:
-        chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        chips = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone).devices
     except Exception as error:  # of many classes: no libtpu, another version of it, a name it refuses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(

@@ -37,7 +37,7 @@ def test_an_unknown_slice_is_refused_with_those_that_are_known(topology):
     with pytest.raises(ConfigError) as error:
         next(compile_check.check(ON_FOUR, topology))
     assert f"topology={topology!r} is not known" in str(error.value)
-    assert "v5e: 2x2, 2x4, 4x4" in str(error.value) and "v5p: 2x2x1" in str(error.value)
+    assert "v5e: 1x1, 2x2, 2x4, 4x4" in str(error.value) and "v5p: 2x2x1" in str(error.value)
 
 
 def test_without_the_compiler_the_command_that_installs_it_is_named(monkeypatch):

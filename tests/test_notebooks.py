@@ -21,7 +21,7 @@ def execute(name: str, folder: Path, shared: Path, then: str = "") -> list[nbfor
     notebook = nbformat.read(ROOT / "colab" / name, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(then))
     environment = Commands(shared / "cache", shared / "datasets", SIZE="tiny", RUNS=str(folder)).environment
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute(env=environment)
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}}).execute(env=environment)
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
@@ -73,6 +73,19 @@ print(json.dumps(figures))"""
     assert len(coloured) == 3 and all("<u>" in text and "✓" in text for text in coloured)
     metrics = read_records(tmp_path / "understand_sdpo" / "metrics.jsonl")
     assert len(metrics) == 2 and metrics[-1]["teacher_fraction"] > 0
+
+
+@pytest.mark.long
+def test_your_model_measures_contexts_and_trains(tmp_path, shared):
+    found = """import json
+print(json.dumps({step: [float(figure) for figure in figures] for step, figures in richness.items()}))"""
+    outputs = execute("your_model.ipynb", tmp_path, shared, found)
+    bits = {step: np.asarray(of) for step, of in json.loads(printed(outputs).splitlines()[-1]).items()}
+    assert list(bits) == ["unguided", "answer", "solution"]
+    assert np.abs(bits["unguided"]).max() < 1e-3 and bits["solution"].mean() > bits["answer"].mean() > 1
+    metrics = read_records(tmp_path / "your_model" / "sdpo" / "metrics.jsonl")
+    assert len(metrics) == 2 and all(np.isfinite(list(record.values())).all() for record in metrics)
+    assert (tmp_path / "your_model" / "sdpo" / "model" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -23,6 +23,7 @@ PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "hf"
 FILES = {
     "Qwen/Qwen3-8B": "Qwen3-8B/config.json",
     "Qwen/Qwen3-1.7B": "Qwen3-1.7B/config.json",
+    "Qwen/Qwen3-0.6B": "Qwen3-0.6B/config.json",
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": "DeepSeek-R1-Distill-Qwen-7B/config.json",
     "allenai/Olmo-3-7B-Instruct": "Olmo-3-7B-Instruct/config.assembled.json",
 }

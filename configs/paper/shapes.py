@@ -27,6 +27,13 @@ SHAPES = {
         num_attention_heads=16,
         num_key_value_heads=8,
     ),
+    "Qwen/Qwen3-0.6B": qwen3(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+    ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": ModelConfig(
         vocab_size=152_064,
         hidden_size=3584,

@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 from scipy.special import log_softmax
 
-from sdistill.analysis.richness import response_log_probs, richness_bits
+from sdistill.analysis.richness import bits_between, response_log_probs, richness_bits
 from sdistill.models.attention import Places
 from sdistill.models.config import ModelConfig
 from sdistill.models.decoder import Decoder
@@ -56,6 +56,15 @@ def test_bits_are_the_difference_of_log2_probabilities(batch):
     expected = (log_probs(GUIDED) - log_probs(PLAIN)).sum(axis=1) / np.log(2)
     np.testing.assert_allclose(bits(PLAIN, batch=batch), expected, rtol=1e-5, atol=1e-5)
     assert np.abs(expected).min() > 1e-3
+
+
+def test_bits_of_texts_are_those_of_rollouts():
+    pairs, responses = (
+        list(zip(PLAIN, GUIDED, strict=True)),
+        [row[:n] for row, n in zip(IDS, LENGTHS, strict=True)],
+    )
+    found = bits_between(PARAMS, CONFIG, pairs, responses, max_prompt=5, max_response=6, chunk=3)
+    np.testing.assert_allclose(found, bits(PLAIN), rtol=1e-5, atol=1e-5)
 
 
 def test_no_context_is_worth_nothing():

@@ -1,0 +1,59 @@
+"""A few steps of SDPO with Qwen3-0.6B on one chip of 16 GB: to see it run, not for a result.
+
+    python -m sdistill.train --config configs/one_chip/sdpo.py --workdir runs/one_chip/sdpo
+
+8 problems × 4 rollouts of at most 2,048 tokens a step, an update from one row after the other. The teacher is
+a frozen copy in bfloat16, as is Adam's mean of gradients; the rest is float32.
+
+Nothing here ran on a chip; that it fits:
+
+    python launch/compile_check.py --config configs/one_chip/sdpo.py --topology v5e:1x1
+
+`tiny` makes two steps of the puzzle with random weights of the same architecture.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.models import qwen3_0p6b
+from configs.one_chip.generate import ONE, SPLIT
+from configs.paper.common import TEMPLATE
+from configs.signs import sdpo
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Settings of one run; `tiny` for two steps on a laptop."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"unknown argument {arg!r} of sdpo.py; known: '', 'tiny'")
+    if arg == "tiny":
+        config = sdpo.get_config("tiny")
+        config.evaluation = None
+        config.update(qwen3_0p6b.get_config("tiny"))
+        return config
+    config = ConfigDict(
+        {
+            "objective": "sdpo",
+            "seed": 0,
+            "steps": 4,
+            "optimizer": {"learning_rate": 1e-5, "warmup_steps": 1, "first_moment": "bfloat16"},
+            "rollouts": {
+                "split": SPLIT,
+                "problems": None,
+                "prompts": 8,
+                "samples": 4,
+                "max_prompt": 1024,
+                "max_response": 2048,
+                "max_teacher_prompt": 3072,
+            },
+            "sdpo": {
+                "context": {"kind": "solution", "template": TEMPLATE},
+                "teacher": {"weights": "fixed", "dtype": "bfloat16"},
+            },
+            "checkpoint_every": 4,
+            "micro_rows": 1,
+            "chunk": 512,
+            "slots": 16,
+            "mesh": ONE,
+        }
+    )
+    config.update(qwen3_0p6b.get_config())
+    return config
