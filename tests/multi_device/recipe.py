@@ -9,6 +9,7 @@ def get_config(arg: str) -> ConfigDict:
     config = {"sdpo": sdpo, "grpo": grpo}[arg].get_config("tiny")
     config.steps = 4 if arg == "grpo" else 6
     config.slots = 8
+    config.attribution = True
     config.rollouts.update({"samples": 2, "max_response": 8})
     config.evaluation.update({"every": config.steps, "at_start": [], "datasets": ["k3_test"], "problems": 3})
     config.evaluation.update({"max_response": 8, "slots": 8})
