@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdistill.analysis import figures
-from sdistill.analysis.claims import Claim, judge
+from sdistill.analysis.claims import Claim
 from sdistill.analysis.comparison import contrasts, last_values
 from sdistill.analysis.lookup import SECTIONS, integer_seeds, name
 from sdistill.analysis.records import DIFFERENCES, Record
@@ -58,11 +58,7 @@ def comparison_page(
 
 def _summary(run: Run) -> str:
     """A run in a sentence, and its findings about fixes in a list."""
-    sentence = (
-        prose.headline(judge(run.records))
-        if prose.studies_paper(run.records)
-        else "Fixes on harder problems:"
-    )
+    sentence = prose.headline(run.claims) if prose.studies_paper(run.records) else "Fixes on harder problems:"
     return summary_of(f"{run.name}: {sentence}", [escape(line) for line in prose.fixes_findings(run.records)])
 
 
@@ -165,7 +161,7 @@ def draw_comparison(runs: Sequence[Run], sections: Sequence[str]) -> dict[str, f
 
 def _claims(runs: Sequence[Run]) -> str:
     """A row for each claim, a column for each run."""
-    judged = [judge(run.records) for run in runs]
+    judged = [run.claims for run in runs]
     head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
     rows, section = [], ""
     for claims in zip(*judged, strict=True):

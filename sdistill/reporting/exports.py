@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sdistill.analysis import drawing
-from sdistill.analysis.claims import Claim, judge
+from sdistill.analysis.claims import Claim
 from sdistill.reporting import prose
 from sdistill.reporting.runs import Run
 from sdistill.reporting.tables import Table, section_tables, to_csv
@@ -22,7 +22,7 @@ def export_run(run: Run, folder: Path) -> None:
         for table in section_tables(section, run.records):
             export_table(table, section, folder)
     if prose.studies_paper(run.records):
-        write_atomically(folder / "claims.csv", claims_csv(judge(run.records)).encode())
+        write_atomically(folder / "claims.csv", claims_csv(run.claims).encode())
 
 
 def export_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sdistill.analysis import figures
 from sdistill.analysis.attribution import ATTRIBUTION
-from sdistill.analysis.claims import Claim, judge
+from sdistill.analysis.claims import Claim
 from sdistill.analysis.evidence import MARGIN, Evidence
 from sdistill.analysis.lookup import SECTIONS, integer_seeds
 from sdistill.analysis.probes import PROBES
@@ -27,7 +27,7 @@ def run_page(run: Run, traces: Packed, svgs: dict[str, str]) -> str:
       traces: Its responses.
       svgs: Its figures by name, as `draw` makes them.
     """
-    records, claims = run.records, judge(run.records)
+    records, claims = run.records, run.claims
     about_paper = prose.studies_paper(records)
     title = "Fixes for self-distillation: one run, ranked"
     if PROBES in prose.shown_sections(records):

@@ -4,6 +4,7 @@ A study that was interrupted, or that another version of sdistill wrote, is repo
 read. Only what would make figures wrong is an error.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdistill.analysis.attribution import ATTRIBUTION
+from sdistill.analysis.claims import Claim, judge
 from sdistill.analysis.lookup import ACROSS, POOLED, SECTIONS
 from sdistill.analysis.probes import PROBES
 from sdistill.analysis.ranking import FIXES
@@ -40,6 +42,11 @@ class Run:
     records: list[Record]
     settings: dict[str, Any]
     notes: tuple[str, ...]
+
+    @functools.cached_property
+    def claims(self) -> list[Claim]:
+        """The paper's claims as this run judges them."""
+        return judge(self.records)
 
 
 def read_run(path: Path) -> Run:
