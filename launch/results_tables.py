@@ -37,7 +37,8 @@ MODELS: tuple[Figure, ...] = (
 def figure(record: Record, digits: int, *, sign: bool = False) -> str:
     """A value with its interval. In: 0.731, 0.70 to 0.76, 2 digits. Out: `0.73 [0.70, 0.76]`."""
     form = f"{'+' if sign else ''}.{digits}f"
-    value, low, high = (format(record[key], form) for key in ("value", "ci_low", "ci_high"))
+    rounded = (round(record[key], digits) + 0.0 for key in ("value", "ci_low", "ci_high"))  # no −0.0
+    value, low, high = (format(number, form) for number in rounded)
     return f"{value} [{low}, {high}]".replace("-", "−")
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sdistill.config import require
 from sdistill.distill.fixes import clip_pointwise
-from sdistill.models.chunks import PlacesOf, read_by_chunks
+from sdistill.models.chunks import PlacesOf, read_by_chunks, total
 from sdistill.models.scoring import (
     NOTHING,
     Summary,
@@ -210,8 +210,8 @@ def _compare(
     (s, s_peak), (t, t_peak) = (summary_of_logits(0, x, (ids, None), temperature) for x in logits)
     saved = s_peak, s.rest_BT, t_peak, t.rest_BT
     log_s, log_t = _both_log_probs(logits, temperature, saved)
-    loss = jnp.sum(_clipped_terms(log_s, log_t, alpha, clip), axis=-1)
-    drift = jnp.sum(_slopes_of_clipped_terms(log_s, log_t, alpha, clip), axis=-1)
+    loss = total(_clipped_terms(log_s, log_t, alpha, clip))
+    drift = total(_slopes_of_clipped_terms(log_s, log_t, alpha, clip))
     return Comparison(loss, s.scores(), t.scores()), (*saved, drift)
 
 
@@ -293,13 +293,13 @@ def _divergence(
     log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float, clip: float | None
 ) -> Float[Array, "B T"]:
     """Of distributions that sum to 1."""
-    total = jnp.sum(_clipped_terms(log_s, log_t, alpha, clip), axis=-1)
+    whole = total(_clipped_terms(log_s, log_t, alpha, clip))
     if alpha != 1 or clip is not None:
-        return total
+        return whole
     # Counted from its own value, it keeps the digits of its gradient S (log S/T - KL): a small difference
     # where S is almost sure of an id that T finds unlikely.
-    center = jax.lax.stop_gradient(total)[..., None]
-    return center[..., 0] + jnp.sum(jnp.exp(log_s) * (log_s - log_t - center), axis=-1)
+    center = jax.lax.stop_gradient(whole)[..., None]
+    return center[..., 0] + total(jnp.exp(log_s) * (log_s - log_t - center))
 
 
 def _clipped_terms(

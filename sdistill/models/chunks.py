@@ -26,6 +26,9 @@ SMALLEST_TILE = 4096
 MOST_PARTS = 8
 """Of a vocabulary: as many devices may split it and all be busy in every tile. More would make odd widths."""
 
+ADDENDS = 64
+"""Numbers that a CPU adds up one by one before their sum is added to others; see `total`."""
+
 LANES = 128
 """Of a TPU's registers: it copies a whole head to take columns that begin between multiples of this."""
 
@@ -152,6 +155,25 @@ def _spread(models: Others) -> Others:
 def product(x_BTD: Float[Array, "b t D"], matrix_DV: Float[Array, "D V"]) -> Float[Array, "b t V"]:
     """The matrix product, accumulated in float32."""
     return jnp.einsum("btd,dv->btv", x_BTD, matrix_DV, preferred_element_type=jnp.float32)
+
+
+def total(x_BTV: Float[Array, "*rows V"]) -> Float[Array, "*rows"]:
+    """The sum over ids, in float32, with its digits.
+
+    XLA for CPUs adds the numbers of a row one after the other. On a processor with AVX2 that was wrong by 3e-5
+    of the loss for 40,961 ids. So there, sums of a few are added up, in stages.
+    """
+
+    def in_stages(x: Array) -> Array:
+        while (count := -(-x.shape[-1] // ADDENDS)) > 1:
+            padding = [(0, 0)] * (x.ndim - 1) + [(0, count * ADDENDS - x.shape[-1])]
+            x = jnp.pad(x, padding).reshape(*x.shape[:-1], count, ADDENDS).sum(axis=-1)
+            x = jax.lax.optimization_barrier(x)  # or XLA makes one sum of two stages
+        return x.sum(axis=-1)
+
+    if x_BTV.shape[-1] <= ADDENDS:
+        return x_BTV.sum(axis=-1)
+    return jax.lax.platform_dependent(x_BTV, cpu=in_stages, default=lambda x: x.sum(axis=-1))
 
 
 class _Walk(NamedTuple):

@@ -10,7 +10,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sdistill.models.chunks import PlacesOf, read_by_chunks
+from sdistill.models.chunks import PlacesOf, read_by_chunks, total
 from sdistill.parallel.rules import BATCH, IDS
 
 NOTHING = -1e30
@@ -132,14 +132,14 @@ def summary_of_logits(
     rest_peak = jnp.max(logits, axis=-1, keepdims=True)
     log_share = (logits - rest_peak) / temperature
     share = jnp.exp(log_share)
-    total, moment = jnp.sum(share, axis=-1), jnp.sum(log_share * share, axis=-1)
+    sum_of_shares, moment = total(share), total(log_share * share)
     rest_peak = (rest_peak[..., 0] - peak) / temperature
-    rest = rest_peak + jnp.log(total)
+    rest = rest_peak + jnp.log(sum_of_shares)
 
     normaliser = jax.nn.logsumexp(jnp.concatenate([top, rest[..., None]], axis=-1), axis=-1)
     log_top = top - normaliser[..., None]
-    rest_mean = moment / total + rest_peak - normaliser
-    entropy = -jnp.sum(jnp.exp(log_top) * log_top, axis=-1) - jnp.exp(rest - normaliser) * rest_mean
+    rest_mean = moment / sum_of_shares + rest_peak - normaliser
+    entropy = -total(jnp.exp(log_top) * log_top) - jnp.exp(rest - normaliser) * rest_mean
     return Summary(top, rest, chosen, entropy, top_ids), peak
 
 
