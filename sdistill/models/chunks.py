@@ -160,8 +160,8 @@ def product(x_BTD: Float[Array, "b t D"], matrix_DV: Float[Array, "D V"]) -> Flo
 def total(x_BTV: Float[Array, "*rows V"]) -> Float[Array, "*rows"]:
     """The sum over ids, in float32, with its digits.
 
-    XLA for CPUs adds the numbers of a row one after the other. With AVX2 that was wrong by 3e-5 of the loss for
-    40,961 ids. So there, sums of a few are added up, in stages.
+    XLA for CPUs adds the numbers of a row one after the other. With AVX2 that was wrong by 3e-5 of the loss
+    for 40,961 ids. So there, sums of a few are added up, in stages.
     """
 
     def in_stages(x: Array) -> Array:

@@ -22,7 +22,7 @@ from sdistill.distill.fixes import (
     fork_weights,
     gate_is_open,
     pass_rate_weights,
-    without_markers,
+    without_words,
 )
 from sdistill.distill.teacher import TeacherConfig
 
@@ -34,10 +34,10 @@ def test_terms_are_capped_from_above_and_have_no_gradient_there():
     np.testing.assert_array_equal(gradient, [1, 1, 0, 0, 0])
 
 
-def test_markers_are_masked_besides_what_is_masked_already():
+def test_words_are_masked_besides_what_is_masked_already():
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], np.float32)
     markers = np.array([[0, 1, 0, 1], [1, 0, 0, 0]], np.float32)
-    np.testing.assert_array_equal(without_markers(mask, markers), [[1, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(without_words(mask, markers), [[1, 0, 1, 0], [0, 0, 0, 0]])
 
 
 def test_problems_solved_half_the_time_weigh_most():
