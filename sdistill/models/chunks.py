@@ -165,15 +165,23 @@ def total(x_BTV: Float[Array, "*rows V"]) -> Float[Array, "*rows"]:
     """
 
     def in_stages(x: Array) -> Array:
+        x = x.reshape(*x.shape[:-1], _parts(x.shape[-1]), -1)  # each device adds up its own
         while (count := -(-x.shape[-1] // ADDENDS)) > 1:
             padding = [(0, 0)] * (x.ndim - 1) + [(0, count * ADDENDS - x.shape[-1])]
             x = jnp.pad(x, padding).reshape(*x.shape[:-1], count, ADDENDS).sum(axis=-1)
             x = jax.lax.optimization_barrier(x)  # or XLA makes one sum of two stages
-        return x.sum(axis=-1)
+        return x.sum(axis=(-2, -1))
 
     if x_BTV.shape[-1] <= ADDENDS:
         return x_BTV.sum(axis=-1)
     return jax.lax.platform_dependent(x_BTV, cpu=in_stages, default=lambda x: x.sum(axis=-1))
+
+
+def _parts(size: int) -> int:
+    """Into how many equal parts so many ids are cut, of which every device has as many as any other."""
+    mesh = jax.sharding.get_abstract_mesh()  # if there is none, nothing says how they are split
+    ways = jax.device_count() if mesh.empty else math.prod(mesh.shape[axis] for axis in IDS)
+    return math.gcd(size, ways, MOST_PARTS)
 
 
 class _Walk(NamedTuple):
@@ -254,9 +262,7 @@ class _Tiles(NamedTuple):
     def over(cls, head_DV: Float[Array, "D V"]) -> "_Tiles":
         """As many tiles as there may be; a single one for a small vocabulary."""
         size = head_DV.shape[1]
-        mesh = jax.sharding.get_abstract_mesh()  # if there is none, nothing says how the head is split
-        ways = jax.device_count() if mesh.empty else math.prod(mesh.shape[axis] for axis in IDS)
-        parts = math.gcd(size, ways, MOST_PARTS)
+        parts = _parts(size)
         length = size // parts
         number = min(MOST_TILES, max(1, size // SMALLEST_TILE))
         unit = math.gcd(length, LANES)
