@@ -40,7 +40,7 @@ def get_config(arg: str = "walk") -> ConfigDict:
             "max_prompt": prompt + (response if guided else 0),
             "max_response": response,
             "sampling": {"temperature": 1.0},  # the distribution that bits are defined on
-            "slots": 16,
+            "slots": 8 if guided else 16,
             "seed": int(step != "walk"),  # fresh answers: the walk's were chosen for how many are right
             "after": None if step == "walk" else "runs/one_chip/walk",
             "data_dir": None,
