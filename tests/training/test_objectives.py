@@ -188,7 +188,7 @@ def test_on_policy_grpo_gradient_is_that_of_the_weighted_log_likelihood():
     ],
 )
 def test_sdpo_matches_float64(alpha, cap, mode, chunk):
-    loss, (metrics, _) = sdpo(alpha=alpha, importance_cap=cap, aggregation=mode, chunk=chunk)
+    loss, (metrics, *_) = sdpo(alpha=alpha, importance_cap=cap, aggregation=mode, chunk=chunk)
     weights = 1.0 if cap is None else np.minimum(RATIO, cap)
     expected = mean_of(divergence(alpha) * weights, MASK * HAS_TEACHER[:, None], mode)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -196,7 +196,7 @@ def test_sdpo_matches_float64(alpha, cap, mode, chunk):
 
 
 def test_sdpo_metrics():
-    _, (metrics, _) = sdpo(alpha=0.5, importance_cap=2.0)
+    _, (metrics, *_) = sdpo(alpha=0.5, importance_cap=2.0)
     taught, losses = MASK * HAS_TEACHER[:, None], divergence(0.5)
     teacher_chosen = LOG_T[ROWS, COLUMNS, RESPONSES]
     expected = {
@@ -223,7 +223,7 @@ def test_rows_without_teacher_have_no_influence():
 
 def test_a_batch_without_teachers_is_zero_with_zero_gradient():
     batch = BATCH._replace(has_teacher=np.zeros(4, np.float32))
-    loss, (metrics, _) = sdpo(batch)
+    loss, (metrics, *_) = sdpo(batch)
     assert loss == 0 and metrics["divergence"] == (0, 0)
     np.testing.assert_array_equal(sdpo_gradient(batch), 0)
 
@@ -255,7 +255,7 @@ def test_sampled_support_has_the_gradient_of_the_log_ratio():
 
 
 def test_a_pointwise_clip_bounds_what_each_id_adds_and_counts_negative_losses():
-    loss, (metrics, _) = sdpo(alpha=1.0, pointwise_clip=0.05)
+    loss, (metrics, *_) = sdpo(alpha=1.0, pointwise_clip=0.05)
     clipped = np.minimum(np.exp(LOG_S) * (LOG_S - LOG_T), 0.05).sum(axis=-1)
     taught = MASK * HAS_TEACHER[:, None]
     expected = mean_of(clipped * np.minimum(RATIO, 2), taught, "seq_mean_token_mean")
@@ -267,7 +267,7 @@ def test_a_pointwise_clip_bounds_what_each_id_adds_and_counts_negative_losses():
 def test_forks_are_turned_away_from_the_teacher():
     entropy = -kl(LOG_S, np.zeros_like(LOG_S))
     threshold = float(np.median(entropy[MASK * HAS_TEACHER[:, None] > 0]))
-    loss, (metrics, _) = sdpo(fork_aware=ForkAware(threshold, repulsion=0.3))
+    loss, (metrics, *_) = sdpo(fork_aware=ForkAware(threshold, repulsion=0.3))
     signs, taught = np.where(entropy > threshold, -0.3, 1.0), MASK * HAS_TEACHER[:, None]
     expected = mean_of(divergence(0.5) * np.minimum(RATIO, 2) * signs, taught, "seq_mean_token_mean")
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
@@ -289,7 +289,7 @@ def test_top_k_of_the_whole_vocabulary_is_full():
     ],
 )
 def test_grpo_matches_float64(config, chunk):
-    loss, (metrics, _) = grpo(chunk=chunk, **config)
+    loss, (metrics, *_) = grpo(chunk=chunk, **config)
     low, high = 1 - config.get("clip_low", 0.2), 1 + config.get("clip_high", 0.28)
     gains = np.zeros((4, 5))
     for row, column in np.ndindex(4, 5):
@@ -322,7 +322,7 @@ def test_clipping_stops_the_gradient_on_one_side_only(ratio, advantage, moves):
 def test_the_kl_term_is_k3_against_the_reference():
     reference = (CHOSEN + np.random.default_rng(2).normal(0, 0.5, (4, 5)) * MASK).astype(np.float32)
     batch = BATCH._replace(reference_log_probs=reference)
-    loss, (metrics, _) = grpo(batch, kl_coefficient=0.3)
+    loss, (metrics, *_) = grpo(batch, kl_coefficient=0.3)
     r = np.exp(reference - CHOSEN)
     penalty = r - np.log(r) - 1
     expected = float(grpo()[0]) + 0.3 * mean_of(penalty, MASK, "seq_mean_token_mean")
@@ -371,7 +371,7 @@ def test_settings_without_effect_or_sense_are_refused(make, message):
 
 def test_equal_rewards_give_no_gradient():
     batch = BATCH._replace(advantages=np.zeros((4, 5), np.float32))
-    loss, (metrics, _) = grpo(batch)
+    loss, (metrics, *_) = grpo(batch)
     assert loss == 0 and metrics["signal"][0] == 0
     np.testing.assert_array_equal(grpo_gradient(batch), 0)
 
