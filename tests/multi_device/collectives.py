@@ -44,8 +44,9 @@ def main() -> None:
     new = Admission(*[zeros] * 4, zeros.astype(np.uint32), zeros, zeros, settings)
     begin = jax.jit(lambda *inputs: admit(*inputs, model=model), out_shardings=shardings)
     prefix = model.empty_cache(4, 8)
+    allowed = np.zeros(tiny.CONFIG.vocab_size, bool)  # nothing is forbidden
     programs = {
-        "decode": step.lower(params, slots, np.zeros(16, bool), np.int32(4), np.array([5])),
+        "decode": step.lower(params, slots, np.zeros(16, bool), np.int32(4), np.array([5]), allowed),
         "admit": begin.lower(slots, prefix, new, np.zeros(2, np.int32)),
     }
     print(json.dumps({name: sent(program.compile()) for name, program in programs.items()}))
