@@ -181,7 +181,8 @@ def test_the_study_of_the_fixes_goes_on_after_a_kill_and_ranks_what_it_ran(comma
     ]
     records = read_records(workdir / "results.jsonl")
     assert list(dict.fromkeys(record["condition"] for record in records)) == conditions
-    assert {(r["section"], r["seed"]) for r in records} == {("fixes", 0), ("fixes", "all")}
+    computed = {(section, seed) for section in ("fixes", "attribution") for seed in (0, "all")}
+    assert {(r["section"], r["seed"]) for r in records} == computed
     final = {(r["condition"], r["dataset"], r["metric"]) for r in records if r["ci_low"] is not None}
     for condition in conditions[1:]:
         for dataset in ("k3", "k4"):

@@ -475,7 +475,7 @@ def test_a_source_without_examples_is_refused(tmp_path, data_dir):
 
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "signs").glob("*.py"))
-TESTED_ELSEWHERE = ("fixes", "generate", "study", "tokenizer")
+TESTED_ELSEWHERE = ("fixes", "generate", "probes", "study", "tokenizer")
 RUNS = [name for name in CONFIGS if name not in TESTED_ELSEWHERE]
 
 
