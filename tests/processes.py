@@ -11,9 +11,15 @@ ROOT = Path(__file__).parents[1]
 
 
 class Commands:
-    """Runs `python -m` commands that share compiled programs and prepared data sets."""
+    """Runs `python -m` commands that share compiled programs and prepared data sets.
 
-    def __init__(self, cache: Path, data_dir: Path, **environment: str):
+    With `devices`, each sees as many CPU devices and no others.
+    """
+
+    def __init__(self, cache: Path, data_dir: Path, *, devices: int | None = None, **environment: str):
+        if devices is not None:
+            forced = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+            environment |= {"XLA_FLAGS": forced, "JAX_PLATFORMS": "cpu"}
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "TFDS_DATA_DIR": str(data_dir),

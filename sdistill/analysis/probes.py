@@ -14,7 +14,8 @@ from sdistill.tasks.problem import THINK_END
 
 PROBES = "probes"  # the section
 PLAIN = "plain"  # a model's responses as they are
-REPAIR = "repair"  # forced attempts, of the responses only that were wrong before
+EXTRA = "extra"  # forced attempts
+REPAIR = "repair"  # the same, of the responses only that were wrong before
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def probes(extra_attempts: int) -> list[Probe]:
     return [
         Probe("forbid_words", ("forbid_neutral", "forbid_half", PLAIN)),
         Probe("doubt_cue", ("doubt_neutral", "doubt_nothing")),
-        *(Probe(f"extra_cue_{k}", (f"extra_neutral_{k}", f"extra_nothing_{k}", PLAIN)) for k in forced),
+        *(Probe(f"{EXTRA}_cue_{k}", (f"{EXTRA}_neutral_{k}", f"{EXTRA}_nothing_{k}", PLAIN)) for k in forced),
         *(Probe(f"{REPAIR}_cue_{k}", (f"{REPAIR}_neutral_{k}", f"{REPAIR}_nothing_{k}")) for k in forced),
         Probe("shuffle_words", ("shuffle_neutral", "shuffle_nothing")),
     ]

@@ -12,6 +12,7 @@ from flax import nnx
 from sdistill.analysis.epistemic import WORDS
 from sdistill.analysis.measure import Generation
 from sdistill.analysis.probes import (
+    EXTRA,
     MASKED,
     PLAIN,
     PROBES,
@@ -40,7 +41,7 @@ from sdistill.text import words
 from sdistill.training.config import TrainConfig
 from sdistill.training.meshes import mesh_of
 
-AT_ONCE, DOUBT, SHUFFLE, EXTRA = 0, 1, 2, 3  # steps of the random streams; EXTRA and more are rounds
+AT_ONCE, DOUBT, SHUFFLE, FORCE = 0, 1, 2, 3  # steps of the random streams; FORCE and more are rounds
 Arms = dict[str, list[Generation]]
 Words = dict[str, list[str]]
 """Arm → words that it is about."""
@@ -125,6 +126,16 @@ class Subject:
     def neutral(self, of: Sequence[str]) -> list[str]:
         """Words that it says about as often as these, and that do not bear on the answer."""
         return words.matched(self.counts, of, {*WORDS, *self.task.announcing})
+
+    def several(self, generations: Sequence[Generation]) -> list[Generation]:
+        """Each again and again, to be gone on with in as many ways, where they are few.
+
+        Together at most as many as responses as they are, so that what is found about few of them is found
+        about as precisely. Copies differ in their sample, part of the name of their random stream.
+        """
+        copies = range(len(self.plain) // max(1, len(generations)))
+        samples = self.study.config.probes.samples
+        return [g | {"sample": g["sample"] + copy * samples} for copy in copies for g in generations]
 
     def begin(self, generation: Generation, text: str) -> Begun:
         """Goes back to `text`, in which a response has begun."""
@@ -233,10 +244,11 @@ def _doubting(subject: Subject, cues: Mapping[str, str]) -> Arms:
         whole = subject.begin(generation, generation["response"])
         end = subject.task.first_wrong_attempt(whole.problem, whole.text)
         if end is not None:
-            cut.append((generation, whole.text[:end]))
+            cut.append(generation | {"response": whole.text[:end]})
+    cut = subject.several(cut)
     return {
         f"doubt_{kind}": subject.answer(
-            f"doubt_{kind}", [subject.begin(g, _with(text, cue)) for g, text in cut], step=DOUBT
+            f"doubt_{kind}", [subject.begin(g, _with(g["response"], cue)) for g in cut], step=DOUBT
         )
         for kind, cue in cues.items()
         if cut
@@ -246,23 +258,22 @@ def _doubting(subject: Subject, cues: Mapping[str, str]) -> Arms:
 def _forcing(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> Arms:
     """A word where thinking would end, again and again (budget forcing, arXiv 2501.19393).
 
-    Responses that do not end their thinking stay as they are.
+    Of all responses, and of those that were wrong. Those that do not end their thinking stay as they are.
     """
     arms = {}
-    for kind, cue in cues.items():
-        so_far = subject.plain
-        for k in range(1, extra_attempts + 1):
-            thoughts = [thinking(generation["response"]) for generation in so_far]
-            units = [
-                generation if thought is None else subject.begin(generation, _with(thought, cue))
-                for generation, thought in zip(so_far, thoughts, strict=True)
-            ]
-            so_far = subject.answer(f"extra_{kind}_{k}", units, step=EXTRA + k)
-            arms[f"extra_{kind}_{k}"] = so_far
-            pairs = zip(so_far, subject.plain, strict=True)
-            if wrong := [after for after, before in pairs if not before["correct"]]:
-                arms[f"{REPAIR}_{kind}_{k}"] = wrong
-    return arms
+    wrong = subject.several([generation for generation in subject.plain if not generation["correct"]])
+    for name, begun in ((EXTRA, subject.plain), (REPAIR, wrong)):
+        for kind, cue in cues.items():
+            so_far = begun
+            for k in range(1, extra_attempts + 1):
+                thoughts = [thinking(generation["response"]) for generation in so_far]
+                units = [
+                    generation if thought is None else subject.begin(generation, _with(thought, cue))
+                    for generation, thought in zip(so_far, thoughts, strict=True)
+                ]
+                arm = f"{name}_{kind}_{k}"
+                arms[arm] = so_far = subject.answer(arm, units, step=FORCE + k)
+    return {arm: generations for arm, generations in arms.items() if generations}
 
 
 def _shuffling(subject: Subject) -> Arms:

@@ -89,8 +89,7 @@ def outcome(mesh_config, folder, name):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    commands = Commands(folder / "cache", folder, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    commands = Commands(folder / "cache", folder, devices=8)
     printed = commands.succeed("tests.distill.test_divergence_sharded", folder).splitlines()
     return folder, json.loads(next(line for line in printed if line.startswith("{")))
 

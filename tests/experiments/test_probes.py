@@ -38,6 +38,8 @@ RESPONSES = [
     "\nThe sum and so on and so on",
 ]  # fmt: skip
 
+CUT = [RESPONSES[0], RESPONSES[2]]  # wrong, and their thinking ends
+
 
 def test_words_are_counted_without_markup_and_numbers_only_if_asked_for():
     texts = ["<think> Wait 3 -3 wait_ I </think> \\boxed{so} so"]
@@ -106,8 +108,6 @@ def test_every_arm_is_there_and_kept(subject, probed):
         assert len(arms[f"repair_{kind}_1"]) == 3
         assert all(g in arms[f"extra_{kind}_1"] for g in arms[f"repair_{kind}_1"])
     for name, generations in arms.items():
-        if name.startswith("repair"):
-            continue
         path = subject.study.directory("probes", f"tiny@{name}", 0) / "k4_test-000000.jsonl.gz"
         assert read_records(path) == generations
 
@@ -119,11 +119,15 @@ def test_forbidden_words_do_not_even_begin(probed):
 
 
 def test_the_cue_comes_after_the_first_wrong_attempt_and_nowhere_else(probed):
-    """Where a task cannot tell attempts apart, that is the end of thinking that a wrong answer follows."""
+    """Where a task cannot tell attempts apart, that is the end of thinking that a wrong answer follows.
+
+    Two of four responses have one, so each goes on twice.
+    """
     for kind, insert in (("cue", " wait"), ("neutral", " the"), ("nothing", "")):
         found = probed[0][f"doubt_{kind}"]
-        assert [(g["problem"], g["sample"]) for g in found] == [("a", 0), ("b", 0)]
-        for text, start in zip(texts(probed[0], f"doubt_{kind}"), (RESPONSES[0], RESPONSES[2]), strict=True):
+        assert [(g["problem"], g["sample"]) for g in found] == [("a", 0), ("b", 0), ("a", 2), ("b", 2)]
+        assert found[0]["response"] != found[2]["response"]
+        for text, start in zip(texts(probed[0], f"doubt_{kind}"), CUT * 2, strict=True):
             assert text.startswith(start.partition("\n</think>")[0] + insert)
 
 
@@ -142,7 +146,7 @@ def test_lengths_are_of_whole_responses_and_within_the_limit(subject, probed):
     for name in ("doubt_cue", "shuffle_words"):
         for generation in probed[0][name]:
             assert generation["length"] <= 90
-    for generation, start in zip(probed[0]["doubt_nothing"], (RESPONSES[0], RESPONSES[2]), strict=True):
+    for generation, start in zip(probed[0]["doubt_nothing"], CUT * 2, strict=True):
         assert generation["length"] > len(encode(start.partition("\n</think>")[0]))
 
 

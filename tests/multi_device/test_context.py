@@ -11,9 +11,7 @@ from tests.processes import Commands
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("context")
-    flags = ["force_host_platform_device_count=8", "backend_optimization_level=0"]
-    flags = " ".join(f"--xla_{flag}" for flag in flags)
-    commands = Commands(folder / "cache", folder, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    commands = Commands(folder / "cache", folder, devices=8)
     printed = commands.succeed("tests.multi_device.compare_context", folder).splitlines()
     facts = json.loads(next(line for line in printed if line.startswith("{")))
     arrays = {}

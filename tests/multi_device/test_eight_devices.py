@@ -12,10 +12,7 @@ from tests.processes import Commands
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    flags = ["force_host_platform_device_count=8", "backend_optimization_level=0"]
-    flags += ["llvm_disable_expensive_passes=true"]  # both only compile faster
-    flags = " ".join(f"--xla_{flag}" for flag in flags)
-    return Commands(folder / "cache", folder, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    return Commands(folder / "cache", folder, devices=8)
 
 
 @pytest.fixture(scope="module")

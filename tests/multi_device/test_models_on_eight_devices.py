@@ -9,9 +9,7 @@ from tests.processes import Commands, assert_same_files
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    flags = ["force_host_platform_device_count=8", "backend_optimization_level=0"]
-    flags = " ".join(f"--xla_{flag}" for flag in flags)
-    commands = Commands(folder / "cache", folder, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    commands = Commands(folder / "cache", folder, devices=8)
     commands.succeed("tests.multi_device.compare_models", folder)
     return folder
 

@@ -9,16 +9,11 @@ import pytest
 from sdistill.rollout.rollouts import Rollouts
 from tests.processes import Commands
 
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    one = Commands(folder, folder, XLA_FLAGS=QUICKLY, JAX_PLATFORMS="cpu")
-    four_each = Commands(
-        folder, folder, XLA_FLAGS=f"{QUICKLY} --xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu"
-    )
+    one, four_each = Commands(folder, folder, devices=1), Commands(folder, folder, devices=4)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"

@@ -17,8 +17,6 @@ from tests.test_train import WORDS
 
 pytestmark = pytest.mark.long
 
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-FOUR = f"{QUICKLY} --xla_force_host_platform_device_count=4"
 BY_TOKEN = ("signal", "entropy", "divergence")
 MESH = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
 
@@ -27,8 +25,8 @@ class Pair:
     """Starts the same training in two processes that find each other."""
 
     def __init__(self, folder, data_dir):
-        self.commands = Commands(folder / "cache", data_dir, XLA_FLAGS=FOUR, JAX_PLATFORMS="cpu")
-        self.alone = Commands(folder / "alone", data_dir, XLA_FLAGS=QUICKLY, JAX_PLATFORMS="cpu")
+        self.commands = Commands(folder / "cache", data_dir, devices=4)
+        self.alone = Commands(folder / "alone", data_dir, devices=1)
         save_pretrained(bind(WORDS, tiny.parameters(WORDS)), folder / "model")
         self.model = f"--config.init_from={folder / 'model'}"
 
