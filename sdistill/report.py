@@ -22,7 +22,7 @@ from sdistill.reporting.comparison import (
 )
 from sdistill.reporting.exports import export_figures, export_run, export_table
 from sdistill.reporting.page import draw, run_page
-from sdistill.reporting.runs import Run, read_run, read_runs
+from sdistill.reporting.runs import Run, read_runs
 from sdistill.reporting.terminal import print_section, print_tables
 from sdistill.reporting.traces import embed
 from sdistill.storage import write_atomically
@@ -32,18 +32,13 @@ __all__ = ["print_section", "write_comparison", "write_report"]
 PAGE, FILES = "report.html", "report"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Writes a run's page and its files into its directory; returns the path of the page.
-
-    Raises:
-      FileNotFoundError, ValueError: as `read_run`.
-    """
-    run = read_run(run_dir)
-    svgs = export_figures(draw(run.records), run_dir / FILES)
-    export_run(run, run_dir / FILES)
+def write_report(run: Run) -> Path:
+    """Writes a run's page and its files into its directory; returns the path of the page."""
+    svgs = export_figures(draw(run.records), run.path / FILES)
+    export_run(run, run.path / FILES)
     page = run_page(run, embed([run]), svgs)
-    write_atomically(run_dir / PAGE, page.encode())
-    return run_dir / PAGE
+    write_atomically(run.path / PAGE, page.encode())
+    return run.path / PAGE
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> Path:
@@ -76,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(runs) > 1:
         print(write_comparison(runs, args.out))
         return
-    print_tables(runs[0].records, Console())
-    print(write_report(runs[0].path))
+    print_tables(runs[0], Console())
+    print(write_report(runs[0]))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from sdistill.experiments.study import Study
 from sdistill.models.weights import SIGNS_BASE, load_pretrained
 from sdistill.parallel.processes import require_one_process
 from sdistill.report import print_section, write_report
+from sdistill.reporting.runs import read_run
 from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
@@ -88,7 +89,7 @@ def run_study(config: RunsConfig, workdir: Path, console: Console) -> Path:
             kept = [record for record in before if record["section"] not in done]
             write_records(workdir / "results.jsonl", records + kept)
             print_section(name, records, console)
-    return write_report(workdir)
+    return write_report(read_run(workdir))
 
 
 def environment(config: RunsConfig) -> dict[str, str]:

@@ -38,7 +38,7 @@ def made_up(problem, **fields):
 
 
 def page_of(run):
-    return report.write_report(run).read_text(encoding="utf-8")
+    return report.write_report(read_run(run)).read_text(encoding="utf-8")
 
 
 def data_of(page):
@@ -268,9 +268,9 @@ def test_words_of_runs_that_kept_no_tokens_are_shown_and_the_rest_marked(tmp_pat
     assert 'id="claims"' not in page
 
 
-def test_terminal_tables():
+def test_terminal_tables(whole):
     stream = io.StringIO()
-    print_tables(synthetic_records() + fixes_records(), Console(file=stream, width=160))
+    print_tables(read_run(whole[0]), Console(file=stream, width=160))
     text = stream.getvalue()
     assert "sft_guided" in text and "0.510 ±0.020" in text and "detectable difference" in text
     assert "0.730 ±0.020" in text and "3–4" in text

@@ -135,6 +135,16 @@ def difference(records: Sequence[Record], comparison: Comparison, step: int | No
     Returns:
       None if the run has no such figures.
     """
+    c = comparison
+    metrics = {c.metric, f"{c.metric}_minus:{c.condition}", f"{c.metric}_minus:{c.other}"}
+    records = [  # once: a run has tens of thousands, and they are searched for every seed
+        r
+        for r in records
+        if r["metric"] in metrics
+        and r["condition"] in (c.condition, c.other)
+        and r["dataset"] == c.dataset
+        and r["section"] == c.section
+    ]
     pooled = _difference(records, comparison, POOLED, step)
     if pooled is None:
         return None

@@ -27,8 +27,10 @@ def export_run(run: Run, folder: Path) -> None:
 
 def export_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, str]:
     """Writes figures as `name.svg` and `name.pdf`; returns them as SVG elements for a page."""
-    svgs = {name: drawing.to_svg(figure) for name, figure in figures.items()}
+    svgs = {}
     for name, figure in figures.items():
+        svgs[name] = drawing.to_svg(figure)
+        figure.set_layout_engine("none")  # everything keeps its place; finding it takes as long as drawing
         write_atomically(folder / f"{name}.svg", f'<?xml version="1.0"?>\n{svgs[name]}'.encode())
         write_atomically(folder / f"{name}.pdf", drawing.to_pdf(figure))
     return svgs

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sdistill.analysis.claims import judge
 from sdistill.analysis.evidence import Outcome
 from sdistill.analysis.ranking import JUDGE
 from sdistill.analysis.records import Record
 from sdistill.reporting.markup import number
 from sdistill.reporting.prose import HEADINGS, headline, shown_sections, studies_paper
+from sdistill.reporting.runs import Run
 from sdistill.reporting.tables import (
     DIGITS,
     GROUPED,
@@ -68,16 +68,15 @@ def _text(cell: str | Cell) -> Text:
     return Text(text)
 
 
-def print_tables(records: Sequence[Record], console: Console) -> None:
+def print_tables(run: Run, console: Console) -> None:
     """Prints the tables of every section that was run, then the verdicts on the claims."""
-    for section in shown_sections(records):
-        print_section(section, records, console)
-    if not studies_paper(records):
+    for section in shown_sections(run.records):
+        print_section(section, run.records, console)
+    if not studies_paper(run.records):
         return
     colours = {Outcome.REPRODUCED: "green", Outcome.NOT_REPRODUCED: "red"}
     verdicts = RichTable("claim of the paper", "verdict", box=box.SIMPLE_HEAD, show_edge=False)
-    claims = judge(records)
-    for claim in claims:
+    for claim in run.claims:
         verdicts.add_row(Text(claim.text), Text(claim.outcome, colours.get(claim.outcome, "")))
-    console.print(Text(f"\n{headline(claims)}", style="bold"))
+    console.print(Text(f"\n{headline(run.claims)}", style="bold"))
     console.print(verdicts)

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from sdistill import report
+from sdistill.reporting.runs import read_run
 from sdistill.reporting.traces import TRACES
 from tests.analysis.synthetic import fixes_records, synthetic_records, write_generations, write_run
 
@@ -32,7 +33,7 @@ def many(chromium, tmp_path_factory):
     for condition in conditions:
         rows = [made_up(p, s, rng) for p in range(TRACES // len(conditions) // 4) for s in range(4)]
         write_generations(run / f"runs/on_policy/{condition}/seed0/k4_test-000040.jsonl.gz", rows)
-    return report.write_report(run)
+    return report.write_report(read_run(run))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def few(chromium, tmp_path_factory):
         made_up(4, 0, rng, tokens=["ten chars "] * 6_000, divergence=[1.0] * 6_000),
     ]
     write_generations(run / "runs/sft/sft_guided/seed0/k3_test-000009.jsonl.gz", rows)
-    return report.write_report(run)
+    return report.write_report(read_run(run))
 
 
 def ready(page):
