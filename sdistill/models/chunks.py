@@ -29,6 +29,9 @@ MOST_PARTS = 8
 ADDENDS = 64
 """Numbers that a CPU adds up one by one before their sum is added to others; see `total`."""
 
+SUBLANES = 8
+"""Rows of a TPU's register. Where devices had other numbers of positions, its compiler failed at times."""
+
 LANES = 128
 """Of a TPU's registers: it copies a whole head to take columns that begin between multiples of this."""
 
@@ -177,6 +180,13 @@ def total(x_BTV: Float[Array, "*rows V"]) -> Float[Array, "*rows"]:
     return jax.lax.platform_dependent(x_BTV, cpu=in_stages, default=lambda x: x.sum(axis=-1))
 
 
+def _unit() -> int:
+    """What the columns of a chunk are a multiple of: whole registers, on every device that has some."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape["context"]
+    return SUBLANES * ways if ways > 1 else 1
+
+
 def _parts(size: int) -> int:
     """Into how many equal parts so many ids are cut, of which every device has as many as any other."""
     mesh = jax.sharding.get_abstract_mesh()  # if there is none, nothing says how they are split
@@ -202,8 +212,10 @@ class _Walk(NamedTuple):
         """As few chunks as there may be, of like size."""
         batch, length = x_BT.shape[:2]
         rows = max(n for n in range(1, min(batch, chunk_size) + 1) if batch % n == 0)
-        along = -(-length // max(1, chunk_size // rows))
-        return cls(length, rows, batch // rows, -(-length // along), along)
+        unit, most = _unit(), max(1, chunk_size // rows)
+        along = -(-length // max(unit, most // unit * unit))
+        columns = -(-length // along // unit) * unit
+        return cls(length, rows, batch // rows, columns, along)
 
     def padded(self, tree: Any) -> Any:
         """`[B, T, …]` with zeros up to a multiple of the columns."""
