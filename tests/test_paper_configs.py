@@ -168,9 +168,18 @@ def test_every_tiny_form_can_be_parsed(section, model):
     assert run.init_from is None and run.steps == 2 and run.update_rows * 2 == 16
 
 
-def test_a_tiny_form_trains_two_steps(tmp_path, data_dir):
-    """One of them, because they differ in what other tests train: architecture and objective."""
-    run = dataclasses.replace(config("section5_sdpo", "qwen3_8b:tiny"), data_dir=str(data_dir))
+ON_POLICY = [
+    *(f"section5_{objective}.py:{model}" for objective in ("sdpo", "grpo") for model in common.MODELS),
+    *(f"section6.py:{objective}_64" for objective in ("sdpo", "grpo")),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("run", [r for r in ON_POLICY if not r.endswith("nothink")])  # as section 6 does
+def test_tiny_forms_train_two_steps(run, tmp_path, data_dir):
+    """Those of sections 3 and 4 are run by tests/test_protocols.py."""
+    section, _, arg = run.partition(".py:")
+    run = dataclasses.replace(config(section, f"{arg}:tiny"), data_dir=str(data_dir))
     train(run, tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]

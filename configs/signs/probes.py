@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "probes": {
                 "split": "k4_test",
                 "problems": PROBLEMS[arg],
-                "samples": 2 if arg == "tiny" else 4,
+                "samples": {"tiny": 2, "quick": 4}.get(arg, 6),
                 "max_response": 144,
                 "cue": "wait",
                 "extra_attempts": 1 if arg == "tiny" else 2,
