@@ -2,7 +2,8 @@ import os
 from pathlib import Path
 
 # Tests compile thousands of small programs and run each a few times. Without LLVM's optimization of what
-# XLA has made of them, the suite takes two thirds of the time; XLA's own passes are those of every run.
+# XLA has made of them, that takes two thirds of the time; XLA's own passes are those of every run. Tests
+# that run for long take their commands without (`optimized=True` of tests/processes.py).
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import pytest

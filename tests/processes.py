@@ -13,10 +13,20 @@ ROOT = Path(__file__).parents[1]
 class Commands:
     """Runs `python -m` commands that share compiled programs and prepared data sets.
 
-    With `devices`, each sees as many CPU devices and no others.
+    With `devices`, each sees as many CPU devices and no others; `optimized` commands compile as users' do.
     """
 
-    def __init__(self, cache: Path, data_dir: Path, *, devices: int | None = None, **environment: str):
+    def __init__(
+        self,
+        cache: Path,
+        data_dir: Path,
+        *,
+        devices: int | None = None,
+        optimized: bool = False,
+        **environment: str,
+    ):
+        if optimized:
+            environment |= {"XLA_FLAGS": ""}
         if devices is not None:
             forced = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
             environment |= {"XLA_FLAGS": forced, "JAX_PLATFORMS": "cpu"}
