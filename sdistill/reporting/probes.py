@@ -16,18 +16,21 @@ from sdistill.analysis.probes import PLAIN, REPAIR, Probe
 from sdistill.analysis.records import Record
 from sdistill.reporting.markup import interval, number
 
+FINE = 0.03  # a difference in accuracy that probes should find
+OF_SOME = ("doubt", "shuffle", REPAIR)  # probes of some responses say nothing of accuracy on all
+
 
 def findings(records: Sequence[Record]) -> list[str]:
     """What each probe says, the controls that it was matched with, and how much could have been missed."""
     lines = [line for probe in measured(records) for line in _of_probe(records, probe)]
-    whole = [probe for probe in measured(records) if not probe.arm.startswith(REPAIR)]
-    every = [c for probe in whole for c in contrasts(records, probe)]
+    every = [c for probe in measured(records) for c in contrasts(records, probe)]
     if every:
+        fine = sum(c.detectable <= FINE for c in every)
         widest = max(every, key=lambda c: c.detectable)
         least = f"{name(widest.model)}, {name(widest.arm)}, against {name(widest.control)}"
         lines.append(
-            f"But for responses that were wrong, every difference of {number(widest.detectable, 3)} or more "
-            f"would probably have been found; the least certain is {least}."
+            f"{fine} of {len(every)} comparisons would probably have found a difference of {FINE:.2f}; the "
+            f"least certain ({least}) one of {number(widest.detectable, 3)}."
         )
     return lines
 
@@ -42,7 +45,7 @@ def _of_probe(records: Sequence[Record], probe: Probe) -> list[str]:
     for model in models(records):
         share = regained(records, model, probe)
         lost = contrast(records, model, PLAIN, f"base@{PLAIN}")
-        if share is not None and lost is not None and not probe.arm.startswith(("shuffle", REPAIR)):
+        if share is not None and lost is not None and not probe.arm.startswith(OF_SOME):
             fallen, size = number(-lost.difference["value"], 3), f"{abs(100 * share):.0f} %"
             back = f"{size} of that comes back" if share >= 0 else f"another {size} of that is lost"
             text = f"{name(model)} has lost {fallen} against the base; with {name(probe.arm)} {back}."

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,7 @@ def test_the_reading_is_that_of_the_figures():
     lost = "SDPO has lost 0.500 against the base; with"
     assert f"{lost} a word of doubt instead of the end of thinking, 1 × 40 % of that comes back." in text
     assert f"{lost} uncertainty words forbidden another 40 % of that is lost." in text
+    assert re.search(r"\d of \d+ comparisons would probably have found a difference of 0\.03; the", text)
     assert words_named(probe_records()) == [
         "base, uncertainty words forbidden: maybe 2.50, wait 1.00; together 3.50 a response."
     ]
