@@ -119,6 +119,7 @@ def test_guided_training_sets_match_the_unguided_one(uninterrupted):
     assert sets[0] != sets[1] != sets[2]
 
 
+@pytest.mark.long
 def test_a_study_killed_in_every_section_ends_with_the_same_results(uninterrupted, commands, tmp_path):
     """Each kill comes at a random moment of its section."""
     workdir = tmp_path / "study"
