@@ -22,7 +22,7 @@ released runs go there, so this does too; `--config.rollouts.max_teacher_prompt=
 Estimates. A step learns from 2,048 responses of at most 20,480 tokens: 42 million, 4.2 billion in 100 steps.
 Were all that long, a step would take at least 2,048 / rows × the seconds of a gradient, and 2,048 / slots ×
 20,480 × those of a token (docs/scale.md; bounds from compiled programs, no measurements). So 100 steps would
-take at least, in hours and with WHERE in the order above: qwen3_8b 320, not compiled, 270, 1,600; qwen3_1p7b
+take at least, in hours and with WHERE in the order above: qwen3_8b 320, 690, 270, 1,600; qwen3_1p7b
 930, 3,000; deepseek_7b 300, 200; olmo3_7b 2,000, 4,600. Shorter responses take less.
 """
 
