@@ -497,15 +497,15 @@ def test_every_config_makes_two_steps(name, tmp_path, data_dir, monkeypatch):
 
 @pytest.mark.long
 def test_the_shipped_base_comes_from_its_config(tmp_path, data_dir):
-    """Trains its first 60 steps again: same data, same order, same weights to start from."""
+    """Trains its first 150 steps again: same data, same order, same weights to start from."""
     values = importlib.import_module("configs.signs.pretrain").get_config().to_dict()
     shipped = {r["step"]: r["loss"] for r in read_records(SIGNS_BASE / "metrics.jsonl")}
     commands = Commands(tmp_path / "cache", data_dir, optimized=True)
-    arguments = ["--config=configs/signs/pretrain.py", "--config.steps=60", f"--workdir={tmp_path / 'run'}"]
+    arguments = ["--config=configs/signs/pretrain.py", "--config.steps=150", f"--workdir={tmp_path / 'run'}"]
     commands.succeed("sdistill.train", *arguments)
     again = {r["step"]: r["loss"] for r in read_records(tmp_path / "run" / "metrics.jsonl")}
     compared = [step for step in again if step in shipped]
-    assert len(compared) == 60
+    assert len(compared) == 150
     for step in compared:
         assert again[step] == pytest.approx(shipped[step], rel=0.02), step
     model = json.loads((SIGNS_BASE / "config.json").read_text())

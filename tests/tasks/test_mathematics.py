@@ -158,8 +158,7 @@ def test_hostile_answers_end_at_the_deadline():
         tower = hasty.verify(posed("3"), r"\boxed{9^{9^{9^9}}}")
         assert tower.timed_out and not tower.correct and tower.answer == "9^{9^{9^9}}"
         assert hasty.counts["timed out"] >= 1
-        again = (hasty.verify(posed("x+1"), r"\boxed{1+x}") for _ in range(20))  # the machine may be busy
-        assert any(verdict.correct for verdict in again)
+        assert hasty.verify(posed("x+1"), r"\boxed{1+x}").correct
 
 
 @given(st.text(max_size=40))
