@@ -136,14 +136,16 @@ def embed(runs: Sequence[Run]) -> Packed:
             (source, rows[:rollouts] if source.dataset == TRAIN else first_problems(rows, limit))
             for source, rows in read
         ]
-        count = sum(len(rows) for _, rows in kept)
-        data = gzip.compress(json.dumps(pack(kept), separators=(",", ":")).encode(), 6, mtime=0)
-        share = min(TRACES / max(count, 1), COMPRESSED / len(data))
         problems = [len({row["problem"] for row in rows}) for s, rows in kept if s.dataset != TRAIN]
         sampled = [len(rows) for s, rows in kept if s.dataset == TRAIN]
         largest, most = max(problems, default=0), max(sampled, default=0)
-        if share >= 1 or max(largest, most) <= 1:
-            return Packed(base64.b64encode(data).decode(), count, limit, notes)
+        count, smallest = sum(len(rows) for _, rows in kept), max(largest, most) <= 1
+        share = TRACES / max(count, 1)
+        if share >= 1 or smallest:  # packing is what takes time
+            data = gzip.compress(json.dumps(pack(kept), separators=(",", ":")).encode(), 6, mtime=0)
+            share = COMPRESSED / len(data)
+            if share >= 1 or smallest:
+                return Packed(base64.b64encode(data).decode(), count, limit, notes)
         limit, rollouts = (max(1, int(0.97 * share * n)) for n in (largest, most))
 
 
@@ -182,7 +184,7 @@ def pack(files: Iterable[tuple[Source, Sequence[Generation]]]) -> dict[str, Any]
                 "correct": int(row["correct"]),
                 "finish": row.get("finish", "stop"),
                 "length": row["length"],
-                "words": row.get("words", count_words(row["response"])),
+                "words": row["words"] if "words" in row else count_words(row["response"]),
                 "response": _shorten(row["response"]) if tokens is None else "",
                 "tokens": tokens,
                 "divergence": divergence,
