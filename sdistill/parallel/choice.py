@@ -19,8 +19,11 @@ GIB = 2**30
 SHARE = 0.92
 """Of the memory of a device that an estimate may take: it is good to a tenth (docs/scale.md)."""
 
-LAYER = 8
-"""Arrays of a layer's widths (residual stream and feed-forward) that exist at the same time in training."""
+LAYER = 7
+"""Arrays of all widths of a layer (stream, feed-forward, heads) that exist at the same time in training."""
+
+LOGITS = 4
+"""Arrays of a chunk's logits that exist at the same time, in float32."""
 
 CACHE_COPIES = 1
 """Layers of the cache that exist once more while a token is decoded."""
@@ -61,9 +64,10 @@ class Load:
     def bytes_on(self, mesh: MeshConfig) -> dict[str, dict[str, float]]:
         """Bytes of a device while a gradient is computed, and while tokens are decoded, by what they are for.
 
-        An estimate. In training, what is kept for the backward pass is each layer's input; besides, one
-        layer's activations and parameters exist, the heads of student and teacher, and the logits of a chunk.
-        In sampling, parameters are whole but for what `tensor` and `context` split.
+        An estimate. In training, what is kept for the backward pass is each layer's input; besides, there are
+        either one layer's activations and parameters, or the heads of student and teacher with the logits of
+        a chunk. Each part of a row attends to the keys and values of the whole. In sampling, parameters are
+        whole but for what `tensor` and `context` split.
         """
         model, size = self.model, 2 if self.model.compute.dtype == "bfloat16" else 4
         every = model.parameter_count()
@@ -71,11 +75,14 @@ class Load:
         ways = mesh.data * mesh.fsdp
         head = model.vocab_size * model.hidden_size
         layer = (every - (1 if model.tie_word_embeddings else 2) * head) / model.num_hidden_layers
-        of_context = self.micro_rows / ways / mesh.context
-        kept = model.num_hidden_layers * self.student * model.hidden_size
-        widths = model.hidden_size + model.intermediate_size / mesh.tensor
-        logits = self.micro_rows / ways * self.chunk * model.vocab_size / ids
-        heads = 2 * model.num_key_value_heads * model.head_dim * model.num_hidden_layers
+        rows = self.micro_rows / ways
+        kept = rows * self.student / mesh.context * model.num_hidden_layers * model.hidden_size * size
+        keys = 2 * model.num_key_value_heads * model.head_dim
+        split = model.intermediate_size + model.num_attention_heads * model.head_dim
+        widths = (model.hidden_size + split / mesh.tensor) / mesh.context + keys / mesh.tensor
+        one_layer = LAYER * rows * self.longest * widths * size + (2 * size + 4) * layer / mesh.tensor
+        logits = LOGITS * rows * self.chunk * model.vocab_size / ids * 4
+        heads = keys * model.num_hidden_layers
         cache = self.cached / ways * heads * size / ids
         prefixes = -(-self.prompts // ways) * ways * self.prompt * heads * size / ids
         state = every * self.state / shards
@@ -83,9 +90,8 @@ class Load:
             "gradient": {
                 "state": state,
                 "gradients": 2 * every * self.gradient / shards,
-                "activations": of_context * size * (kept + LAYER * self.longest * widths),
-                "parameters of a layer, heads and logits": 2 * size * (layer / mesh.tensor + head / ids)
-                + 4 * (layer / mesh.tensor + 4 * logits),
+                "inputs of layers": kept,
+                "a layer, or heads and logits": max(one_layer, 2 * head / ids * size + logits),
             },
             "decoding": {
                 "state": state,
