@@ -45,6 +45,7 @@ def uninterrupted(shared, commands) -> Path:
     return workdir
 
 
+@pytest.mark.long
 def test_all_sections_have_results_with_intervals(uninterrupted):
     records = read_records(uninterrupted / "results.jsonl")
     assert list(dict.fromkeys(record["section"] for record in records)) == [
@@ -79,10 +80,12 @@ def test_all_sections_have_results_with_intervals(uninterrupted):
     }
 
 
+@pytest.mark.long
 def test_the_report_shows_responses_of_both_sections_that_keep_them(uninterrupted):
     assert "No generations were kept" not in (uninterrupted / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_figures_are_those_of_the_responses_on_disk(uninterrupted):
     """Recomputes accuracies from the files, by the plainest way."""
     records = {tuple(r[key] for key in IDENTITY): r for r in read_records(uninterrupted / "results.jsonl")}
@@ -105,6 +108,7 @@ def test_figures_are_those_of_the_responses_on_disk(uninterrupted):
     assert compared == 6
 
 
+@pytest.mark.long
 def test_guided_training_sets_match_the_unguided_one(uninterrupted):
     """Same problems, as many responses each, all correct, and posed without the context."""
     folder = uninterrupted / "runs" / "sft" / "data" / "seed0"
@@ -141,6 +145,7 @@ def test_a_study_killed_in_every_section_ends_with_the_same_results(uninterrupte
     assert [name for name in ours if ours[name] != theirs[name] and not name.endswith("config.json")] == []
 
 
+@pytest.mark.long
 def test_a_second_run_computes_nothing_again_wherever_the_directory_is_named_from(uninterrupted, commands):
     def times():
         return {p: p.stat().st_mtime_ns for p in (uninterrupted / "runs").rglob("*") if p.is_file()}
@@ -153,6 +158,7 @@ def test_a_second_run_computes_nothing_again_wherever_the_directory_is_named_fro
     assert (uninterrupted / "results.jsonl").read_bytes() == results
 
 
+@pytest.mark.long
 def test_a_directory_of_another_study_is_refused(uninterrupted, commands):
     done = commands.run(
         "sdistill.study", TINY, f"--workdir={uninterrupted}", "--config.richness.min_correct=2"

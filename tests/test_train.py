@@ -272,6 +272,7 @@ def test_a_run_without_its_records_is_not_continued(uninterrupted, tmp_path, dat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_goes_on_to_the_same_bits(uninterrupted, tmp_path, data_dir):
     workdir, config = tmp_path / "run", tmp_path / "config.py"
     config.write_text(

@@ -74,7 +74,7 @@ MODELS = {
     "olmo3_7b": PaperModel(
         olmo3_7b,
         False,
-        {"v5p_4": laid_out(fsdp=4, chunk=256, slots=16), "v6e_16": laid_out(fsdp=8, context=2, slots=16)},
+        {"v5p_4": laid_out(fsdp=4, chunk=256, slots=16), "v5p_8": laid_out(fsdp=8, chunk=256, slots=32)},
     ),
 }
 

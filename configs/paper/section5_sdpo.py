@@ -9,7 +9,7 @@ The argument is MODEL or MODEL:WHERE. MODEL and WHERE, the first of which is the
     qwen3_8b, qwen3_8b_nothink   v5p_8, v5p_4, v6e_16, v5e_16
     qwen3_1p7b                   v6e_4, v5e_4
     deepseek_7b                  v5p_4, v6e_8
-    olmo3_7b                     v5p_4, v6e_16
+    olmo3_7b                     v5p_4, v5p_8
 
 or `tiny`, which makes two steps of the puzzle with random weights of the same architecture. The context is
 the whole solution, c = s; `--config.sdpo.context.kind=answer` takes its thinking away. Changes against the
@@ -23,7 +23,7 @@ Estimates. A step learns from 2,048 responses of at most 20,480 tokens: 42 milli
 Were all that long, a step would take at least 2,048 / rows × the seconds of a gradient, and 2,048 / slots ×
 20,480 × those of a token (docs/scale.md; bounds from compiled programs, no measurements). So 100 steps would
 take at least, in hours and with WHERE in the order above: qwen3_8b 320, 690, 270, 1,600; qwen3_1p7b
-930, 3,000; deepseek_7b 300, 200; olmo3_7b 2,000, 4,600. Shorter responses take less.
+930, 3,000; deepseek_7b 300, 200; olmo3_7b 2,000, 1,000. Shorter responses take less.
 """
 
 from ml_collections import ConfigDict

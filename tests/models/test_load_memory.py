@@ -10,6 +10,7 @@ from tests.processes import Commands
 MB = 2**20
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak of its memory")
 def test_the_peak_beyond_the_parameters_is_two_of_the_largest_tensors(tmp_path):
     """One that was read and one that is laid out anew; in a process of its own, and 8 MB for its noise."""
