@@ -4,6 +4,7 @@ import difflib
 import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,21 @@ def prepared(builder_class: Any, data_dir: str | Path | None, **options: Any) ->
     there = f"{builder_class.__name__} is there"
     if not is_writer():
         wait_for_all(there)  # where processes share the directory, the first one prepares it for all
-    builder = builder_class(data_dir=data_dir, file_format="array_record", **options)
     tfds.disable_progress_bar()  # it draws three bars for what takes seconds
-    builder.download_and_prepare()
+    try:
+        builder = _prepared(builder_class, data_dir, options)
+    except FileExistsError:  # another run prepared it at the same time and was the first to be done
+        builder = _prepared(builder_class, data_dir, options)
     if is_writer():
         wait_for_all(there)
+    return builder
+
+
+def _prepared(
+    builder_class: Any, data_dir: str | Path | None, options: Mapping[str, Any]
+) -> tfds.core.DatasetBuilder:
+    builder = builder_class(data_dir=data_dir, file_format="array_record", **options)
+    builder.download_and_prepare()
     return builder
 
 

@@ -9,6 +9,7 @@ from sdistill.config import ConfigError
 from sdistill.datasets.aime25.builders import Aime25
 from sdistill.datasets.catalogue import ENTRIES, find, open_problems, subset_of, task_of
 from sdistill.datasets.prepare import prepare
+from sdistill.datasets.signs.builders import SignsProblems
 from sdistill.datasets.sources import Source
 from sdistill.tasks.code import CodeTask
 from sdistill.tasks.mathematics import MathematicsTask
@@ -106,3 +107,18 @@ def test_what_cannot_be_had_is_refused_with_the_way_out(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="aime25 is not prepared, and .* cannot be downloaded") as error:
         open_problems("aime25", tmp_path)
     assert f"put it at {tmp_path}/downloads/aime25/test.jsonl" in str(error.value)
+
+
+def test_of_two_runs_that_prepare_at_the_same_time_the_slower_reads_what_the_other_made(
+    tmp_path, monkeypatch
+):
+    alone, prepare_splits = [], SignsProblems._split_generators
+
+    def overtaken(builder, manager):
+        monkeypatch.setattr(SignsProblems, "_split_generators", prepare_splits)
+        alone.extend(open_problems("k3_test", tmp_path))  # the other run, from beginning to end
+        return prepare_splits(builder, manager)
+
+    monkeypatch.setattr(SignsProblems, "_split_generators", overtaken)
+    assert list(open_problems("k3_test", tmp_path)) == alone != []
+    assert not list(tmp_path.rglob("*incomplete*"))
