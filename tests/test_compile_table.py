@@ -22,7 +22,7 @@ def test_every_line_is_of_a_run_as_it_is_laid_out_now_and_there_once():
     assert len({(line["run"], line["program"]) for line in LINES}) == len(LINES) > 0
 
 
-@pytest.mark.parametrize("line", [pytest.param(x, id=f"{x['run']}-{x['program']}") for x in LINES])
+@pytest.mark.parametrize("line", LINES, ids=[f"{line['run']}-{line['program']}" for line in LINES])
 def test_a_program_fits_with_a_twentieth_to_spare_and_does_what_its_shape_says(line):
     report = Report.from_json(line)
     assert report.memory.total <= 0.95 * report.memory.limit

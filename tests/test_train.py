@@ -271,7 +271,6 @@ def test_a_run_without_its_records_is_not_continued(uninterrupted, tmp_path, dat
         train(parse(TrainConfig, settings(data_dir)), workdir)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_killed_process_goes_on_to_the_same_bits(uninterrupted, tmp_path, data_dir):
     workdir, config = tmp_path / "run", tmp_path / "config.py"

@@ -20,7 +20,7 @@ SHARE = 0.92
 """Of the memory of a device that an estimate may take: it is good to a tenth (docs/scale.md)."""
 
 LAYER = 7
-"""Arrays of all widths of a layer (stream, feed-forward, heads) that exist at the same time in training."""
+"""Arrays of all widths of a layer (stream, feed-forward, heads) that exist at once; a fit: docs/scale.md."""
 
 LOGITS = 4
 """Arrays of a chunk's logits that exist at the same time, in float32."""

@@ -87,9 +87,9 @@ LINES = [line for line in compile_table.current(compile_table.read_lines()) if "
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(line, id=f"{line['run']}-{line['program']}")
-        for line in LINES
-        if line["program"] in ("gradient", "decode")
+        pytest.param(x, id=f"{x['run']}-{x['program']}")
+        for x in LINES
+        if x["program"] in ("gradient", "decode")
     ],
 )
 def test_the_estimate_is_near_what_the_compiler_says(line):
