@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.signs import study
 
-PROBLEMS = {"": 1200, "quick": 64, "tiny": 6}
+PROBLEMS = {"": 4777, "quick": 64, "tiny": 6}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "probes": {
                 "split": "k4_test",
                 "problems": PROBLEMS[arg],
-                "samples": {"tiny": 2, "quick": 4}.get(arg, 6),
+                "samples": {"quick": 4}.get(arg, 2),
                 "max_response": 144,
                 "cue": "wait",
                 "extra_attempts": 1 if arg == "tiny" else 2,

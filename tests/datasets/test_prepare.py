@@ -67,4 +67,4 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
 
 def test_generated_sets_are_prepared_too(tmp_path, capsys):
     shown = run(capsys, "signs_problems", "--data_dir", tmp_path)
-    assert f"signs_problems is in {tmp_path}" in shown and "k4_pool" in shown and "1,200" in shown
+    assert f"signs_problems is in {tmp_path}" in shown and "k4_pool" in shown and "4,779" in shown

@@ -23,7 +23,7 @@ from sdistill.tasks.signs.reasoner import Habits, example
 
 PROBLEM_SPLITS = ("k3_pool", "k4_pool", "k3_test", "k4_test", "k5_test")
 CORPUS_SIZE = {"train": 100_000, "validation": 2_000}
-LARGEST_SET = 1_200  # problems a split holds at most; every pool of three-number puzzles fits
+DRAWN = 1_200  # puzzles of five numbers
 
 
 class SignsCorpus(tfds.core.GeneratorBasedBuilder):
@@ -56,7 +56,7 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
     Splits: `k3_pool`, `k4_pool` to train on; `k3_test`, `k4_test`, `k5_test` never to be trained on.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
 
     @staticmethod
     def task() -> Task:
@@ -84,7 +84,7 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
         if k <= 4:
             texts = [question(*q) for q in all_questions(k) if split_of(*q) == split]
         else:  # too many to enumerate quickly; draws are distinct with a set
-            texts = sorted({question(*random_question(k, rng)) for _ in range(LARGEST_SET)})
+            texts = sorted({question(*random_question(k, rng)) for _ in range(DRAWN)})
         rng.shuffle(texts)
-        for index, text in enumerate(texts[:LARGEST_SET]):
+        for index, text in enumerate(texts):
             yield index, {"question": text}
