@@ -37,6 +37,7 @@ from sdistill.models.hugging_face import from_hugging_face
 from sdistill.models.weights import CONFIG_FILE, SIGNS_BASE
 from sdistill.parallel import hlo
 from sdistill.parallel.chips import Chip, chip_of, least_seconds
+from sdistill.parallel.choice import Load, chosen_mesh
 from sdistill.parallel.mesh import MeshConfig, make_mesh
 from sdistill.parallel.programs import (
     Program,
@@ -48,8 +49,9 @@ from sdistill.parallel.programs import (
     sampling_programs,
     shaped_params,
 )
+from sdistill.rollout.meshes import sampling_load
 from sdistill.training.config import TrainConfig
-from sdistill.training.meshes import chosen_mesh
+from sdistill.training.meshes import load_of
 
 GIB = 2**30
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # in the compiler's two sentences about memory
@@ -204,13 +206,21 @@ def mesh_on(topology: str, config: Settings) -> Mesh:
         ) from error
     if config.mesh is None:
         limit = memory_limit(make_mesh(MeshConfig(data=len(chips)), chips))
-        return chosen_mesh(config, model_of(config), chips, limit)
+        return chosen_mesh(load_on_devices(config), chips, limit)
     mesh = make_mesh(config.mesh, chips)
     require(
         mesh.size == len(chips),
         f"config.mesh has {mesh.size} devices, {topology} has {len(chips)}; make an axis of the mesh larger",
     )
     return mesh
+
+
+def load_on_devices(config: Settings) -> Load:
+    """What the run asks of its devices, in numbers."""
+    if isinstance(config, TrainConfig):
+        return load_of(config, model_of(config))
+    lengths = {"max_prompt": config.max_prompt, "max_response": config.max_response}
+    return sampling_load(model_of(config), slots=config.slots, **lengths)
 
 
 def model_of(config: Settings) -> ModelConfig:

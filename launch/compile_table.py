@@ -26,7 +26,6 @@ from sdistill.config import ConfigError  # noqa: E402
 from sdistill.parallel.mesh import AXES  # noqa: E402
 from sdistill.storage import write_atomically  # noqa: E402
 from sdistill.training.config import TrainConfig  # noqa: E402
-from sdistill.training.meshes import load_of  # noqa: E402
 
 LINES, DOCS = ROOT / "docs" / "scale.jsonl", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- written by launch/compile_table.py -->", "<!-- until here -->"
@@ -141,7 +140,7 @@ def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tu
     gradient = of["gradient"].cost if "gradient" in of else None
     work = (f"{gradient.utilisation:.0%}", f"{gradient.counted:.2f}") if gradient else (UNKNOWN, UNKNOWN)
     assert config.mesh is not None
-    estimates = load_of(config, compile_check.model_of(config)).bytes_on(config.mesh)
+    estimates = compile_check.load_on_devices(config).bytes_on(config.mesh)
     learning, sampling = (f"≈ {sum(parts.values()) / GIB:.0f}" for parts in estimates.values())
     return (
         *(f"`{run}`", _topology(run), _mesh(config), str(config.micro_rows), str(slots)),

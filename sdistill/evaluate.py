@@ -4,12 +4,14 @@
     python -m sdistill.evaluate --model Qwen/Qwen3-1.7B --split math500 --samples 16 --temperature 0.6
         --top_p 0.95 --max_prompt 2048 --max_response 38912 --slots 64
 
-Figures come with 95 % bootstrap intervals over problems.
+Figures come with 95 % bootstrap intervals over problems. All devices work, of one process or of several
+(`launch/join.py`).
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -23,12 +25,13 @@ from sdistill.analysis.measure import Generation, by_problem
 from sdistill.analysis.statistics import bootstrap_mean
 from sdistill.config import ConfigError
 from sdistill.datasets.catalogue import open_problems, task_of
+from sdistill.models.config import ComputeConfig
 from sdistill.models.folders import load_chat, load_model
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.processes import gathered, gathered_rows, require_one_process, share_of
+from sdistill.parallel.processes import check_agreement, gathered, gathered_rows, is_writer, share_of
 from sdistill.rollout.clock import Clock
 from sdistill.rollout.decoding import Finish
 from sdistill.rollout.engine import Engine
+from sdistill.rollout.meshes import sampling_mesh
 from sdistill.rollout.model import CachedDecoder
 from sdistill.rollout.progress import follow
 from sdistill.rollout.rollouts import Request, Rollouts, Sampler, Usage
@@ -167,26 +170,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no_thinking", action="store_true", help="the prompt asks for no thinking")
     parser.add_argument("--slots", type=int, default=256, help="responses decoded at a time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all")
     parser.add_argument("--data_dir", help="where data sets are prepared; default: TFDS's")
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a model on problems and prints a table."""
-    require_one_process("sdistill.evaluate")
+    check_agreement("\n".join(f"--{name}={value}" for name, value in vars(args).items()))
     sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     chat = load_chat(args.tokenizer or args.model)
     problems = open_problems(args.split, args.data_dir)[: args.problems]
-    model = load_model(args.model, dtype=args.dtype)
+    compute, rows = ComputeConfig(dtype=args.dtype), ("slots", "max_prompt", "max_response")
+    sizes = {name: getattr(args, name) for name in rows}
+    mesh = sampling_mesh(None, args.model, compute, **sizes)
+    model = load_model(args.model, mesh=mesh, dtype=args.dtype)
     check_vocabulary(chat.tokenizer, model.config.vocab_size)
     engine = Engine(
-        CachedDecoder(model.config),
-        mesh=make_mesh(MeshConfig()),
+        CachedDecoder(replace(model.config, compute=compute)),
+        mesh=mesh,
         stop_ids=chat.tokenizer.stop_ids,
-        slots=args.slots,
-        max_prompt=args.max_prompt,
-        max_response=args.max_response,
+        **sizes,
     )
     with task_of(args.split) as task, Progress(transient=True) as progress:
         bar = progress.add_task(args.split, total=len(problems) * args.samples)
@@ -204,6 +208,8 @@ def evaluate(args: argparse.Namespace) -> None:
             thinking=not args.no_thinking,
             progress=follow(progress, bar, args.split),
         )
+    if not is_writer():
+        return
     print_figures(generations, f"{args.model} on {args.split}")
     print(
         f"{len(problems)} problems × {args.samples} samples, seed {args.seed}, temperature "

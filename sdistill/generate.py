@@ -6,12 +6,13 @@
 What a run directory holds:
 
     config.json             resolved settings; a generation is only continued under the same ones
-    journal.jsonl           one record a response, in the order in which they ended, while it runs
+    journal-0.jsonl         one record a response, in the order in which they ended, while it runs; each of
+                            several processes has one
     responses.jsonl.gz      the same in the order of problems and samples, when all are there
     passed_over.jsonl.gz    those to problems that a walk did not keep
 
 A response depends on its settings, problem and number only. So a generation that was interrupted continues
-with those that are missing, and ends with the same files.
+with those that are missing, and ends with the same files. Of several processes each verifies its share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,11 @@ from sdistill.distill.contexts import ContextConfig, guided_content
 from sdistill.evaluate import judge, print_figures, requests_for
 from sdistill.models.config import ComputeConfig
 from sdistill.models.folders import load_chat, load_model
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.processes import require_one_process
+from sdistill.parallel.mesh import MeshConfig
+from sdistill.parallel.processes import check_agreement, is_writer, share_of
 from sdistill.rollout.decoding import Finish
 from sdistill.rollout.engine import Engine
+from sdistill.rollout.meshes import sampling_mesh
 from sdistill.rollout.model import CachedDecoder
 from sdistill.rollout.progress import follow
 from sdistill.rollout.rollouts import Request, Response, Stop
@@ -109,7 +111,7 @@ class GenerateConfig:
         kept, with finish `error`.
       slots: Responses decoded at a time.
       seed: Of all sampling.
-      mesh: Sizes of the device mesh.
+      mesh: Sizes of the device mesh; None for one over all devices that suits the model.
       data_dir: Where data sets are prepared; None for the TFDS default.
     """
 
@@ -131,7 +133,7 @@ class GenerateConfig:
     stop_on_error: bool = True
     slots: int = 256
     seed: int = 0
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig | None = field(default_factory=MeshConfig)
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -166,7 +168,7 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
       ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
       FloatingPointError: naming problem and sample, if logits are not numbers and the settings want that.
     """
-    require_one_process("sdistill.generate")
+    check_agreement(to_json(config))
     check_workdir(workdir, to_json(config))
     if (workdir / DONE).exists():
         return read_records(workdir / DONE)
@@ -200,7 +202,7 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
         write_records(workdir / PASSED_OVER, (record for group in passed_over for record in group))
     generations = [record for group in kept for record in group]
     write_records(workdir / DONE, generations)
-    (workdir / JOURNAL).unlink()
+    journal.remove()
     return generations
 
 
@@ -229,7 +231,14 @@ class Answerer:
     def of(cls, config: GenerateConfig, chat: Chat) -> "Answerer":
         """Loads the model."""
         stop = StopStrings(chat.tokenizer, config.stop) if config.stop else None
-        mesh = make_mesh(config.mesh)
+        mesh = sampling_mesh(
+            config.mesh,
+            config.init_from,
+            config.compute,
+            slots=config.slots,
+            max_prompt=config.max_prompt,
+            max_response=config.max_response,
+        )
         model = load_model(config.init_from, mesh=mesh, dtype=config.dtype)
         check_vocabulary(chat.tokenizer, model.config.vocab_size)
         engine = Engine(
@@ -266,7 +275,10 @@ class Answerer:
         progress: Progress,
         name: str,
     ) -> list[list[Generation]]:
-        """The responses to each problem; those that the journal lacks are sampled, and judged meanwhile."""
+        """The responses to each problem; those that the journal lacks are sampled, and judged meanwhile.
+
+        By all processes, each of which judges its share.
+        """
         known = {(record["problem"], record["sample"]) for record in journal.records}
         samples = self.config.samples
         missing = [
@@ -276,6 +288,7 @@ class Answerer:
         ]
         if missing:
             self._sample(missing, task, journal, progress, name)
+            journal.share()
         found = {(record["problem"], record["sample"]): record for record in journal.records}
         records = [found[request.problem, request.sample] for request in requests]
         return [records[i : i + samples] for i in range(0, len(records), samples)]
@@ -289,6 +302,7 @@ class Answerer:
         name: str,
     ) -> None:
         bar = progress.add_task(name, total=len(missing))
+        mine = missing[share_of(len(missing))]
         verdicts: list[Future[None]] = []
 
         def keep(problem: Problem, request: Request, response: Response) -> None:
@@ -297,12 +311,12 @@ class Answerer:
         with ThreadPoolExecutor(JUDGES) as judges:
 
             def ended(index: int, response: Response) -> None:
-                self._check_finite(missing[index][1], response)
-                verdicts.append(judges.submit(keep, *missing[index], response))
+                self._check_finite(mine[index][1], response)
+                verdicts.append(judges.submit(keep, *mine[index], response))
 
             self.engine.generate(
                 self.params,
-                [request for _, request in missing],
+                [request for _, request in mine],
                 seed=self.config.seed,
                 step=0,
                 stop=self.stop,
@@ -382,8 +396,9 @@ def main(values: dict[str, Any], workdir: Path) -> None:
     config = parse(GenerateConfig, values)
     with Progress() as progress:
         generations = generate(config, workdir, progress=progress)
-    print_figures(generations, f"{config.init_from} on {config.split}")
-    print(f"{len(generations)} responses: {workdir / DONE}")
+    if is_writer():
+        print_figures(generations, f"{config.init_from} on {config.split}")
+        print(f"{len(generations)} responses: {workdir / DONE}")
 
 
 if __name__ == "__main__":

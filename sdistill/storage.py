@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from sdistill.config import ConfigError
-from sdistill.parallel.processes import is_writer
+from sdistill.parallel.processes import gathered, is_writer, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,11 @@ def _fields(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a rerun after a kill, finds the old content or the new."""
-    if not is_writer():
-        return
+    if is_writer():
+        _write_atomically(path, content)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
@@ -117,30 +120,60 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """A file of records that grows while work goes on, and is read when the work is taken up again.
+    """Records that become more while work goes on, and are read when the work is taken up again.
+
+    Each process has a file of its own, `journal-0.jsonl` and so on for `journal.jsonl`, and all of them read
+    those of all. All call every method but `add`.
 
     Attributes:
-      records: Those that were written to their end, in the order in which they were.
+      records: What all processes know: what was there when they began, and what they have shared since.
     """
 
     def __init__(self, path: Path):
-        """Opens a journal, new or left by a process that was killed: what it left of a record is cut off."""
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            write_atomically(path, whole)
-        self.records: list[dict[str, Any]] = [json.loads(line) for line in whole.split(b"\n") if line]
+        """Opens a journal, new or left by processes that were killed, however many they were.
+
+        Of what they left of a record nothing is kept.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115  (closed by `close`)
+        self._path = path
+        own = path.with_stem(f"{path.stem}-{jax.process_index()}")
+        if own.exists() and (whole := _whole_lines(own)) != own.read_bytes():
+            _write_atomically(own, whole)
+        # One process reads for all: they have to agree on what is there, even where one of them sees less.
+        found = [line for file in self._files() for line in _whole_lines(file).split(b"\n") if line]
+        self.records: list[dict[str, Any]] = gathered([json.loads(x) for x in found] if is_writer() else [])
+        self._new: list[dict[str, Any]] = []
+        self._file = open(own, "ab")  # noqa: SIM115  (closed by `close`)
         self._writing = threading.Lock()
 
+    def _files(self) -> list[Path]:
+        return sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}"))
+
     def add(self, record: dict[str, Any]) -> None:
-        """Appends a record; from any thread."""
+        """Appends a record to the file of this process; from any thread."""
         with self._writing:
             self._file.write(to_lines([record]))
             self._file.flush()
-            self.records.append(record)
+            self._new.append(record)
+
+    def share(self) -> None:
+        """Lets all processes know what each has added."""
+        self.records += gathered(self._new)
+        self._new = []
 
     def close(self) -> None:
-        """Closes the file; the records stay."""
+        """Closes the files; the records stay."""
         self._file.close()
+        wait_for_all(f"{self._path.name} closed")
+
+    def remove(self) -> None:
+        """Removes the files, which are closed."""
+        if is_writer():
+            for file in self._files():
+                file.unlink()
+
+
+def _whole_lines(path: Path) -> bytes:
+    """Of a file that was appended to: up to its last whole line."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]

@@ -1,10 +1,11 @@
 """Commands in processes of their own, and how to kill them."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,16 @@ class Commands:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def start_two(
+        self, *arguments: object, more: tuple[Sequence[object], Sequence[object]] = ((), ())
+    ) -> list[subprocess.Popen[str]]:
+        """The same command in two processes that find each other; with what each is told besides."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            coordinator = f"localhost:{free.getsockname()[1]}"
+        join = ("launch.join", "--coordinator", coordinator, "--processes", 2, "--process")
+        return [self.start(*join, i, *arguments, *more[i]) for i in range(2)]
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)

@@ -114,7 +114,7 @@ def test_what_runs_in_one_process_is_refused_in_several(command, tmp_path, monke
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(sys, "argv", [command])
     with pytest.raises(
-        ConfigError, match=f"sdistill.{command} runs in one process, and 2 were started; take"
+        ConfigError, match=f"sdistill.{command} runs in one process, and 2 were started; it is small"
     ):
         started(command, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,6 @@ from sdistill.datasets.catalogue import open_problems
 from sdistill.distill.contexts import ContextConfig
 from sdistill.generate import (
     DONE,
-    JOURNAL,
     PASSED_OVER,
     Answerer,
     GenerateConfig,
@@ -24,6 +23,7 @@ from sdistill.models.weights import new_model, save_pretrained
 from sdistill.storage import read_records, write_records
 from tests.processes import Commands, assert_same_files
 
+OWN_JOURNAL = "journal-0.jsonl"
 TINY = parse(GenerateConfig, recipe.get_config("tiny").to_dict())
 
 
@@ -40,7 +40,7 @@ def test_there_is_a_record_for_every_sample_in_order(plain):
     assert len(problems) == 8
     assert [(r["problem"], r["sample"]) for r in records] == [(p, i) for p in problems for i in range(2)]
     assert 0 < sum(r["correct"] for r in records) <= 16
-    assert not (plain / JOURNAL).exists()
+    assert {path.name for path in plain.iterdir()} == {"config.json", DONE}
 
 
 def test_a_generation_that_is_complete_is_only_read(plain, data_dir):
@@ -55,8 +55,8 @@ def test_what_was_kept_before_an_interruption_is_not_sampled_again(plain, data_d
     records = read_records(plain / DONE)
     marked = [{**record, "response": "kept"} for record in records[::3]]
     (tmp_path / "config.json").write_bytes((plain / "config.json").read_bytes())
-    write_records(tmp_path / JOURNAL, marked)
-    with open(tmp_path / JOURNAL, "ab") as file:
+    write_records(tmp_path / OWN_JOURNAL, marked)
+    with open(tmp_path / OWN_JOURNAL, "ab") as file:
         file.write(torn)
     found = generate(dataclasses.replace(TINY, data_dir=str(data_dir)), tmp_path)
     for i, (ours, whole) in enumerate(zip(found, records, strict=True)):
@@ -69,7 +69,7 @@ def test_a_killed_generation_continues_to_the_same_bytes(tmp_path, tmp_path_fact
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run = ["sdistill.generate", *config, "--workdir"]
     assert "16 responses" in commands.succeed(*run, whole)
-    running = killed / JOURNAL
+    running = killed / OWN_JOURNAL
     commands.kill(*run, killed, when=lambda: running.exists() and running.read_bytes().count(b"\n") > 3)
     assert 3 < running.read_bytes().count(b"\n") < 16
     commands.succeed(*run, killed)
@@ -124,7 +124,7 @@ def correct(group):
 def test_an_interrupted_walk_ends_with_the_same_files(walked, data_dir, tmp_path):
     records = read_records(walked / PASSED_OVER) + read_records(walked / DONE)
     (tmp_path / "config.json").write_bytes((walked / "config.json").read_bytes())
-    write_records(tmp_path / JOURNAL, records[::3])
+    write_records(tmp_path / OWN_JOURNAL, records[::3])
     generate(parse(GenerateConfig, walk_config(data_dir)), tmp_path)
     assert_same_files(tmp_path, walked)
 

@@ -98,19 +98,28 @@ def test_a_write_that_is_interrupted_leaves_the_old_content(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("torn", [b"", b'{"n": 1', b'{"n": 2}'])
 def test_a_journal_goes_on_after_its_last_whole_record(tmp_path, torn):
+    """Of a run that had two processes, and goes on with one."""
     path = tmp_path / "new" / "journal.jsonl"
+    own, other = path.with_name("journal-0.jsonl"), path.with_name("journal-1.jsonl")
     journal = Journal(path)
     journal.add({"n": 0})
-    journal.close()
-    with open(path, "ab") as file:
-        file.write(torn)
-    journal = Journal(path)
+    assert journal.records == []
+    journal.share()
     assert journal.records == [{"n": 0}]
+    journal.close()
+    with open(own, "ab") as file:
+        file.write(torn)
+    other.write_bytes(b'{"n": 50}\n' + torn)
+    journal = Journal(path)
+    assert journal.records == [{"n": 0}, {"n": 50}]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda n: journal.add({"n": n, "text": "x" * 10_000}), range(1, 50)))
+    journal.share()
     journal.close()
-    assert read_records(path) == journal.records
-    assert sorted(record["n"] for record in journal.records) == list(range(50))
+    assert read_records(own) == [{"n": 0}, *journal.records[2:]]
+    assert sorted(record["n"] for record in journal.records) == list(range(51))
+    journal.remove()
+    assert not list(path.parent.iterdir())
 
 
 def settings(**changes) -> str:

@@ -2,18 +2,22 @@
 
 import functools
 import itertools
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from sdistill.config import ConfigError, require
 from sdistill.models.config import ModelConfig
 from sdistill.models.weights import new_model
-from sdistill.parallel.mesh import AXES, MeshConfig
+from sdistill.parallel.mesh import AXES, MeshConfig, make_mesh
 from sdistill.parallel.rules import SAMPLING, TRAINING, parameter_shardings
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 SHARE = 0.92
@@ -36,69 +40,86 @@ class Load:
     Attributes:
       model: Its shape.
       state: Bytes that are kept of a parameter: itself, moments, and the teacher's copy.
-      gradient: Bytes of a parameter's gradient.
-      rows: Of an update.
-      micro_rows: Rows whose gradient is computed at a time.
-      student: Tokens of a row that is differentiated, at most.
-      longest: Tokens of any row in training, at most.
-      chunk: Positions of a row whose logits exist at the same time.
       slots: Responses decoded at a time; 0 for a run that samples nothing.
       cached: Tokens of all of them together, at most.
       prompts: How many are prefilled at a time, at least one for each part of the rows.
       prompt: Tokens of each, at most; any slot may need any of them, so that rows do not split these.
+      rows: Of an update; 0 for a run that only samples.
+      micro_rows: Rows whose gradient is computed at a time.
+      gradient: Bytes of a parameter's gradient.
+      student: Tokens of a row that is differentiated, at most.
+      longest: Tokens of any row in training, at most.
+      chunk: Positions of a row whose logits exist at the same time.
     """
 
     model: ModelConfig
     state: float
-    gradient: float
-    rows: int
-    micro_rows: int
-    student: int
-    longest: int
-    chunk: int
-    slots: int
-    cached: int
-    prompts: int
-    prompt: int
+    slots: int = 0
+    cached: int = 0
+    prompts: int = 0
+    prompt: int = 0
+    rows: int = 0
+    micro_rows: int = 0
+    gradient: float = 0
+    student: int = 0
+    longest: int = 0
+    chunk: int = 0
 
     def bytes_on(self, mesh: MeshConfig) -> dict[str, dict[str, float]]:
         """Bytes of a device while a gradient is computed, and while tokens are decoded, by what they are for.
 
-        An estimate. In training, what is kept for the backward pass is each layer's input; besides, there are
-        either one layer's activations and parameters, or the heads of student and teacher with the logits of
-        a chunk. Each part of a row attends to the keys and values of the whole. In sampling, parameters are
-        whole but for what `tensor` and `context` split.
+        An estimate. A run that only samples has no gradient; one that samples nothing has no decoding.
         """
-        model, size = self.model, 2 if self.model.compute.dtype == "bfloat16" else 4
+        stages = {}
+        if self.rows:
+            stages["gradient"] = self._gradient_on(mesh)
+        if self.slots:
+            stages["decoding"] = self._decoding_on(mesh)
+        return stages
+
+    def _gradient_on(self, mesh: MeshConfig) -> dict[str, float]:
+        """What is kept for the backward pass is each layer's input.
+
+        Besides, there are either one layer's activations and parameters, or the heads of student and teacher
+        with the logits of a chunk. Each part of a row attends to the keys and values of the whole.
+        """
+        model, size = self.model, self._size
         every = model.parameter_count()
         shards, ids = mesh.fsdp * mesh.context * mesh.tensor, mesh.tensor * mesh.context
-        ways = mesh.data * mesh.fsdp
         head = model.vocab_size * model.hidden_size
         layer = (every - (1 if model.tie_word_embeddings else 2) * head) / model.num_hidden_layers
-        rows = self.micro_rows / ways
+        rows = self.micro_rows / (mesh.data * mesh.fsdp)
         kept = rows * self.student / mesh.context * model.num_hidden_layers * model.hidden_size * size
         keys = 2 * model.num_key_value_heads * model.head_dim
         split = model.intermediate_size + model.num_attention_heads * model.head_dim
         widths = (model.hidden_size + split / mesh.tensor) / mesh.context + keys / mesh.tensor
         one_layer = LAYER * rows * self.longest * widths * size + (2 * size + 4) * layer / mesh.tensor
         logits = LOGITS * rows * self.chunk * model.vocab_size / ids * 4
-        heads = keys * model.num_hidden_layers
+        return {
+            "state": every * self.state / shards,
+            "gradients": 2 * every * self.gradient / shards,
+            "inputs of layers": kept,
+            "a layer, or heads and logits": max(one_layer, 2 * head / ids * size + logits),
+        }
+
+    def _decoding_on(self, mesh: MeshConfig) -> dict[str, float]:
+        """Parameters for sampling are whole but for what `tensor` and `context` split."""
+        model, size = self.model, self._size
+        every = model.parameter_count()
+        ways, ids = mesh.data * mesh.fsdp, mesh.tensor * mesh.context
+        heads = 2 * model.num_key_value_heads * model.head_dim * model.num_hidden_layers
         cache = self.cached / ways * heads * size / ids
         prefixes = -(-self.prompts // ways) * ways * self.prompt * heads * size / ids
-        state = every * self.state / shards
         return {
-            "gradient": {
-                "state": state,
-                "gradients": 2 * every * self.gradient / shards,
-                "inputs of layers": kept,
-                "a layer, or heads and logits": max(one_layer, 2 * head / ids * size + logits),
-            },
-            "decoding": {
-                "state": state,
-                "parameters for sampling": every * size / ids,
-                "cache": cache * (1 + CACHE_COPIES / model.num_hidden_layers) + prefixes,
-            },
+            "state": every * self.state / (mesh.fsdp * ids),
+            "parameters for sampling": every * size / ids,
+            "cache": cache * (1 + CACHE_COPIES / model.num_hidden_layers) + prefixes,
         }
+
+    @property
+    def _size(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.model.compute.dtype == "bfloat16" else 4
 
     def total_on(self, mesh: MeshConfig) -> tuple[float, str]:
         """The larger of the two sums, and what it is made of."""
@@ -142,6 +163,13 @@ def choose_mesh(load: Load, devices: int, memory: float) -> MeshConfig:
         f"GiB of {SHARE * memory / GIB:.1f} a device ({parts}). Take more devices, fewer slots, smaller "
         "micro_rows or shorter rows, or name a mesh: this is an estimate"
     )
+
+
+def chosen_mesh(load: Load, devices: Sequence[jax.Device], memory: float) -> Mesh:
+    """The mesh that suits the run, over devices with so many bytes each; errors of `choose_mesh`."""
+    mesh = choose_mesh(load, len(devices), memory)
+    logger.info("mesh: %s", shown(mesh))
+    return make_mesh(mesh, devices)
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:

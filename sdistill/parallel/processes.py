@@ -64,8 +64,8 @@ def require_one_process(command: str) -> None:
     """
     if (count := jax.process_count()) > 1:
         raise ConfigError(
-            f"{command} runs in one process, and {count} were started; take one machine (such as a pod of "
-            "v6e-8 or v5p-8), all of whose devices may work in one process. Only training runs in several"
+            f"{command} runs in one process, and {count} were started; it is small: start it on one machine. "
+            "sdistill.train, sdistill.generate and sdistill.evaluate run in several"
         )
 
 

@@ -1,7 +1,5 @@
 """The mesh of a training run: the one that its config names, or one that suits model and devices."""
 
-import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -12,13 +10,11 @@ from sdistill.models.config import ModelConfig
 from sdistill.models.folders import find_model
 from sdistill.models.hugging_face import from_hugging_face
 from sdistill.models.weights import CONFIG_FILE
-from sdistill.parallel.choice import Load, check_splits, choose_mesh, shapes_of, shown
+from sdistill.parallel.choice import Load, check_splits, chosen_mesh, shapes_of
 from sdistill.parallel.mesh import make_mesh
 from sdistill.rollout.memory import device_memory
 from sdistill.rollout.schedule import PREFILL_TOKENS
 from sdistill.training.config import TrainConfig
-
-logger = logging.getLogger(__name__)
 
 
 def mesh_of(config: TrainConfig) -> Mesh:
@@ -36,19 +32,10 @@ def mesh_of(config: TrainConfig) -> Mesh:
     if model is None:
         model = from_hugging_face(find_model(str(config.init_from)) / CONFIG_FILE)
     if mesh is None:
-        return chosen_mesh(config, model, jax.devices(), device_memory())
+        return chosen_mesh(load_of(config, model), jax.devices(), device_memory())
     samples = config.rollouts is not None or config.evaluation is not None
     check_splits(shapes_of(model), mesh, samples=samples)  # before anything is loaded
     return mesh
-
-
-def chosen_mesh(
-    config: TrainConfig, model: ModelConfig, devices: Sequence[jax.Device], memory: float
-) -> Mesh:
-    """The mesh that suits the run, over devices with so many bytes each."""
-    mesh = choose_mesh(load_of(config, model), len(devices), memory)
-    logger.info("mesh: %s", shown(mesh))
-    return make_mesh(mesh, devices)
 
 
 def load_of(config: TrainConfig, model: ModelConfig) -> Load:

@@ -9,10 +9,11 @@ from flax import nnx
 from configs.paper import section5_sdpo
 from sdistill.config import ConfigError, parse
 from sdistill.models.weights import new_model
+from sdistill.parallel.choice import chosen_mesh
 from sdistill.parallel.mesh import MeshConfig
 from sdistill.parallel.rules import TRAINING, place
 from sdistill.training.config import TrainConfig
-from sdistill.training.meshes import chosen_mesh, load_of, mesh_of
+from sdistill.training.meshes import load_of, mesh_of
 
 RUN = parse(TrainConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
 
@@ -20,8 +21,9 @@ RUN = parse(TrainConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
 def main() -> None:
     run = dataclasses.replace(RUN, mesh=None, micro_rows=8, slots=16)
     assert run.model is not None
-    single, _ = load_of(run, run.model).total_on(MeshConfig())
-    meshes = {"enough": mesh_of(run), "tight": chosen_mesh(run, run.model, jax.devices(), single / 3)}
+    load = load_of(run, run.model)
+    single, _ = load.total_on(MeshConfig())
+    meshes = {"enough": mesh_of(run), "tight": chosen_mesh(load, jax.devices(), single / 3)}
     report: dict[str, list] = {}
     for name, mesh in meshes.items():
         params = place(nnx.state(new_model(run.model, 0), nnx.Param), mesh, TRAINING)

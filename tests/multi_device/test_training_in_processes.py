@@ -1,7 +1,6 @@
 """Two processes of four devices each train as one process with one device does; and end together."""
 
 import signal
-import socket
 import time
 
 import numpy as np
@@ -35,16 +34,7 @@ class Pair:
         return ["sdistill.train", "--config", config, "--workdir", workdir, self.model, *more]
 
     def start(self, recipe, workdir, more=((), ())):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            coordinator = f"localhost:{free.getsockname()[1]}"
-        return [
-            self.commands.start(
-                *("launch.join", "--coordinator", coordinator, "--processes", 2, "--process", i),
-                *self.arguments(recipe, workdir, *MESH, *more[i]),
-            )
-            for i in range(2)
-        ]
+        return self.commands.start_two(*self.arguments(recipe, workdir, *MESH), more=more)
 
     def run(self, recipe, workdir, more=((), ())):
         """Exit code and what was printed, of both."""

@@ -8,9 +8,11 @@ from configs.paper import section5_sdpo
 from configs.paper.common import MODELS
 from configs.paper.shapes import SHAPES
 from launch import compile_table
+from launch.compile_check import load_on_devices
 from sdistill.config import ConfigError, parse
 from sdistill.parallel.choice import GIB, choose_mesh, meshes
 from sdistill.parallel.mesh import AXES, MeshConfig
+from sdistill.rollout.meshes import sampling_load
 from sdistill.training.config import TrainConfig
 from sdistill.training.meshes import load_of, mesh_of
 
@@ -81,19 +83,29 @@ def test_where_nothing_fits_the_closest_is_named_and_what_takes_the_memory():
     assert "GiB of 14.5 a device" in message and "state 11.4" in message and "micro_rows" in message
 
 
-LINES = [line for line in compile_table.current(compile_table.read_lines()) if "section5_sdpo" in line["run"]]
+@pytest.mark.parametrize("where", ["v5e_8", "v5e_4"])
+def test_a_generation_s_layout_is_what_would_be_chosen(where):
+    """`context` and `tensor` split the same while tokens are sampled."""
+    run = compile_table.settings_of(f"section3.py:walk:{where}")
+    chosen = choose_mesh(load_on_devices(run), int(where[-1]), MEMORY["v5e"])
+    assert dataclasses.replace(chosen, tensor=chosen.context, context=1) == run.mesh
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(x, id=f"{x['run']}-{x['program']}")
-        for x in LINES
-        if x["program"] in ("gradient", "decode")
-    ],
-)
+def test_a_generation_s_model_that_fits_is_not_split():
+    load = sampling_load(TINY.model, slots=16, max_prompt=8, max_response=8)
+    assert choose_mesh(load, 8, GIB) == MeshConfig(data=8)
+
+
+LINES = [
+    line
+    for line in compile_table.current(compile_table.read_lines())
+    if line["program"] == "decode" or ("section5_sdpo" in line["run"] and line["program"] == "gradient")
+]
+
+
+@pytest.mark.parametrize("line", [pytest.param(x, id=f"{x['run']}-{x['program']}") for x in LINES])
 def test_the_estimate_is_near_what_the_compiler_says(line):
     run = compile_table.settings_of(line["run"])
     stage = {"gradient": "gradient", "decode": "decoding"}[line["program"]]
-    estimate = sum(load_of(run, SHAPES[run.init_from]).bytes_on(run.mesh)[stage].values())
+    estimate = sum(load_on_devices(run).bytes_on(run.mesh)[stage].values())
     assert estimate == pytest.approx(line["total"], rel=0.1)

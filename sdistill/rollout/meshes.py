@@ -1,0 +1,64 @@
+"""The mesh that a model is sampled on: one that is named, or one that suits model and devices."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sdistill.models.config import ComputeConfig, ModelConfig
+from sdistill.models.folders import find_model
+from sdistill.models.hugging_face import from_hugging_face
+from sdistill.models.weights import CONFIG_FILE
+from sdistill.parallel.choice import Load, check_splits, chosen_mesh, shapes_of
+from sdistill.parallel.mesh import MeshConfig, make_mesh
+from sdistill.rollout.memory import device_memory
+from sdistill.rollout.schedule import PREFILL_TOKENS
+
+
+def sampling_mesh(
+    named: MeshConfig | None,
+    source: str | Path,
+    compute: ComputeConfig,
+    *,
+    slots: int,
+    max_prompt: int,
+    max_response: int,
+) -> Mesh:
+    """The mesh over this job's devices.
+
+    Args:
+      named: Its sizes; None for one over all devices that suits the model.
+      source: The model, as `find_model` takes it.
+      compute: How it is computed, in the type of its weights.
+      slots: Responses decoded at a time.
+      max_prompt: Longest prompt, in tokens.
+      max_response: Longest response, in tokens.
+
+    Raises:
+      ConfigError: if the named mesh has more devices than there are, or cannot split the model; or if none is
+        named, and no mesh fits.
+      FileNotFoundError: if there is no such model.
+    """
+    mesh = None if named is None else make_mesh(named)
+    if mesh is not None and mesh.size == 1:
+        return mesh
+    model = replace(from_hugging_face(find_model(source) / CONFIG_FILE), compute=compute)
+    if mesh is None:
+        load = sampling_load(model, slots=slots, max_prompt=max_prompt, max_response=max_response)
+        return chosen_mesh(load, jax.devices(), device_memory())
+    check_splits(shapes_of(model), mesh, samples=True)  # before anything is loaded
+    return mesh
+
+
+def sampling_load(model: ModelConfig, *, slots: int, max_prompt: int, max_response: int) -> Load:
+    """What it asks of its devices: the weights as loaded, once more for sampling, and a cache."""
+    return Load(
+        model,
+        state=jnp.dtype(model.compute.dtype).itemsize,
+        slots=slots,
+        cached=slots * (max_prompt + max_response),
+        prompts=max(1, PREFILL_TOKENS // max_prompt),
+        prompt=max_prompt,
+    )
