@@ -22,6 +22,8 @@ from sdistill.training.objectives import (
     GRPOConfig,
     PerToken,
     Report,
+    grpo_loss,
+    sdpo_loss,
     token_weights,
 )
 from sdistill.training.rows import response_hidden, response_ids
@@ -102,6 +104,25 @@ def test_signal_is_the_gradient_in_the_hidden_state_of_a_token(objective):
     assert plain_report.tokens is None
     for ours, theirs in zip(tiny.leaves(gradient), tiny.leaves(plain_gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("objective", ["sdpo", "grpo"])
+def test_off_it_is_the_program_of_the_loss_s_gradient_and_nothing_more(objective):
+    teacher = (TEACHER,) if objective == "sdpo" else ()
+    loss_of, config = (sdpo_loss, LOSS) if objective == "sdpo" else (grpo_loss, GRPOConfig())
+
+    def gradient(params, *rest):
+        return jax.grad(functools.partial(loss_of, config=config, **SHARED), has_aux=True)(params, *rest)
+
+    def text(function):
+        program = jax.jit(function).lower(PARAMS, *teacher, whole()).as_text()
+        return program.partition("\n")[2]  # the first line has the function's name
+
+    gradient_of = {"sdpo": sdpo_gradient, "grpo": grpo_gradient}[objective]
+    off, on = (
+        text(functools.partial(gradient_of, config=config, attribution=a, **SHARED)) for a in (False, True)
+    )
+    assert off == text(gradient) != on
 
 
 @pytest.mark.slow
