@@ -42,6 +42,7 @@ from sdistill.training.config import TrainConfig
 from sdistill.training.meshes import mesh_of
 
 AT_ONCE, DOUBT, SHUFFLE, FORCE = 0, 1, 2, 3  # steps of the random streams; FORCE and more are rounds
+AGAIN = 3  # times that a model is asked again, at most, to see more of what is rare in its responses
 Arms = dict[str, list[Generation]]
 Words = dict[str, list[str]]
 """Arm → words that it is about."""
@@ -118,6 +119,14 @@ class Subject:
         samples = range(self.study.config.probes.samples)
         return self.answer(PLAIN, [Begun(p, i) for p in self.problems for i in samples], step=AT_ONCE)
 
+    def more(self, again: int) -> list[Generation]:
+        """As many other responses as they are; their samples go on counting."""
+        count = self.study.config.probes.samples
+        samples = range(again * count, (again + 1) * count)
+        return self.answer(
+            f"{PLAIN}_{again}", [Begun(p, i) for p in self.problems for i in samples], step=AT_ONCE
+        )
+
     @functools.cached_property
     def counts(self) -> Counter[str]:
         """Its words, numbers left out."""
@@ -127,14 +136,15 @@ class Subject:
         """Words that it says about as often as these, and that do not bear on the answer."""
         return words.matched(self.counts, of, {*WORDS, *self.task.announcing})
 
-    def several(self, generations: Sequence[Generation]) -> list[Generation]:
+    def several(self, generations: Sequence[Generation], asked: int = 1) -> list[Generation]:
         """Each again and again, to be gone on with in as many ways, where they are few.
 
         Together at most as many as responses as they are, so that what is found about few of them is found
-        about as precisely. Copies differ in their sample, part of the name of their random stream.
+        about as precisely. Copies differ in their sample, part of the name of their random stream, and from
+        the samples of all the times that the model was asked.
         """
-        copies = range(len(self.plain) // max(1, len(generations)))
-        samples = self.study.config.probes.samples
+        copies = range(max(1, len(self.plain) // max(1, len(generations))))
+        samples = self.study.config.probes.samples * asked
         return [g | {"sample": g["sample"] + copy * samples} for copy in copies for g in generations]
 
     def begin(self, generation: Generation, text: str) -> Begun:
@@ -238,14 +248,15 @@ def _forbidding(subject: Subject) -> tuple[Arms, Words]:
 
 
 def _doubting(subject: Subject, cues: Mapping[str, str]) -> Arms:
-    """From the first wrong attempt on, with a word after it."""
-    cut = []
-    for generation in subject.plain:
-        whole = subject.begin(generation, generation["response"])
-        end = subject.task.first_wrong_attempt(whole.problem, whole.text)
-        if end is not None:
-            cut.append(generation | {"response": whole.text[:end]})
-    cut = subject.several(cut)
+    """From the first wrong attempt on, with a word after it.
+
+    A model that makes few is asked again: what is found about few problems is not found precisely.
+    """
+    cut, asked = _cut(subject, subject.plain), 1
+    while len(cut) < len(subject.plain) / 4 and asked <= AGAIN:
+        cut += _cut(subject, subject.more(asked))
+        asked += 1
+    cut = subject.several(cut, asked)
     return {
         f"doubt_{kind}": subject.answer(
             f"doubt_{kind}", [subject.begin(g, _with(g["response"], cue)) for g in cut], step=DOUBT
@@ -253,6 +264,17 @@ def _doubting(subject: Subject, cues: Mapping[str, str]) -> Arms:
         for kind, cue in cues.items()
         if cut
     }
+
+
+def _cut(subject: Subject, generations: Sequence[Generation]) -> list[Generation]:
+    """Those that have a wrong attempt, up to the end of the first one."""
+    found = []
+    for generation in generations:
+        whole = subject.begin(generation, generation["response"])
+        end = subject.task.first_wrong_attempt(whole.problem, whole.text)
+        if end is not None:
+            found.append(generation | {"response": whole.text[:end]})
+    return found
 
 
 def _forcing(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> Arms:

@@ -1,5 +1,6 @@
 """The probes on a model of another architecture, with another tokenizer, template and task than the study."""
 
+import dataclasses
 import re
 
 import pytest
@@ -129,6 +130,24 @@ def test_the_cue_comes_after_the_first_wrong_attempt_and_nowhere_else(probed):
         assert found[0]["response"] != found[2]["response"]
         for text, start in zip(texts(probed[0], f"doubt_{kind}"), CUT * 2, strict=True):
             assert text.startswith(start.partition("\n</think>")[0] + insert)
+
+
+def test_a_model_that_makes_few_wrong_attempts_is_asked_again(subject):
+    """Until a quarter of as many responses have one; the copies of these differ from all samples."""
+    right = [RESPONSES[1]] * 2 + ["\nmaybe 2\n</think>\n\n2"] * 2
+    for name, responses in (("plain", right), ("plain_1", [RESPONSES[0], *right[1:]])):
+        kept = [
+            {"problem": PROBLEMS[i // 2].id, "sample": i % 2 + 2 * (name == "plain_1"), "response": text}
+            | {"prompt": "", "words": 1, "answer": None, "finish": "stop", "length": 60, "substrings": 1}
+            | {"correct": text == right[i]}
+            for i, text in enumerate(responses)
+        ]
+        write_records(subject.study.directory("probes", f"sure@{name}", 0) / "k4_test-000000.jsonl.gz", kept)
+    sure = dataclasses.replace(subject, name="sure")
+    arms, _ = probe(sure, "wait", "the", 1)
+    assert [(g["problem"], g["sample"]) for g in arms["doubt_cue"]] == [("a", n) for n in (2, 6, 10, 14)]
+    assert len(arms["plain"]) == 4 and "plain_1" not in arms
+    assert not subject.study.directory("probes", "sure@plain_2", 0).exists()
 
 
 def test_thinking_is_kept_from_ending_and_what_never_ends_stays(probed):
