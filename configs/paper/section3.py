@@ -15,9 +15,11 @@ response was correct, the first one is passed on. As released: temperature 0.6, 
 The argument is STEP or STEP:WHERE. WHERE: `v5e_8` (the default), `v5e_4`, the smallest slice, or `tiny`, the
 same on the puzzle.
 
-Estimates. `unguided`: 800 answers × 13,054 tokens are 10 million tokens; `walk` is several times that, since
-it passes over the problems that are always or never solved. Tokens / slots × the least time of a token
-(docs/scale.md) is the least time it can take.
+Estimates: answers × their tokens as reported / slots × the least time of a token (docs/scale.md), which is
+the least that decoding can take; in hours on v5e_8 (32 slots × 17.2 ms, 16 × 16.8 under guidance) and v5e_4
+(8 × 29.9 ms, 4 × 29.2). `unguided`, 10 million tokens: 1.6 and 11; `solution`, 1.5 million: 0.4 and 3;
+`answer`, 9.6 million: 2.8 and 20; `regenerated`, 2.2 million: 0.7 and 4.6, and about as much again for the
+next. `walk`: 1 and 7 for each 64 problems, and how many it passes over until it has its 100 is not known.
 """
 
 from ml_collections import ConfigDict
