@@ -181,8 +181,8 @@ def evaluate(args: argparse.Namespace) -> None:
     sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     chat = load_chat(args.tokenizer or args.model)
     problems = open_problems(args.split, args.data_dir)[: args.problems]
-    compute, rows = ComputeConfig(dtype=args.dtype), ("slots", "max_prompt", "max_response")
-    sizes = {name: getattr(args, name) for name in rows}
+    compute = ComputeConfig(dtype=args.dtype)
+    sizes = {"slots": args.slots, "max_prompt": args.max_prompt, "max_response": args.max_response}
     mesh = sampling_mesh(None, args.model, compute, **sizes)
     model = load_model(args.model, mesh=mesh, dtype=args.dtype)
     check_vocabulary(chat.tokenizer, model.config.vocab_size)
