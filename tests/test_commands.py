@@ -1,13 +1,12 @@
 """Mistakes at the command line: one clear line, exit code 1, no traceback, nothing left behind."""
 
-import importlib
 import shutil
-import sys
 
 import jax
 import pytest
 
-from sdistill import evaluate, generate, study
+from configs.signs import study as study_config
+from sdistill import study
 from sdistill.config import ConfigError
 from sdistill.models.weights import SIGNS_BASE
 from tests.processes import Commands
@@ -101,20 +100,11 @@ def test_evaluate_says_what_is_wrong(arguments, part, commands):
     assert part in complaint(commands, "sdistill.evaluate", *arguments)
 
 
-def started(command, workdir):
-    """What the command does first."""
-    if command == "evaluate":
-        return evaluate.evaluate(evaluate.parse_arguments())
-    values = importlib.import_module(f"configs.signs.{command}").get_config("tiny").to_dict()
-    return {"generate": generate.main, "study": study.main}[command](values, workdir)
-
-
-@pytest.mark.parametrize("command", ["generate", "study", "evaluate"])
-def test_what_runs_in_one_process_is_refused_in_several(command, tmp_path, monkeypatch):
+def test_a_study_is_refused_in_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(sys, "argv", [command])
+    values = study_config.get_config("tiny").to_dict()
     with pytest.raises(
-        ConfigError, match=f"sdistill.{command} runs in one process, and 2 were started; it is small"
+        ConfigError, match="sdistill.study runs in one process, and 2 were started; it is small"
     ):
-        started(command, tmp_path / "run")
+        study.main(values, tmp_path / "run")
     assert not (tmp_path / "run").exists()
