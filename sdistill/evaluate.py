@@ -170,7 +170,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no_thinking", action="store_true", help="the prompt asks for no thinking")
     parser.add_argument("--slots", type=int, default=256, help="responses decoded at a time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all")
+    dtypes = ["float32", "bfloat16"]
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of weights, activations, cache")
     parser.add_argument("--data_dir", help="where data sets are prepared; default: TFDS's")
     return parser.parse_args()
 

@@ -1,6 +1,7 @@
 """Files that are whole or absent: what makes a run killed at any moment safe to continue.
 
-In a run of several processes all call these functions, and the first one writes.
+In a run of several processes all call these functions, and the first one writes; but for journals, of which
+each process has one.
 """
 
 import gzip
@@ -122,8 +123,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 class Journal:
     """Records that become more while work goes on, and are read when the work is taken up again.
 
-    Each process has a file of its own, `journal-0.jsonl` and so on for `journal.jsonl`, and all of them read
-    those of all. All call every method but `add`.
+    Each process has a file of its own, `journal-0.jsonl` and so on for `journal.jsonl`. All call every method
+    but `add`.
 
     Attributes:
       records: What all processes know: what was there when they began, and what they have shared since.

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.signs import study
 
-PROBLEMS = {"": 4777, "quick": 64, "tiny": 6}
+PROBLEMS = {"": 4777, "quick": 64, "tiny": 6}  # the first: all that there are
 
 
 def get_config(arg: str = "") -> ConfigDict:

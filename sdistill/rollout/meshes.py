@@ -1,5 +1,6 @@
-"""The mesh that a model is sampled on: one that is named, or one that suits model and devices."""
+"""The mesh of a run: one that is named, or one that suits model and devices."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,14 +42,26 @@ def sampling_mesh(
         named, and no mesh fits.
       FileNotFoundError: if there is no such model.
     """
+
+    def load() -> Load:
+        model = replace(from_hugging_face(find_model(source) / CONFIG_FILE), compute=compute)
+        return sampling_load(model, slots=slots, max_prompt=max_prompt, max_response=max_response)
+
+    return mesh_for(named, load)
+
+
+def mesh_for(named: MeshConfig | None, load: Callable[[], Load]) -> Mesh:
+    """The named mesh, if it can split what the run asks; without a name, one over all devices that suits it.
+
+    `load` is called unless one device is named: then nothing has to be known of the model.
+    """
     mesh = None if named is None else make_mesh(named)
     if mesh is not None and mesh.size == 1:
         return mesh
-    model = replace(from_hugging_face(find_model(source) / CONFIG_FILE), compute=compute)
+    asked = load()
     if mesh is None:
-        load = sampling_load(model, slots=slots, max_prompt=max_prompt, max_response=max_response)
-        return chosen_mesh(load, jax.devices(), device_memory())
-    check_splits(shapes_of(model), mesh, samples=True)  # before anything is loaded
+        return chosen_mesh(asked, jax.devices(), device_memory())
+    check_splits(shapes_of(asked.model), mesh, samples=asked.slots > 0)  # before anything is loaded
     return mesh
 
 

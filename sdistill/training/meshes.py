@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -10,9 +9,8 @@ from sdistill.models.config import ModelConfig
 from sdistill.models.folders import find_model
 from sdistill.models.hugging_face import from_hugging_face
 from sdistill.models.weights import CONFIG_FILE
-from sdistill.parallel.choice import Load, check_splits, chosen_mesh, shapes_of
-from sdistill.parallel.mesh import make_mesh
-from sdistill.rollout.memory import device_memory
+from sdistill.parallel.choice import Load
+from sdistill.rollout.meshes import mesh_for
 from sdistill.rollout.schedule import PREFILL_TOKENS
 from sdistill.training.config import TrainConfig
 
@@ -25,17 +23,14 @@ def mesh_of(config: TrainConfig) -> Mesh:
         config leaves the choice, and no mesh fits.
       FileNotFoundError: if there is no such model.
     """
-    mesh = None if config.mesh is None else make_mesh(config.mesh)
-    if mesh is not None and mesh.size == 1:
-        return mesh
-    model = config.model
-    if model is None:
-        model = from_hugging_face(find_model(str(config.init_from)) / CONFIG_FILE)
-    if mesh is None:
-        return chosen_mesh(load_of(config, model), jax.devices(), device_memory())
-    samples = config.rollouts is not None or config.evaluation is not None
-    check_splits(shapes_of(model), mesh, samples=samples)  # before anything is loaded
-    return mesh
+
+    def load() -> Load:
+        model = config.model
+        if model is None:
+            model = from_hugging_face(find_model(str(config.init_from)) / CONFIG_FILE)
+        return load_of(config, model)
+
+    return mesh_for(config.mesh, load)
 
 
 def load_of(config: TrainConfig, model: ModelConfig) -> Load:
