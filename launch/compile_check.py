@@ -29,17 +29,8 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.command import parse_flags
-from sdistill.config import ConfigError, parse, require
-from sdistill.generate import GenerateConfig
-from sdistill.models.config import ModelConfig
-from sdistill.models.hugging_face import from_hugging_face
-from sdistill.models.weights import CONFIG_FILE, SIGNS_BASE
-from sdistill.parallel import hlo
-from sdistill.parallel.chips import Chip, chip_of, least_seconds
-from sdistill.parallel.choice import Load, chosen_mesh
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.programs import (
+from launch import hlo
+from launch.programs import (
     Program,
     Sampled,
     Shaped,
@@ -49,9 +40,18 @@ from sdistill.parallel.programs import (
     sampling_programs,
     shaped_params,
 )
-from sdistill.rollout.meshes import sampling_load
-from sdistill.training.config import TrainConfig
-from sdistill.training.meshes import load_of
+from sdistill.auto_mesh import Load, chosen_mesh
+from sdistill.chips import Chip, chip_of, least_seconds
+from sdistill.command import parse_flags
+from sdistill.config import TrainConfig
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.engine_mesh import sampling_load
+from sdistill.generate import GenerateConfig
+from sdistill.model.config import ModelConfig
+from sdistill.model.hugging_face import from_hugging_face
+from sdistill.model.weights import CONFIG_FILE, SIGNS_BASE
+from sdistill.settings import ConfigError, parse, require
+from sdistill.train_mesh import load_of
 
 GIB = 2**30
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # in the compiler's two sentences about memory

@@ -22,10 +22,10 @@ sys.path.insert(0, str(ROOT))  # for configs/ and this folder, wherever this is 
 from configs.paper import common, section3  # noqa: E402
 from launch import compile_check  # noqa: E402
 from launch.compile_check import GIB, Report, Settings  # noqa: E402
-from sdistill.config import ConfigError  # noqa: E402
-from sdistill.parallel.mesh import AXES  # noqa: E402
+from sdistill.config import TrainConfig  # noqa: E402
+from sdistill.distributed.mesh import AXES  # noqa: E402
+from sdistill.settings import ConfigError  # noqa: E402
 from sdistill.storage import write_atomically  # noqa: E402
-from sdistill.training.config import TrainConfig  # noqa: E402
 
 LINES, DOCS = ROOT / "docs" / "scale.jsonl", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- written by launch/compile_table.py -->", "<!-- until here -->"

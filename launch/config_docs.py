@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdistill import study
+from sdistill.config import TrainConfig
 from sdistill.generate import GenerateConfig
-from sdistill.training.config import TrainConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 

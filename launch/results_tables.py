@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdistill.analysis.lookup import coverage_sizes, name, select, select_difference
-from sdistill.analysis.probe_results import Contrast, contrasts, measured
 from sdistill.analysis.records import Record
+from sdistill.report.lookup import coverage_sizes, name, select, select_difference
+from sdistill.report.probe_results import Contrast, contrasts, measured
 from sdistill.storage import read_records
 
 ROOT = Path(__file__).resolve().parents[1]

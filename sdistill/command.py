@@ -10,7 +10,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from sdistill.config import ConfigError
+from sdistill.settings import ConfigError
 
 
 def run(main: Callable[[dict[str, Any], Path], None]) -> None:

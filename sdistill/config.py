@@ -1,102 +1,251 @@
-"""From ml-collections files to typed, frozen, validated settings.
+"""The settings of one training run."""
 
-Config files hold plain values; the dataclasses next to the code that reads them hold the names, types,
-defaults and meaning of every field. `parse` joins the two, and refuses what it does not know.
-"""
+from dataclasses import dataclass, field
+from typing import Literal
 
-import dataclasses
-import difflib
-import hashlib
-import json
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from sdistill.distributed.mesh import MeshConfig
+from sdistill.engine.sampling import Sampling
+from sdistill.fixes import AntiSelfDistillation, ContrastiveHints
+from sdistill.losses import GRPOConfig, SDPOConfig
+from sdistill.model.config import ComputeConfig, ModelConfig
+from sdistill.optimizer import OptimizerConfig
+from sdistill.settings import require, require_positive
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the field, its value and the way out."""
+@dataclass(frozen=True)
+class ExamplesConfig:
+    """What pretraining and SFT read.
 
-
-def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
-    """Builds the dataclass `cls` from a mapping of plain values, such as `ConfigDict.to_dict()` gives.
-
-    Nested dataclasses are parsed from nested mappings, lists become tuples, an int is accepted where a
-    float is declared. Everything else must match.
-
-    Raises:
-      ConfigError: for an unknown field (with the nearest known one), a missing one, or a wrong type.
+    Attributes:
+      source: `signs_corpus`, or the path of a `.jsonl.gz` file with `prompt` and `response` fields.
+      rows: Rows of a batch, which is one update.
+      row_length: Tokens of a row; an example that is longer is refused.
+      packed: Fill each row with as many examples as fit; otherwise one example a row.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(fields)}"
-            raise ConfigError(f"unknown field {path}.{name}; {hint}")
-    arguments = {}
-    for name, field in fields.items():
-        if name in values:
-            arguments[name] = _convert(hints[name], values[name], f"{path}.{name}")
-        elif field.default is field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"missing field {path}.{name} ({_type_name(hints[name])})")
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{path}.{error}") from None
+
+    source: str
+    rows: int
+    row_length: int
+    packed: bool
+
+    def __post_init__(self) -> None:
+        require_positive(self, "rows", "row_length")
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """Checks one value against its declared type."""
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return parse(hint, value, path)  # type: ignore[arg-type]
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        options = [option for option in inner if option is not type(None)]
-        for option in options[:-1]:
-            try:
-                return _convert(option, value, path)
-            except ConfigError:
-                continue
-        return _convert(options[-1], value, path)
-    if origin is typing.Literal:
-        if value not in inner:
-            raise ConfigError(f"{path}={value!r} must be one of {', '.join(map(repr, inner))}")
-        return value
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(inner[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{path}={value!r} must be {_type_name(hint)}, not {type(value).__name__}")
-    return value
+@dataclass(frozen=True)
+class RolloutsConfig:
+    """How GRPO and SDPO sample.
+
+    Attributes:
+      split: Problems to train on, such as `k3_pool`.
+      problems: |D|: only the first so many of the split; None for all.
+      prompts: Problems a step. With fewer problems than that, some come more than once.
+      samples: Rollouts a problem, G.
+      max_prompt: Tokens of a prompt without context, at most.
+      max_response: Tokens after which a rollout is cut.
+      max_teacher_prompt: Tokens of a prompt with context, at most; for objectives with a teacher only.
+      mini_batch: Problems an update, with all of their rollouts, in the order of the batch; None for all of a
+        step at once. Contexts, advantages and what they take from a teacher's scores come once a step,
+        from all rollouts and the weights that sampled them, and importance ratios are against those
+        weights; but each update has an objective of its own, over its own rows.
+      sampling: How tokens are drawn; what is learned from is the distribution at that temperature.
+      thinking: Whether the prompt asks the student to think; the teacher has a setting of its own.
+    """
+
+    split: str
+    problems: int | None
+    prompts: int
+    samples: int
+    max_prompt: int
+    max_response: int
+    max_teacher_prompt: int | None = None
+    mini_batch: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    thinking: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "prompts", "max_prompt", "max_response")
+        require(
+            self.samples > 1, f"samples={self.samples} must be 2 or more: both objectives compare siblings"
+        )
+        require(self.problems is None or self.problems > 0, f"problems={self.problems} must be positive")
+        require(
+            self.mini_batch is None or (self.mini_batch > 0 and self.prompts % self.mini_batch == 0),
+            f"mini_batch={self.mini_batch} must divide prompts={self.prompts}, or be None for all at once",
+        )
+        require(self.sampling.temperature > 0, "sampling.temperature=0 has no distribution to learn from")
 
 
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint))
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation during training.
+
+    Attributes:
+      every: Steps between evaluations; the last step is always evaluated.
+      at_start: Data sets to evaluate before the first step.
+      datasets: Splits of problems; `trained` stands for the run's own training problems.
+      problems: Problems a data set. Fewer `trained` ones are repeated up to this number.
+      samples: Responses a problem.
+      max_prompt: Tokens of a prompt, at most.
+      max_response: Tokens after which a response is cut.
+      sampling: How tokens are drawn.
+      thinking: Whether the prompt asks for thinking.
+      slots: Responses decoded at a time.
+    """
+
+    every: int
+    datasets: tuple[str, ...]
+    at_start: tuple[str, ...] = ()
+    problems: int = 128
+    samples: int = 4
+    max_prompt: int = 16
+    max_response: int = 112
+    sampling: Sampling = field(default_factory=Sampling)
+    thinking: bool = True
+    slots: int = 256
+
+    def __post_init__(self) -> None:
+        require_positive(self, "every", "problems", "samples", "max_prompt", "max_response", "slots")
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises ConfigError(message) unless the condition holds; messages start with the field's name."""
-    if not condition:
-        raise ConfigError(message)
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
 
+    Attributes:
+      objective: What is minimised: `pretrain` and `sft` the cross-entropy of `examples` (they differ in name
+        only), `grpo` and `sdpo` their losses on `rollouts`.
+      seed: Of initial weights, order of data and sampling.
+      steps: Batches to learn from. With `examples` each is an update; with `rollouts` each is sampled, and
+        learned from in one update or several (`rollouts.mini_batch`). Checkpoints and evaluations come
+        between steps; the optimizer's schedule counts updates.
+      optimizer: How it is minimised.
+      init_from: Where the weights come from: `signs_base` (shipped), a model folder of either form
+        (see `sdistill.convert`), or a name of Hugging Face's; None to draw them.
+      model: Shape of the model to draw weights for; only where `init_from` is None.
+      tokenizer: Where tokenizer and chat template are, in the terms of `init_from`; None for those of the
+        model, and without one for the puzzle's.
+      parameters: Type of the parameters, and so of gradients and of Adam's mean of their squares; that of its
+        mean of gradients is `optimizer.first_moment`.
+      compute: How the model is computed: type of activations, attention, rematerialisation.
+      examples: Data of `pretrain` and `sft`.
+      rollouts: Data of `grpo` and `sdpo`.
+      sdpo: Settings of SDPO.
+      grpo: Settings of GRPO.
+      evaluation: When and on what to evaluate; None for never.
+      attribution: Keep of each token of the rollouts where the training signal falls, besides its text: its
+        divergence, its share of the gradient, and the student's entropy (see `training.attribution`); `grpo`
+        and `sdpo` only.
+      checkpoint_every: Steps between checkpoints; the last step has one in any case.
+      micro_rows: Rows whose gradient is computed at a time, until those of the update are done; None for all
+        of them at once. It changes memory and padding, not the objective.
+      chunk: Response positions a row whose logits exist at the same time.
+      slots: Rollouts decoded at a time.
+      mesh: Sizes of the device mesh; None for one over all devices that suits the model.
+      data_dir: Where data sets are prepared; None for the TFDS default.
+      profile_steps: First and last step that JAX's profiler records, into `profile/`; None for none.
+    """
 
-def require_positive(settings: Any, *names: str) -> None:
-    """Raises ConfigError unless each of these fields is above zero."""
-    for name in names:
-        require(getattr(settings, name) > 0, f"{name}={getattr(settings, name)} must be positive")
+    objective: Literal["pretrain", "sft", "grpo", "sdpo"]
+    seed: int
+    steps: int
+    optimizer: OptimizerConfig
+    init_from: str | None = "signs_base"
+    model: ModelConfig | None = None
+    tokenizer: str | None = None
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    examples: ExamplesConfig | None = None
+    rollouts: RolloutsConfig | None = None
+    sdpo: SDPOConfig | None = None
+    grpo: GRPOConfig | None = None
+    evaluation: EvaluationConfig | None = None
+    attribution: bool = False
+    checkpoint_every: int = 20
+    micro_rows: int | None = None
+    chunk: int = 64
+    slots: int = 128
+    mesh: MeshConfig | None = field(default_factory=MeshConfig)
+    data_dir: str | None = None
+    profile_steps: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "checkpoint_every", "chunk", "slots")
+        profiled = self.profile_steps
+        require(
+            profiled is None or (len(profiled) == 2 and 0 < profiled[0] <= profiled[1] <= self.steps),
+            f"profile_steps={profiled} must be a first and a last step, 1 to steps={self.steps}",
+        )
+        require(
+            (self.model is None) == (self.init_from is not None),
+            "model is needed where init_from is None, and has no effect otherwise",
+        )
+        require(
+            self.model is None or self.model.compute == ComputeConfig(),
+            "model.compute has no effect; the run's own field compute says how the model is computed",
+        )
+        on_policy = self.objective in ("grpo", "sdpo")
+        for name, used in (
+            ("examples", not on_policy),
+            ("rollouts", on_policy),
+            ("sdpo", self.objective == "sdpo"),
+            ("grpo", self.objective == "grpo"),
+        ):
+            given = getattr(self, name) is not None
+            require(given or not used, f"{name} is needed by objective={self.objective!r}")
+            require(used or not given, f"{name} has no effect with objective={self.objective!r}; remove it")
+        require(
+            on_policy or not self.attribution,
+            f"attribution has no effect with objective={self.objective!r}; remove it",
+        )
+        if self.rollouts is not None:
+            require(
+                (self.rollouts.max_teacher_prompt is not None) == (self.guide is not None),
+                "rollouts.max_teacher_prompt goes with objective='sdpo', grpo.contrastive_hints or "
+                "grpo.anti_self_distillation, and only with these",
+            )
+            sampling = self.rollouts.sampling
+            require(
+                self.sdpo is None
+                or self.sdpo.loss.rollout_correction_cap is None
+                or sampling.top_k is not None
+                or sampling.top_p < 1
+                or sampling.min_p > 0,
+                "sdpo.loss.rollout_correction_cap has no effect where rollouts.sampling sets neither top_k "
+                "nor top_p nor min_p; remove it",
+            )
+        self._check_rows()
+        if self.evaluation is not None and not on_policy:
+            require(
+                "trained" not in self.evaluation.datasets,
+                "evaluation.datasets: 'trained' needs training problems, which only grpo and sdpo have",
+            )
 
-def to_json(settings: Any) -> str:
-    """The settings as canonical JSON: what a run directory keeps and compares."""
-    return json.dumps(dataclasses.asdict(settings), indent=1, sort_keys=True)
+    def _check_rows(self) -> None:
+        """Refuses rows of an update that cannot be cut as `micro_rows` and the mesh say."""
+        name = "examples.rows"
+        if self.rollouts is not None:
+            cut = "prompts" if self.rollouts.mini_batch is None else "mini_batch"
+            name = f"rollouts.{cut} × samples"
+        rows, micro = self.update_rows, self.micro_rows
+        ways = 1 if self.mesh is None else self.mesh.data * self.mesh.fsdp
+        require(rows % ways == 0, f"{name} = {rows} rows must divide over {ways} devices")
+        require(
+            micro is None or (micro > 0 and rows % micro == 0 and micro % ways == 0),
+            f"micro_rows={micro} must divide {name} = {rows}, and itself over {ways} devices",
+        )
 
+    @property
+    def update_rows(self) -> int:
+        """Rows of one update."""
+        if self.rollouts is not None:
+            return (self.rollouts.mini_batch or self.rollouts.prompts) * self.rollouts.samples
+        assert self.examples is not None
+        return self.examples.rows
 
-def fingerprint(settings: Any) -> str:
-    """Twelve hexadecimal digits that identify the settings."""
-    return hashlib.sha256(to_json(settings).encode()).hexdigest()[:12]
+    @property
+    def guide(self) -> SDPOConfig | ContrastiveHints | AntiSelfDistillation | None:
+        """The part of the objective that has a teacher, and a context for it."""
+        if self.grpo is not None:
+            return self.grpo.contrastive_hints or self.grpo.anti_self_distillation
+        return self.sdpo

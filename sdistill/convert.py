@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.config import ConfigError
-from sdistill.models.folders import copy_text_files, find_model, load_model
-from sdistill.models.hugging_face import stored_dtype
-from sdistill.models.orbax import is_orbax, save_orbax
-from sdistill.models.weights import CONFIG_FILE, save_pretrained
+from sdistill.model.checkpoint import is_orbax, save_orbax
+from sdistill.model.folders import copy_text_files, find_model, load_model
+from sdistill.model.hugging_face import stored_dtype
+from sdistill.model.weights import CONFIG_FILE, save_pretrained
+from sdistill.settings import ConfigError
 
 
 def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> str:

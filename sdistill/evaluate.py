@@ -23,19 +23,19 @@ from rich.table import Table
 from sdistill.analysis.epistemic import count_substrings, count_words
 from sdistill.analysis.measure import Generation, by_problem
 from sdistill.analysis.statistics import bootstrap_mean
-from sdistill.config import ConfigError
-from sdistill.datasets.catalogue import open_problems, task_of
-from sdistill.models.config import ComputeConfig
-from sdistill.models.folders import load_chat, load_model
-from sdistill.parallel.processes import check_agreement, gathered, gathered_rows, is_writer, share_of
-from sdistill.rollout.clock import Clock
-from sdistill.rollout.decoding import Finish
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.meshes import sampling_mesh
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.progress import follow
-from sdistill.rollout.rollouts import Request, Rollouts, Sampler, Usage
-from sdistill.rollout.sampling import Sampling
+from sdistill.clock import Clock
+from sdistill.data.catalogue import open_problems, task_of
+from sdistill.distributed.processes import check_agreement, gathered, gathered_rows, is_writer, share_of
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.programs import Finish
+from sdistill.engine.progress import follow
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Request, Rollouts, Sampler, Usage
+from sdistill.engine_mesh import sampling_mesh
+from sdistill.model.config import ComputeConfig
+from sdistill.model.folders import load_chat, load_model
+from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem, Task, Verdict
 from sdistill.text.chat import Chat, conversation
 from sdistill.text.tokenizer import check_vocabulary

@@ -26,21 +26,21 @@ from rich.progress import Progress
 
 from sdistill import command
 from sdistill.analysis.measure import Generation
-from sdistill.config import ConfigError, parse, require, require_positive, to_json
-from sdistill.datasets.catalogue import open_problems, task_of
-from sdistill.distill.contexts import ContextConfig, guided_content
+from sdistill.contexts import ContextConfig, guided_content
+from sdistill.data.catalogue import open_problems, task_of
+from sdistill.distributed.mesh import MeshConfig
+from sdistill.distributed.processes import check_agreement, is_writer, share_of
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.programs import Finish
+from sdistill.engine.progress import follow
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Request, Response, Stop
+from sdistill.engine_mesh import sampling_mesh
 from sdistill.evaluate import judge, print_figures, requests_for
-from sdistill.models.config import ComputeConfig
-from sdistill.models.folders import load_chat, load_model
-from sdistill.parallel.mesh import MeshConfig
-from sdistill.parallel.processes import check_agreement, is_writer, share_of
-from sdistill.rollout.decoding import Finish
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.meshes import sampling_mesh
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.progress import follow
-from sdistill.rollout.rollouts import Request, Response, Stop
-from sdistill.rollout.sampling import Sampling
+from sdistill.model.config import ComputeConfig
+from sdistill.model.folders import load_chat, load_model
+from sdistill.settings import ConfigError, parse, require, require_positive, to_json
 from sdistill.storage import (
     CONFIG_FILE,
     Journal,

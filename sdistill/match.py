@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sdistill.analysis.measure import Generation
-from sdistill.config import ConfigError, parse, require
-from sdistill.datasets.catalogue import open_problems
+from sdistill.data.catalogue import open_problems
 from sdistill.generate import GenerateConfig, responses_by_problem
-from sdistill.models.folders import load_chat
+from sdistill.model.folders import load_chat
+from sdistill.settings import ConfigError, parse, require
 from sdistill.storage import write_atomically, write_records
 from sdistill.tasks.problem import THINK_START, Problem
 from sdistill.text.chat import Chat

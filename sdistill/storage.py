@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from sdistill.config import ConfigError
-from sdistill.parallel.processes import gathered, is_writer, wait_for_all
+from sdistill.distributed.processes import gathered, is_writer, wait_for_all
+from sdistill.settings import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sdistill import command
 from sdistill.analysis.records import Record
-from sdistill.config import parse, to_json
+from sdistill.distributed.processes import require_one_process
 from sdistill.experiments.attribution import fixes_attribution, on_policy_attribution
 from sdistill.experiments.config import FixesConfig, ProbesConfig, RunsConfig, StudyConfig
 from sdistill.experiments.fixes import fixes_section
@@ -44,10 +44,10 @@ from sdistill.experiments.probes import probes_section
 from sdistill.experiments.richness import richness_section, trained_richness_section
 from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
-from sdistill.models.weights import SIGNS_BASE, load_pretrained
-from sdistill.parallel.processes import require_one_process
-from sdistill.report import print_section, write_report
-from sdistill.reporting.runs import read_run
+from sdistill.model.weights import SIGNS_BASE, load_pretrained
+from sdistill.report.build import print_section, write_report
+from sdistill.report.runs import read_run
+from sdistill.settings import parse, to_json
 from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer

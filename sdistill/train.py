@@ -31,31 +31,31 @@ from rich.progress import Progress
 
 from sdistill import command
 from sdistill.analysis.measure import Generation
-from sdistill.config import ConfigError, parse, to_json
-from sdistill.datasets.catalogue import open_corpus, open_problems
-from sdistill.datasets.pipelines import example_batches, problem_batches
-from sdistill.distill.teacher import kept_teacher
-from sdistill.models import weights
-from sdistill.models.config import ModelConfig
-from sdistill.models.decoder import Decoder, bind
-from sdistill.models.folders import copy_text_files, find_model, load_chat, load_model
-from sdistill.models.hugging_face import from_hugging_face
-from sdistill.parallel.heartbeat import Heartbeat
-from sdistill.parallel.processes import any_process, check_agreement, is_writer
-from sdistill.parallel.rules import TRAINING, place
+from sdistill.checkpoints import Checkpoints
+from sdistill.config import RolloutsConfig, TrainConfig
+from sdistill.data.catalogue import open_corpus, open_problems
+from sdistill.data.pipelines import example_batches, problem_batches
+from sdistill.distributed.heartbeat import Heartbeat
+from sdistill.distributed.processes import any_process, check_agreement, is_writer
+from sdistill.distributed.rules import TRAINING, place
+from sdistill.evaluation import evaluator
+from sdistill.learning import learn_from_examples, learn_from_rollouts, prepare
+from sdistill.model import weights
+from sdistill.model.config import ModelConfig
+from sdistill.model.decoder import Decoder, bind
+from sdistill.model.folders import copy_text_files, find_model, load_chat, load_model
+from sdistill.model.hugging_face import from_hugging_face
+from sdistill.monitor import Monitor, Profiler
+from sdistill.optimizer import make_optimizer
+from sdistill.preemption import Preempted, PreemptionNotice
+from sdistill.settings import ConfigError, parse, to_json
+from sdistill.state import TrainState, new_state
 from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
 from sdistill.tasks.problem import Problem
+from sdistill.teacher import kept_teacher
 from sdistill.text.chat import Chat
 from sdistill.text.tokenizer import Tokenizer, check_vocabulary
-from sdistill.training.checkpoints import Checkpoints
-from sdistill.training.config import RolloutsConfig, TrainConfig
-from sdistill.training.evaluation import evaluator
-from sdistill.training.learning import learn_from_examples, learn_from_rollouts, prepare
-from sdistill.training.meshes import mesh_of
-from sdistill.training.monitor import Monitor, Profiler
-from sdistill.training.optimizer import make_optimizer
-from sdistill.training.preemption import Preempted, PreemptionNotice
-from sdistill.training.state import TrainState, new_state
+from sdistill.train_mesh import mesh_of
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.signs import sdpo
-from sdistill.config import parse
+from sdistill.settings import parse
 from sdistill.train import TrainConfig, train
 
 STEPS = 24

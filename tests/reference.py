@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from flax import nnx
 
-from sdistill.models.config import ModelConfig
+from sdistill.model.config import ModelConfig
 
 Parameters = Mapping[str, np.ndarray]
 

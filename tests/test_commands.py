@@ -7,8 +7,8 @@ import pytest
 
 from configs.signs import study as study_config
 from sdistill import study
-from sdistill.config import ConfigError
-from sdistill.models.weights import SIGNS_BASE
+from sdistill.model.weights import SIGNS_BASE
+from sdistill.settings import ConfigError
 from tests.processes import Commands
 
 SDPO = "--config=configs/signs/sdpo.py:tiny"

@@ -12,13 +12,13 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from sdistill import convert as module
-from sdistill.config import ConfigError
 from sdistill.convert import convert
-from sdistill.models.config import YarnConfig
-from sdistill.models.decoder import bind
-from sdistill.models.folders import load_model
-from sdistill.models.orbax import is_orbax
-from sdistill.models.weights import save_pretrained
+from sdistill.model.checkpoint import is_orbax
+from sdistill.model.config import YarnConfig
+from sdistill.model.decoder import bind
+from sdistill.model.folders import load_model
+from sdistill.model.weights import save_pretrained
+from sdistill.settings import ConfigError
 from tests import tiny
 
 OLMO = dataclasses.replace(

@@ -2,13 +2,13 @@
 
 import pytest
 
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.programs import Finish
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Request
 from sdistill.evaluate import judge, requests_for, sample
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.rollout.decoding import Finish
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.rollouts import Request
-from sdistill.rollout.sampling import Sampling
 from sdistill.tasks.signs.puzzle import SignsTask, make_problem
 from sdistill.text.chat import SignsChat
 from tests import tiny

@@ -44,7 +44,7 @@ def test_the_task_reads_its_problems_and_verifies(extended, tmp_path):
     printed = extended(
         "task",
         """
-        from sdistill.datasets.catalogue import open_problems, task_of
+        from sdistill.data.catalogue import open_problems, task_of
         [problem] = open_problems("sums", "data")
         print(problem.messages[-1]["content"])
         for response in ("<think> maybe 4 </think> 5", "5 </think> 6", "<think> 5"):
@@ -71,10 +71,10 @@ def test_the_model_computes_what_transformers_computes(extended, tmp_path):
         import jax.numpy as jnp
         import numpy as np
         from configs.models import llama_7b
-        from sdistill.models.attention import Places
-        from sdistill.models.config import ModelConfig
-        from sdistill.models.weights import load_pretrained
-        from sdistill.config import parse
+        from sdistill.model.attention import Places
+        from sdistill.model.config import ModelConfig
+        from sdistill.model.weights import load_pretrained
+        from sdistill.settings import parse
         parse(ModelConfig, llama_7b.get_config("tiny").model.to_dict())
         model, ids = load_pretrained("llama"), jnp.arange(1, 9)[None]
         hidden = model(ids, Places(jnp.arange(8)[None], jnp.ones((1, 8), int)))
@@ -91,7 +91,7 @@ def test_the_context_is_rendered(extended):
     printed = extended(
         "context",
         """
-        from sdistill.distill.contexts import ContextConfig, guided_content
+        from sdistill.contexts import ContextConfig, guided_content
         from sdistill.tasks.signs.puzzle import make_problem
         problem = make_problem((8, 4, 7), 5)
         print(guided_content(ContextConfig("shuffled"), problem, "so </think> - +"))
@@ -108,13 +108,13 @@ def test_the_fix_changes_the_loss(extended):
         """
         import numpy as np
         from configs.signs import sdpo
-        from sdistill.config import parse
-        from sdistill.models.folders import load_chat
-        from sdistill.rollout.decoding import Finish
-        from sdistill.rollout.rollouts import Response, Rollouts
+        from sdistill.settings import parse
+        from sdistill.model.folders import load_chat
+        from sdistill.engine.programs import Finish
+        from sdistill.engine.types import Response, Rollouts
         from sdistill.tasks.signs.puzzle import SignsTask, make_problem
-        from sdistill.training.batch import on_policy_batch
-        from sdistill.training.config import TrainConfig
+        from sdistill.batch import on_policy_batch
+        from sdistill.config import TrainConfig
         problem, chat, settings = make_problem((8, 4, 7), 5), load_chat("signs_base"), sdpo.get_config("tiny")
         settings.rollouts.prompts = 1
         texts = ["so </think> + -", "so </think> + +", "</think> + -", "so </think> - -"]

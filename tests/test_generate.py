@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs.signs import generate as recipe
-from sdistill.config import ConfigError, parse
-from sdistill.datasets.catalogue import open_problems
-from sdistill.distill.contexts import ContextConfig
+from sdistill.contexts import ContextConfig
+from sdistill.data.catalogue import open_problems
 from sdistill.generate import (
     DONE,
     PASSED_OVER,
@@ -18,8 +17,9 @@ from sdistill.generate import (
     generate,
     responses_by_problem,
 )
-from sdistill.models.folders import load_chat, load_model
-from sdistill.models.weights import new_model, save_pretrained
+from sdistill.model.folders import load_chat, load_model
+from sdistill.model.weights import new_model, save_pretrained
+from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records, write_records
 from tests.processes import Commands, assert_same_files
 

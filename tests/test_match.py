@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.signs import generate as recipe
-from sdistill.config import ConfigError, parse, to_json
 from sdistill.generate import DONE, GenerateConfig
 from sdistill.match import match, matched
+from sdistill.settings import ConfigError, parse, to_json
 from sdistill.storage import read_records, write_atomically, write_records
 from sdistill.tasks.signs.puzzle import question
 from tests.processes import Commands
@@ -61,7 +61,7 @@ def two(tmp_path, pool, data_dir):
 
 @pytest.fixture(scope="module")
 def pool(data_dir):
-    from sdistill.datasets.catalogue import open_problems
+    from sdistill.data.catalogue import open_problems
 
     return open_problems("k3_pool", str(data_dir))
 

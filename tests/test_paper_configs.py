@@ -10,12 +10,12 @@ import pytest
 
 from configs.paper import common, section3
 from configs.paper.shapes import SHAPES
-from sdistill.config import parse
+from sdistill.chips import CHIPS
+from sdistill.config import TrainConfig
 from sdistill.generate import GenerateConfig
-from sdistill.models.hugging_face import from_hugging_face
-from sdistill.parallel.chips import CHIPS
+from sdistill.model.hugging_face import from_hugging_face
+from sdistill.settings import parse
 from sdistill.train import train
-from sdistill.training.config import TrainConfig
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "hf"
 """The published `config.json` files, where somebody has put them."""

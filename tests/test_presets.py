@@ -8,11 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.signs import pretrain, sdpo
-from sdistill.config import parse
-from sdistill.models.hugging_face import to_hugging_face
+from sdistill.config import TrainConfig
+from sdistill.model.hugging_face import to_hugging_face
+from sdistill.settings import parse
 from sdistill.storage import write_records
 from sdistill.train import train
-from sdistill.training.config import TrainConfig
 
 FOLDER = Path(__file__).parents[1] / "configs" / "models"
 FAMILIES = {

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sdistill.config import parse
-from sdistill.datasets.prepare import prepare
+from sdistill.data.prepare import prepare
 from sdistill.generate import DONE, GenerateConfig, generate, responses_by_problem
 from sdistill.match import match
-from sdistill.models.config import ModelConfig
-from sdistill.models.weights import new_model, save_pretrained
+from sdistill.model.config import ModelConfig
+from sdistill.model.weights import new_model, save_pretrained
+from sdistill.settings import parse
 from sdistill.storage import read_records
 from sdistill.train import TrainConfig, train
 from tests import tiny

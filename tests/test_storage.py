@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.config import ConfigError
+from sdistill.settings import ConfigError
 from sdistill.storage import (
     CONFIG_FILE,
     Journal,

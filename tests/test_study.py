@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs.signs import fixes
-from sdistill.config import ConfigError, parse
 from sdistill.experiments.config import FixesConfig
+from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records
 from tests.processes import ROOT, Commands, files_below
 

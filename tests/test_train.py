@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sdistill.config import ConfigError, parse
-from sdistill.datasets.signs import builders
-from sdistill.models.decoder import bind
-from sdistill.models.weights import SIGNS_BASE, load_pretrained, save_pretrained
-from sdistill.parallel.rules import TRAINING, parameter_shardings
+from sdistill.config import TrainConfig
+from sdistill.data.signs import builders
+from sdistill.distributed.rules import TRAINING, parameter_shardings
+from sdistill.model.decoder import bind
+from sdistill.model.weights import SIGNS_BASE, load_pretrained, save_pretrained
+from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records, write_records
 from sdistill.train import initial_model, train
-from sdistill.training.config import TrainConfig
 from tests import tiny
 from tests.processes import ROOT, Commands, assert_same_files, files_below
-from tests.training.test_monitor import scalars
+from tests.test_monitor import scalars
 
 STEPS = 6
 WORDS = dataclasses.replace(tiny.CONFIG, vocab_size=168, num_hidden_layers=1, max_position_embeddings=1024)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from sdistill.models.config import ModelConfig
-from sdistill.models.decoder import is_matrix
-from sdistill.models.weights import new_model
-from sdistill.parallel.mesh import MeshConfig, make_mesh
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.model.config import ModelConfig
+from sdistill.model.decoder import is_matrix
+from sdistill.model.weights import new_model
 
 CONFIG = ModelConfig(
     vocab_size=24,

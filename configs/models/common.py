@@ -5,7 +5,7 @@ Each preset says which model it names and how its tiny form differs from `TINY`.
 
 from ml_collections import ConfigDict
 
-from sdistill.models.hugging_face import FAMILIES
+from sdistill.model.hugging_face import FAMILIES
 
 TINY = {
     "vocab_size": 168,  # of the signs tokenizer 166, and a multiple of 8 to split over devices

@@ -5,7 +5,7 @@ So that a config can be compiled and priced where neither weights nor a network 
 
 import functools
 
-from sdistill.models.config import ModelConfig, YarnConfig
+from sdistill.model.config import ModelConfig, YarnConfig
 
 qwen3 = functools.partial(
     ModelConfig, vocab_size=151_936, head_dim=128, rope_theta=1e6, max_position_embeddings=40_960

@@ -3,7 +3,7 @@
     python -m sdistill.train --config configs/signs/grpo.py --workdir runs/grpo
     python -m sdistill.train --config configs/signs/grpo.py:dapo --workdir runs/dapo
 
-The argument is one of `sdistill.training.objectives.PRESETS`, by default none of them: the settings of the
+The argument is one of `sdistill.losses.PRESETS`, by default none of them: the settings of the
 paper. `tiny` makes two steps of a small batch.
 """
 
@@ -12,7 +12,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs.signs import sdpo
-from sdistill.training.objectives import PRESETS
+from sdistill.losses import PRESETS
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -3,7 +3,7 @@
     python -m sdistill.train --config configs/signs/pretrain.py --workdir runs/signs_base
 
 0.32 M parameters learn the Bayesian reasoner's traces of puzzles of three and four numbers: 1,000 steps
-of 40 packed rows of 192 tokens. The result is shipped in `sdistill/models/assets/signs_base`.
+of 40 packed rows of 192 tokens. The result is shipped in `sdistill/model/assets/signs_base`.
 `:tiny` makes two steps.
 """
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sdistill.analysis.evidence import separate_difference
-from sdistill.analysis.lookup import POOLED, condition_rank
 from sdistill.analysis.measure import by_problem
 from sdistill.analysis.records import DIFFERENCES, Record
 from sdistill.analysis.statistics import paired_bootstrap
+from sdistill.report.evidence import separate_difference
+from sdistill.report.lookup import POOLED, condition_rank
 from sdistill.storage import read_records
 
 Figures = dict[int, dict[str, dict[str, float]]]

@@ -14,11 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sdistill.models.config import ModelConfig
-from sdistill.models.decoder import bind
-from sdistill.models.scoring import score_tokens
-from sdistill.rollout.rollouts import Rollouts
-from sdistill.training.rows import Rows, layout, response_hidden, response_ids
+from sdistill.engine.types import Rollouts
+from sdistill.model.config import ModelConfig
+from sdistill.model.decoder import bind
+from sdistill.model.scoring import score_tokens
+from sdistill.rows import Rows, layout, response_hidden, response_ids
 
 
 def bits_between(

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from sdistill.analysis.epistemic import WORDS, count_words
-from sdistill.config import require, require_positive
-from sdistill.distill.contexts import Kind
-from sdistill.training.config import TrainConfig
+from sdistill.config import TrainConfig
+from sdistill.contexts import Kind
+from sdistill.settings import require, require_positive
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from flax import nnx
 
 from sdistill.analysis.measure import Generation
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Request, Sampler, Usage
 from sdistill.evaluate import described
-from sdistill.rollout.rollouts import Request, Sampler, Usage
-from sdistill.rollout.sampling import Sampling
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 

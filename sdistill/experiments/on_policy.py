@@ -3,9 +3,9 @@
 import dataclasses
 
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.distill.teacher import TeacherConfig
+from sdistill.config import TrainConfig
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
-from sdistill.training.config import TrainConfig
+from sdistill.teacher import TeacherConfig
 
 
 def runs(study: Study, seed: int, problems: int | None) -> dict[str, TrainConfig]:

@@ -25,21 +25,21 @@ from sdistill.analysis.probes import (
     thinking,
 )
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.datasets.catalogue import open_problems
+from sdistill.config import TrainConfig
+from sdistill.data.catalogue import open_problems
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.progress import follow
 from sdistill.experiments.config import ProbesConfig
 from sdistill.experiments.continuing import Begun, go_on, requests_to_go_on
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
-from sdistill.models.decoder import Decoder
-from sdistill.models.folders import load_model
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.progress import follow
+from sdistill.model.decoder import Decoder
+from sdistill.model.folders import load_model
 from sdistill.storage import read_records, write_records
 from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs.puzzle import SignsTask
 from sdistill.text import words
-from sdistill.training.config import TrainConfig
-from sdistill.training.meshes import mesh_of
+from sdistill.train_mesh import mesh_of
 
 AT_ONCE, DOUBT, SHUFFLE, FORCE = 0, 1, 2, 3  # steps of the random streams; FORCE and more are rounds
 AGAIN = 3  # times that a model is asked again, at most, to see more of what is rare in its responses

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.config import ConfigError
-from sdistill.datasets.catalogue import open_problems
-from sdistill.distill.contexts import ContextConfig, Kind, guided_content
+from sdistill.contexts import ContextConfig, Kind, guided_content
+from sdistill.data.catalogue import open_problems
 from sdistill.experiments.config import StudyConfig
 from sdistill.experiments.study import Study
 from sdistill.generate import first_correct
-from sdistill.models.decoder import Decoder
-from sdistill.models.folders import load_model
+from sdistill.model.decoder import Decoder
+from sdistill.model.folders import load_model
+from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import problem_from_text
 

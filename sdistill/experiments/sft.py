@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.datasets.catalogue import open_problems
-from sdistill.distill.contexts import ContextConfig, Kind, guided_content
+from sdistill.contexts import ContextConfig, Kind, guided_content
+from sdistill.data.catalogue import open_problems
 from sdistill.experiments.study import Study, add_base, add_run
 from sdistill.match import matched
 from sdistill.storage import write_records

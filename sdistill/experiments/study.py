@@ -13,23 +13,23 @@ from rich.progress import Progress
 from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results, training_records
 from sdistill.analysis.richness import richness_bits
-from sdistill.config import ConfigError
+from sdistill.config import TrainConfig
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.progress import follow
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Rollouts
 from sdistill.evaluate import sample
+from sdistill.evaluation import evaluation_problems
 from sdistill.experiments.config import RunsConfig
-from sdistill.models.decoder import Decoder
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.progress import follow
-from sdistill.rollout.rollouts import Rollouts
-from sdistill.rollout.sampling import Sampling
+from sdistill.model.decoder import Decoder
+from sdistill.settings import ConfigError
 from sdistill.storage import read_records, write_records
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import SignsTask
 from sdistill.text.chat import Chat, conversation
 from sdistill.train import train, training_problems
-from sdistill.training.config import TrainConfig
-from sdistill.training.evaluation import evaluation_problems
-from sdistill.training.meshes import mesh_of
+from sdistill.train_mesh import mesh_of
 
 C = TypeVar("C", bound=RunsConfig)
 

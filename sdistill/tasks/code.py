@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
-from sdistill.config import require
+from sdistill.settings import require
 from sdistill.tasks import sandbox
 from sdistill.tasks.problem import Problem, Task, Verdict, answer_part
 from sdistill.tasks.sandbox import Limits, Run

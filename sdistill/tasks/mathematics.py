@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sdistill.config import require, require_positive
+from sdistill.settings import require, require_positive
 from sdistill.tasks.boxed import last_boxed
 from sdistill.tasks.problem import Problem, Task, Verdict, answer_part
 from sdistill.tasks.workers import WorkerDied, Workers, core_count

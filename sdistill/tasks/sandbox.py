@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from sdistill.config import require_positive
+from sdistill.settings import require_positive
 from sdistill.tasks import confined
 
 NOBODY = 65534  # Linux' user without rights

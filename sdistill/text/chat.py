@@ -10,7 +10,7 @@ from typing import Protocol
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sdistill.config import ConfigError, require
+from sdistill.settings import ConfigError, require
 from sdistill.tasks.problem import THINK_END, THINK_START, Message, Problem
 from sdistill.text.hugging_face import TOKENIZER_CONFIG_FILE, HuggingFaceTokenizer, read_json
 from sdistill.text.tokenizer import Tokenizer

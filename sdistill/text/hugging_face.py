@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from sdistill.config import ConfigError, require
+from sdistill.settings import ConfigError, require
 from sdistill.tasks.problem import THINK_END, THINK_START
 
 TOKENIZER_FILE = "tokenizer.json"

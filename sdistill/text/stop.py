@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdistill.config import ConfigError, require
+from sdistill.settings import ConfigError, require
 from sdistill.text.tokenizer import Tokenizer
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import sentencepiece
 
-from sdistill.config import require
+from sdistill.settings import require
 
 SIGNS_TOKENIZER = Path(__file__).parent / "assets" / "signs.model"
 """The shipped tokenizer of the signs puzzle; `configs/signs/tokenizer.py` makes it."""

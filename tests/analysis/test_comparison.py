@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sdistill.analysis.comparison import contrasts, last_values
-from sdistill.analysis.evidence import separate_difference
 from sdistill.analysis.statistics import paired_bootstrap
+from sdistill.report.evidence import separate_difference
 from tests.analysis.synthetic import generation, record, write_generations
 
 FILE = "runs/on_policy/grpo/seed{seed}/k4_test-000040.jsonl.gz"

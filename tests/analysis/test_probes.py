@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdistill.analysis.epistemic import WORDS
-from sdistill.analysis.probe_results import contrast, contrasts, measured, models, regained, said
 from sdistill.analysis.probes import can_shuffle, first_half, followed_by, probes, shuffled, thinking
-from sdistill.reporting.probes import findings, words_named
-from sdistill.reporting.tables import PROBE_COLUMNS, VALUES, section_tables
+from sdistill.report.probe_results import contrast, contrasts, measured, models, regained, said
+from sdistill.report.probes import findings, words_named
+from sdistill.report.tables import PROBE_COLUMNS, VALUES, section_tables
 from tests.analysis.synthetic import probe_records, record
 
 

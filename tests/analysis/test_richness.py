@@ -5,11 +5,11 @@ from flax import nnx
 from scipy.special import log_softmax
 
 from sdistill.analysis.richness import bits_between, response_log_probs, richness_bits
-from sdistill.models.attention import Places
-from sdistill.models.config import ModelConfig
-from sdistill.models.decoder import Decoder
-from sdistill.rollout.rollouts import Rollouts
-from sdistill.training.rows import layout
+from sdistill.engine.types import Rollouts
+from sdistill.model.attention import Places
+from sdistill.model.config import ModelConfig
+from sdistill.model.decoder import Decoder
+from sdistill.rows import layout
 
 CONFIG = ModelConfig(12, 8, 12, 1, 2, 1, 4, initializer_range=0.7)
 MODEL = Decoder(CONFIG, nnx.Rngs(params=0))

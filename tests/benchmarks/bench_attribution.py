@@ -19,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.signs import sdpo
-from sdistill.config import parse
-from sdistill.datasets.pipelines import problem_batches
-from sdistill.parallel.mesh import make_mesh
+from sdistill.config import TrainConfig
+from sdistill.data.pipelines import problem_batches
+from sdistill.distributed.mesh import make_mesh
+from sdistill.learning import Run, learn_from_rollouts, prepare
+from sdistill.settings import parse
+from sdistill.state import TrainState
 from sdistill.storage import to_lines
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 from sdistill.train import initial_state, training_problems
-from sdistill.training.config import TrainConfig
-from sdistill.training.learning import Run, learn_from_rollouts, prepare
-from sdistill.training.state import TrainState
 
 WARM_UP = 3
 

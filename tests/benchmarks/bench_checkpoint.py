@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdistill.training.checkpoints import Checkpoints
+from sdistill.checkpoints import Checkpoints
 
 ARRAYS = 64
 

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sdistill.datasets.catalogue import open_corpus, open_problems
-from sdistill.datasets.pipelines import example_batches, problem_batches
-from sdistill.datasets.prepare import prepare
+from sdistill.data.catalogue import open_corpus, open_problems
+from sdistill.data.pipelines import example_batches, problem_batches
+from sdistill.data.prepare import prepare
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
-from tests.datasets.files import dapo_row
+from tests.data.files import dapo_row
 
 STEP = 0.38  # seconds, of SDPO on the puzzle; see README
 PAUSE = 0.2  # seconds

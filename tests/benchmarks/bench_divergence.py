@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.distill.divergence import chunked_token_divergence, token_divergence
+from sdistill.divergence.chunked import chunked_token_divergence, token_divergence
 from tests.benchmarks.rates import matmul_rate
 
 V, D, TOP_K, ALPHA, ROWS = 151_936, 512, 100, 0.5, 4

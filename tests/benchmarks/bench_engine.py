@@ -28,13 +28,13 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.models.config import ComputeConfig, ModelConfig
-from sdistill.models.weights import new_model
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.rollouts import Request, Usage
-from sdistill.rollout.sampling import Sampling
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Request, Usage
+from sdistill.model.config import ComputeConfig, ModelConfig
+from sdistill.model.weights import new_model
 from tests.benchmarks import workload
 from tests.benchmarks.rates import matmul_rate, memory_rate
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from sdistill.models.config import ModelConfig
-from sdistill.models.weights import load_pretrained, new_model, save_pretrained
+from sdistill.model.config import ModelConfig
+from sdistill.model.weights import load_pretrained, new_model, save_pretrained
 
 MB = 2**20
 

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from sdistill import report
-from sdistill.reporting.runs import read_run
-from sdistill.reporting.traces import TRACES
+from sdistill.report.runs import read_run
+from sdistill.report.traces import TRACES
 from tests.analysis.synthetic import fixes_records, synthetic_records, write_generations, write_run
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> maybe </pre> wait"

@@ -8,12 +8,12 @@ from rich.progress import Progress
 
 from configs.models import olmo3_7b
 from configs.signs import probes as recipe
-from sdistill.config import ConfigError, parse
 from sdistill.experiments.config import ProbesConfig
 from sdistill.experiments.probes import Subject, probe
 from sdistill.experiments.study import Study
-from sdistill.models.config import ModelConfig
-from sdistill.models.weights import new_model
+from sdistill.model.config import ModelConfig
+from sdistill.model.weights import new_model
+from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records, write_records
 from sdistill.tasks.problem import Problem, Task, Verdict, strip_thinking
 from sdistill.text.chat import open_chat

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import jax
 
-from sdistill.parallel.heartbeat import Heartbeat
-from sdistill.parallel.processes import check_agreement, gathered
-from sdistill.rollout.clock import Clock
+from sdistill.clock import Clock
+from sdistill.distributed.heartbeat import Heartbeat
+from sdistill.distributed.processes import check_agreement, gathered
 
 EVERY, PATIENCE = 0.1, 1.5
 

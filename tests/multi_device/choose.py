@@ -7,13 +7,13 @@ import jax
 from flax import nnx
 
 from configs.paper import section5_sdpo
-from sdistill.config import ConfigError, parse
-from sdistill.models.weights import new_model
-from sdistill.parallel.choice import chosen_mesh
-from sdistill.parallel.mesh import MeshConfig
-from sdistill.parallel.rules import TRAINING, place
-from sdistill.training.config import TrainConfig
-from sdistill.training.meshes import load_of, mesh_of
+from sdistill.auto_mesh import chosen_mesh
+from sdistill.config import TrainConfig
+from sdistill.distributed.mesh import MeshConfig
+from sdistill.distributed.rules import TRAINING, place
+from sdistill.model.weights import new_model
+from sdistill.settings import ConfigError, parse
+from sdistill.train_mesh import load_of, mesh_of
 
 RUN = parse(TrainConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
 

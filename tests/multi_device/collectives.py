@@ -6,11 +6,11 @@ import re
 import jax
 import numpy as np
 
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.rules import BATCH, SAMPLING, TRAINING, parameter_shardings, place
-from sdistill.rollout.decoding import Admission, admit, decode, empty_slots
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.sampling import Sampling, SamplingArrays
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.distributed.rules import BATCH, SAMPLING, TRAINING, parameter_shardings, place
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.programs import Admission, admit, decode, empty_slots
+from sdistill.engine.sampling import Sampling, SamplingArrays
 from tests import tiny
 
 SENT = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\(")

@@ -11,16 +11,16 @@ import jax
 import numpy as np
 import optax
 
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.rules import TRAINING, place, place_batch
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.rollouts import Request
-from sdistill.training.objectives import DistillationConfig, Metrics, OnPolicyBatch, token_weights
-from sdistill.training.optimizer import OptimizerConfig, make_optimizer
-from sdistill.training.rows import layout
-from sdistill.training.state import TrainState, new_state
-from sdistill.training.steps import compile_gradient, compile_update, sdpo_gradient
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.distributed.rules import TRAINING, place, place_batch
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.types import Request
+from sdistill.losses import DistillationConfig, Metrics, OnPolicyBatch, token_weights
+from sdistill.optimizer import OptimizerConfig, make_optimizer
+from sdistill.rows import layout
+from sdistill.state import TrainState, new_state
+from sdistill.step import compile_gradient, compile_update, sdpo_gradient
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, tie_word_embeddings=False)

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from sdistill.models.config import ComputeConfig
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.rules import TRAINING, place, place_batch
-from sdistill.training.objectives import DistillationConfig, OnPolicyBatch, token_weights
-from sdistill.training.optimizer import OptimizerConfig, make_optimizer
-from sdistill.training.rows import layout
-from sdistill.training.state import new_state
-from sdistill.training.steps import compile_gradient, sdpo_gradient
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.distributed.rules import TRAINING, place, place_batch
+from sdistill.losses import DistillationConfig, OnPolicyBatch, token_weights
+from sdistill.model.config import ComputeConfig
+from sdistill.optimizer import OptimizerConfig, make_optimizer
+from sdistill.rows import layout
+from sdistill.state import new_state
+from sdistill.step import compile_gradient, sdpo_gradient
 from tests import tiny
 
 # Windows that end within a device's columns, and a head whose ids are in several tiles.

@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from sdistill.models.attention import Places
-from sdistill.models.config import ComputeConfig
-from sdistill.models.decoder import bind
-from sdistill.models.weights import load_pretrained, save_pretrained
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.rules import TRAINING, parameter_shardings, place_batch
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.distributed.rules import TRAINING, parameter_shardings, place_batch
+from sdistill.model.attention import Places
+from sdistill.model.config import ComputeConfig
+from sdistill.model.decoder import bind
+from sdistill.model.weights import load_pretrained, save_pretrained
 from tests import tiny
 
 CONFIG = dataclasses.replace(

@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from sdistill.config import parse
+from sdistill.config import TrainConfig
+from sdistill.settings import parse
 from sdistill.storage import read_records
 from sdistill.train import train
-from sdistill.training.config import TrainConfig
 from tests.test_train import PowerCut, cut_power_at, settings
 
 MESHES = ({"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context": 2}, {})

@@ -12,12 +12,12 @@ import sys
 import jax
 import numpy as np
 
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.rules import TRAINING, place
-from sdistill.rollout.engine import Engine
-from sdistill.rollout.model import CachedDecoder
-from sdistill.rollout.rollouts import Request, Usage
-from sdistill.rollout.sampling import Sampling
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.distributed.rules import TRAINING, place
+from sdistill.engine.engine import Engine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Request, Usage
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, tie_word_embeddings=False)

@@ -12,13 +12,13 @@ import sys
 import jax
 import numpy as np
 
-from sdistill.parallel.mesh import MeshConfig, make_mesh
-from sdistill.parallel.processes import on_every_host
-from sdistill.parallel.rules import TRAINING, place, place_batch
-from sdistill.training.objectives import OnPolicyBatch, token_weights
-from sdistill.training.optimizer import make_optimizer
-from sdistill.training.state import new_state
-from sdistill.training.steps import compile_gradient, compile_update, sdpo_gradient
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.distributed.processes import on_every_host
+from sdistill.distributed.rules import TRAINING, place, place_batch
+from sdistill.losses import OnPolicyBatch, token_weights
+from sdistill.optimizer import make_optimizer
+from sdistill.state import new_state
+from sdistill.step import compile_gradient, compile_update, sdpo_gradient
 from tests import tiny
 from tests.multi_device.compare import CONFIG, LOSS, OPTIMIZER, make_batch
 

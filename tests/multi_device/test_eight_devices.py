@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdistill.rollout.rollouts import Rollouts
+from sdistill.engine.types import Rollouts
 from tests.processes import Commands
 
 

@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 
-from sdistill.rollout.rollouts import Rollouts
+from sdistill.engine.types import Rollouts
 from tests.processes import Commands
 
 

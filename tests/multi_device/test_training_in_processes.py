@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sdistill.models.decoder import bind
-from sdistill.models.weights import save_pretrained
+from sdistill.model.decoder import bind
+from sdistill.model.weights import save_pretrained
 from sdistill.storage import read_records
 from tests import tiny
 from tests.processes import Commands

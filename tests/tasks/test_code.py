@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.config import ConfigError
+from sdistill.settings import ConfigError
 from sdistill.tasks.code import CodeConfig, CodeTask, python_block, same_output
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.sandbox import Limits

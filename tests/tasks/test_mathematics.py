@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.config import ConfigError, parse
+from sdistill.settings import ConfigError, parse
 from sdistill.tasks.mathematics import (
     LONGEST,
     MathematicsConfig,

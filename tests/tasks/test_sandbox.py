@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdistill.config import ConfigError, parse
+from sdistill.settings import ConfigError, parse
 from sdistill.tasks.sandbox import Isolation, Limits, isolation, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux only")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.config import ConfigError
+from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem
 from sdistill.text.chat import ChatTemplate, SignsChat, TemplateChat, conversation, open_chat
 from sdistill.text.hugging_face import MARK, THINKING_TAGS

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sdistill.config import ConfigError
+from sdistill.settings import ConfigError
 from sdistill.text.hugging_face import MARK, THINKING_TAGS, HuggingFaceTokenizer
 from tests.text import make_golden
 from tests.text.folders import ADDED, added_ids, tokenizer_json, write_folder, write_json

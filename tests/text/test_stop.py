@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.config import ConfigError
+from sdistill.settings import ConfigError
 from sdistill.text.stop import StopStrings
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.config import ConfigError
+from sdistill.settings import ConfigError
 from sdistill.tasks.signs.reasoner import vocabulary
 from sdistill.text.tokenizer import (
     SIGNS_TOKENIZER,

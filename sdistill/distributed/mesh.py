@@ -1,0 +1,59 @@
+"""The device mesh: data × fsdp × tensor × context. A laptop is 1×1×1×1, and runs the same code."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.experimental.mesh_utils import create_device_mesh
+from jax.sharding import Mesh
+
+from sdistill.settings import ConfigError, require_positive
+
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; their product must be the number of devices used.
+
+    Attributes:
+      data: Replicas of the parameters, each with its own rows of a batch.
+      fsdp: Ways the parameters and the batch are split together.
+      tensor: Ways heads, feed-forward width and vocabulary are split.
+      context: Ways a sequence is split.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(self, *AXES)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over the first data·fsdp·tensor·context devices, neighbours next to each other.
+
+    Args:
+      config: Sizes of the axes.
+      devices: To take them from; this job's, if none are given.
+
+    Raises:
+      ConfigError: if there are fewer devices than that.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = tuple(getattr(config, axis) for axis in AXES)
+    needed = math.prod(shape)
+    if needed > len(devices):
+        sizes = " × ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+        raise ConfigError(f"mesh {sizes} needs {needed} devices, {len(devices)} found; make an axis smaller")
+    if jax.process_count() > 1 and needed < len(devices):
+        raise ConfigError(
+            f"mesh leaves {len(devices) - needed} of {len(devices)} devices out; with several processes it "
+            "must cover all, or some process would have none: make an axis larger"
+        )
+    # An axis may run along several of a TPU slice's own, or along a part of one.
+    arranged = create_device_mesh(shape, devices[:needed], allow_split_physical_axes=True)
+    return Mesh(arranged, AXES)

@@ -1,0 +1,379 @@
+"""The decoder: grouped-query attention, RoPE and SwiGLU, with the flags that make it Qwen2, Qwen3 or Olmo-3.
+
+Every parameter carries the logical names of its axes (`axes=`); `parallel.rules` says on which mesh
+axis each of them lives. Shape letters: B sequences, T query positions, S key positions, D width, F
+feed-forward width, N query heads, K key/value heads, H head width, V vocabulary.
+
+Layers of one kind are stacked: `Decoder.layers` holds one `Layer` for each place in the repeating pattern
+of layer types (one for Qwen, four for Olmo-3), and its parameters have the repetitions as leading axis.
+Training scans over them, so that compile time and memory do not grow with depth. Decoding walks through
+them one by one, because a stacked cache would be copied at every step; `unroll` prepares the parameters.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sdistill.distributed.rules import split_sequences
+from sdistill.model.attention import Places, attend, attend_cached, choose_backend
+from sdistill.model.cache import Cache, CacheType, LayerCache, cache_of, with_token
+from sdistill.model.config import LayerType, ModelConfig
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(axes: str, x: Float[Array, "..."], matrix: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Activations times a matrix of parameters, in the activations' type.
+
+    The matrix' gradient is accumulated in float32, and so added up over devices in float32, too. Left to
+    itself, JAX would make it in the activations' type.
+
+    Args:
+      axes: As `jnp.einsum` names them, such as `btd,df->btf`.
+      x: Activations.
+      matrix: Parameters, of any float type.
+    """
+    return jnp.einsum(axes, x, matrix.astype(x.dtype))
+
+
+def _product_forward(axes: str, x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return product(axes, x, matrix), (x, matrix)
+
+
+def _product_backward(
+    axes: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, matrix = saved
+    of_x, of_matrix, of_result = axes.replace("->", ",").split(",")
+    x_gradient = jnp.einsum(f"{of_result},{of_matrix}->{of_x}", gradient, matrix.astype(x.dtype))
+    matrix_gradient = jnp.einsum(
+        f"{of_x},{of_result}->{of_matrix}", x, gradient, preferred_element_type=jnp.float32
+    )
+    return x_gradient, matrix_gradient.astype(matrix.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> Float[Array, "..."]:
+    """Divides by the root mean square over the axes of `scale`, in float32, and scales."""
+    axes = tuple(range(-scale.ndim, 0))
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + eps)
+    return (y * scale).astype(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig, layer_type: LayerType) -> tuple[np.ndarray, float]:
+    """Radians a position for each pair of a head, and what multiplies sine and cosine.
+
+    Unscaled, or by YaRN (arXiv 2309.00071, section 3.2). The paper's ramp runs in turns of a pair; that of
+    its authors' program, and of transformers, in the pair's index, with bounds rounded outwards: as here.
+    """
+    half, theta, yarn = config.head_dim // 2, config.rope_theta, config.rope_scaling
+    frequency_H = theta ** (-np.arange(half) / half)
+    if yarn is None or (layer_type == "sliding_attention" and not yarn.sliding_layers):
+        return frequency_H, 1.0
+
+    def pair_with(turns: float) -> float:
+        """Which pair turns so often within the original context; fractional."""
+        return half * np.log(yarn.original_max_position_embeddings / (turns * 2 * np.pi)) / np.log(theta)
+
+    first = max(np.floor(pair_with(yarn.beta_fast)), 0)
+    last = min(np.ceil(pair_with(yarn.beta_slow)), config.head_dim - 1)
+    stretched_H = np.clip((np.arange(half) - first) / max(last - first, 0.001), 0, 1)
+    attention_factor = yarn.attention_factor
+    if attention_factor is None:
+        attention_factor = 0.1 * np.log(yarn.factor) + 1
+    return frequency_H * (1 - stretched_H + stretched_H / yarn.factor), attention_factor
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of every position's angles, float32."""
+
+    cos_BTH: Float[Array, "B T H/2"]
+    sin_BTH: Float[Array, "B T H/2"]
+
+
+def rotation(config: ModelConfig, layer_type: LayerType, positions_BT: Int[Array, "B T"]) -> Rotation:
+    """Angles are float32: in bfloat16, position 257 would round to 256."""
+    frequency_H, factor = rope_frequencies(config, layer_type)
+    angle_BTH = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequency_H, jnp.float32)
+    return Rotation(jnp.cos(angle_BTH) * factor, jnp.sin(angle_BTH) * factor)
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
+    """Rotates the two halves of each head against each other (RoPE, Su et al. 2021)."""
+    cos, sin = by.cos_BTH[:, :, None], by.sin_BTH[:, :, None]
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, layer_type: LayerType, rngs: nnx.Rngs):
+        self.config = config
+        self.window = config.sliding_window if layer_type == "sliding_attention" else None
+        width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        head = config.head_dim
+        normal = jax.nn.initializers.normal(config.initializer_range)
+        kv_axes = ("embed", "kv_heads", None)
+        self.q_DNH = nnx.Param(normal(rngs.params(), (width, heads, head)), axes=("embed", "heads", None))
+        self.k_DKH = nnx.Param(normal(rngs.params(), (width, kv_heads, head)), axes=kv_axes)
+        self.v_DKH = nnx.Param(normal(rngs.params(), (width, kv_heads, head)), axes=kv_axes)
+        # Layers add to the residual stream, so their outputs start smaller the more of them there are.
+        small = jax.nn.initializers.normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
+        self.o_NHD = nnx.Param(small(rngs.params(), (heads, head, width)), axes=("heads", None, "embed"))
+        if config.attention_bias:
+            self.q_bias_NH = nnx.Param(jnp.zeros((heads, head)), axes=("heads", None))
+            self.k_bias_KH = nnx.Param(jnp.zeros((kv_heads, head)), axes=("kv_heads", None))
+            self.v_bias_KH = nnx.Param(jnp.zeros((kv_heads, head)), axes=("kv_heads", None))
+        if config.qk_norm == "head":
+            self.q_norm = nnx.Param(jnp.ones(head), axes=(None,))
+            self.k_norm = nnx.Param(jnp.ones(head), axes=(None,))
+        elif config.qk_norm == "projection":
+            self.q_norm = nnx.Param(jnp.ones((heads, head)), axes=("heads", None))
+            self.k_norm = nnx.Param(jnp.ones((kv_heads, head)), axes=("kv_heads", None))
+
+    def project(
+        self, x_BTD: Float[Array, "B T D"], turned: Rotation
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Queries, keys and values."""
+        config = self.config
+        q_BTNH = product("btd,dnh->btnh", x_BTD, self.q_DNH[...])
+        k_BTKH = product("btd,dkh->btkh", x_BTD, self.k_DKH[...])
+        v_BTKH = product("btd,dkh->btkh", x_BTD, self.v_DKH[...])
+        if config.attention_bias:
+            q_BTNH = (q_BTNH + self.q_bias_NH[...]).astype(q_BTNH.dtype)
+            k_BTKH = (k_BTKH + self.k_bias_KH[...]).astype(k_BTKH.dtype)
+            v_BTKH = (v_BTKH + self.v_bias_KH[...]).astype(v_BTKH.dtype)
+        if config.qk_norm is not None:
+            q_BTNH = rms_norm(q_BTNH, self.q_norm[...], config.rms_norm_eps)
+            k_BTKH = rms_norm(k_BTKH, self.k_norm[...], config.rms_norm_eps)
+        return rotate(q_BTNH, turned), rotate(k_BTKH, turned), v_BTKH
+
+    def output(self, y_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        """Mixes the heads."""
+        return product("btnh,nhd->btd", y_BTNH, self.o_NHD[...])
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width, inner = config.hidden_size, config.intermediate_size
+        normal = jax.nn.initializers.normal(config.initializer_range)
+        small = jax.nn.initializers.normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
+        self.gate_DF = nnx.Param(normal(rngs.params(), (width, inner)), axes=("embed", "mlp"))
+        self.up_DF = nnx.Param(normal(rngs.params(), (width, inner)), axes=("embed", "mlp"))
+        self.down_FD = nnx.Param(small(rngs.params(), (inner, width)), axes=("mlp", "embed"))
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Applies the layer."""
+        gate_BTF = jax.nn.silu(product("btd,df->btf", x_BTD, self.gate_DF[...]))
+        up_BTF = product("btd,df->btf", x_BTD, self.up_DF[...])
+        return product("btf,fd->btd", gate_BTF * up_BTF, self.down_FD[...])
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward around a residual, each behind a norm (Qwen) or before one (Olmo-3)."""
+
+    def __init__(self, config: ModelConfig, layer_type: LayerType, rngs: nnx.Rngs):
+        self.config, self.layer_type = config, layer_type
+        self.attention_norm_D = nnx.Param(jnp.ones(config.hidden_size), axes=(None,))
+        self.attention = Attention(config, layer_type, rngs)
+        self.feed_forward_norm_D = nnx.Param(jnp.ones(config.hidden_size), axes=(None,))
+        self.feed_forward = FeedForward(config, rngs)
+
+    def residual(
+        self, x_BTD: Float[Array, "B T D"], scale_D: nnx.Param, layer: Callable[[jax.Array], jax.Array]
+    ) -> Float[Array, "B T D"]:
+        """The stream plus the layer of its norm, or plus the norm of the layer."""
+        eps = self.config.rms_norm_eps
+        if self.config.norm == "input":
+            return x_BTD + layer(rms_norm(x_BTD, scale_D[...], eps))
+        return x_BTD + rms_norm(layer(x_BTD), scale_D[...], eps)
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], places: Places, turned: Rotation
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """The new residual stream of whole sequences, and their keys and values."""
+        backend = choose_backend(self.config.compute.attention, x_BTD.dtype)
+        made: list[jax.Array] = []
+
+        def attention(x_BTD: jax.Array) -> jax.Array:
+            q_BTNH, k_BTKH, v_BTKH = self.attention.project(x_BTD, turned)
+            made.extend((k_BTKH, v_BTKH))
+            window = self.attention.window
+            y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, places, window=window, backend=backend)
+            return self.attention.output(y_BTNH)
+
+        x_BTD = self.residual(x_BTD, self.attention_norm_D, attention)
+        return self.residual(x_BTD, self.feed_forward_norm_D, self.feed_forward), made[0], made[1]
+
+    def decode(
+        self, x_B1D: Float[Array, "B 1 D"], turned: Rotation, cache: LayerCache, lengths_B: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B 1 D"], LayerCache]:
+        """The same for one more token a row, whose key and value join the cache."""
+        joined: list[LayerCache] = []
+
+        def attention(x_B1D: jax.Array) -> jax.Array:
+            q_B1NH, k_B1KH, v_B1KH = self.attention.project(x_B1D, turned)
+            joined.append(with_token(cache, k_B1KH[:, 0], v_B1KH[:, 0], lengths_B))
+            y_BNH = attend_cached(q_B1NH[:, 0], joined[0], lengths_B + 1, window=self.attention.window)
+            return self.attention.output(y_BNH[:, None])
+
+        x_B1D = self.residual(x_B1D, self.attention_norm_D, attention)
+        return self.residual(x_B1D, self.feed_forward_norm_D, self.feed_forward), joined[0]
+
+
+class Decoder(nnx.Module):
+    """Token ids to hidden states. The output head is applied by those who need logits, and only there.
+
+    Because `[B, T, V]` does not fit at real vocabularies, the model never makes it: `head()` is handed
+    to the losses and to the sampler, which decide how many positions to look at at a time.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        normal = jax.nn.initializers.normal(config.initializer_range)
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding_VD = nnx.Param(normal(rngs.params(), shape), axes=("vocab", "embed"))
+        layers = [Layer(config, config.layer_type(i), rngs) for i in range(config.num_hidden_layers)]
+        self.layers = nnx.List([_stacked(layers[i :: config.period()]) for i in range(config.period())])
+        self.norm_D = nnx.Param(jnp.ones(config.hidden_size), axes=(None,))
+        if not config.tie_word_embeddings:
+            self.head_DV = nnx.Param(normal(rngs.params(), shape[::-1]), axes=("embed", "vocab"))
+
+    def __call__(self, tokens_BT: Int[Array, "B T"], places: Places) -> Float[Array, "B T D"]:
+        """Final hidden states of whole sequences."""
+        x_BTD, turned = self._embed(tokens_BT, places)
+        x_BTD = split_sequences(x_BTD)
+        graphs, stacks = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
+
+        def pattern(x_BTD: jax.Array, states: tuple[nnx.State, ...]) -> tuple[jax.Array, None]:
+            for graph, state in zip(graphs, states, strict=True):
+                layer = nnx.merge(graph, state)
+                x_BTD, _, _ = layer(x_BTD, places, turned[layer.layer_type])
+            return split_sequences(x_BTD), None
+
+        remat = self.config.compute.remat
+        if remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            pattern = jax.checkpoint(pattern, policy=dots if remat == "dots" else None, prevent_cse=False)
+        repeats = self.config.num_hidden_layers // len(self.layers)
+        # A loop around a few small layers costs more than it saves.
+        x_BTD, _ = jax.lax.scan(pattern, x_BTD, stacks, unroll=repeats <= 4)
+        return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps)
+
+    def prefill(
+        self, tokens_BT: Int[Array, "B T"], places: Places, kind: CacheType = "activations"
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Final hidden states of whole sequences, and the cache to continue them from.
+
+        Every row must be one sequence from column 0 on, padded on the right.
+        """
+        x_BTD, turned = self._embed(tokens_BT, places)
+        cache = []
+        for layer in self._each_layer():
+            x_BTD, k_BTKH, v_BTKH = layer(x_BTD, places, turned[layer.layer_type])
+            cache.append(cache_of(k_BTKH, v_BTKH, kind))
+        return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps), tuple(cache)
+
+    def decode(
+        self, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """Final hidden states of one more token a row, and the cache with it.
+
+        Args:
+          tokens_B: The tokens.
+          cache: Of what came before, with room for one more. What lies beyond a row's length is not seen.
+          lengths_B: How many tokens of each row came before.
+        """
+        places = Places(lengths_B[:, None], jnp.ones_like(lengths_B)[:, None])
+        x_B1D, turned = self._embed(tokens_B[:, None], places)
+        joined = []
+        for layer, before in zip(self._each_layer(), cache, strict=True):
+            x_B1D, after = layer.decode(x_B1D, turned[layer.layer_type], before, lengths_B)
+            joined.append(after)
+        return rms_norm(x_B1D[:, 0], self.norm_D[...], self.config.rms_norm_eps), tuple(joined)
+
+    def head(self) -> Float[Array, "D V"]:
+        """The matrix that turns hidden states into logits, of the activations' type."""
+        tied = self.config.tie_word_embeddings
+        return (self.embedding_VD[...].T if tied else self.head_DV[...]).astype(self.config.dtype)
+
+    def _embed(
+        self, tokens_BT: Int[Array, "B T"], places: Places
+    ) -> tuple[Float[Array, "B T D"], dict[LayerType, Rotation]]:
+        """Embeddings, and the angles of each kind of layer: computed once, not in every layer."""
+        kinds = {layer.layer_type for layer in self.layers}
+        turned = {kind: rotation(self.config, kind, places.positions) for kind in sorted(kinds)}
+        return self.embedding_VD[...][tokens_BT].astype(self.config.dtype), turned
+
+    def _each_layer(self) -> Iterator[Layer]:
+        """The layers from first to last, each with its own slice of the parameters."""
+        parts = [nnx.split(layer) for layer in self.layers]
+        for repeat in range(self.config.num_hidden_layers // len(self.layers)):
+            for graph, stack in parts:
+                state = jax.tree.map(lambda x, repeat=repeat: x[repeat], stack)
+                yield nnx.merge(graph, state)
+
+
+def is_matrix(variable: nnx.Variable) -> bool:
+    """Whether it multiplies activations: matrices have a side as wide as the residual stream."""
+    return "embed" in variable.get_metadata()["axes"]
+
+
+def _stacked(layers: list[Layer]) -> Layer:
+    """One layer whose parameters are those of all the layers along a new leading axis."""
+    graph, first = nnx.split(layers[0])
+    states = [nnx.split(layer)[1] for layer in layers]
+    return nnx.merge(graph, _with_axis(jax.tree.map(lambda *xs: jnp.stack(xs), first, *states[1:])))
+
+
+def _with_axis(stack: Any) -> Any:
+    """Notes the leading axis of stacked parameters in their logical axes."""
+
+    def note(variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(axes=("layers", *variable.get_metadata()["axes"]))
+
+    return jax.tree.map(note, stack, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def unroll(params: nnx.State) -> nnx.State:
+    """The same parameters with every layer on its own (a stack of one), the layout to decode with.
+
+    Slicing a stack inside the decoding loop would copy all weights for every token.
+    """
+    stacks = params["layers"]
+    repeats = jax.tree.leaves(stacks)[0].shape[0]
+    layers = [
+        jax.tree.map(lambda x, r=r: x[r : r + 1], stacks[place])
+        for r in range(repeats)
+        for place in range(len(stacks))
+    ]
+    return nnx.State({**params, "layers": nnx.State(dict(enumerate(layers)))})
+
+
+@functools.cache
+def _graph(config: ModelConfig, layers: int) -> nnx.GraphDef[Decoder]:
+    def make() -> Decoder:
+        model = Decoder(config, nnx.Rngs(params=0))
+        if layers > config.period():  # unrolled
+            kinds = [config.layer_type(i) for i in range(layers)]
+            model.layers = nnx.List([_stacked([Layer(config, kind, nnx.Rngs(0))]) for kind in kinds])
+        return model
+
+    return nnx.split(nnx.eval_shape(make), nnx.Param)[0]
+
+
+def bind(config: ModelConfig, params: nnx.State) -> Decoder:
+    """The decoder that computes with these parameters. Made for the inside of jitted functions."""
+    return nnx.merge(_graph(config, len(params["layers"])), params)

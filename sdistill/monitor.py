@@ -1,0 +1,106 @@
+"""What a run shows while it goes on: TensorBoard always, Weights & Biases where it is installed and wanted.
+
+Times are shown here and kept nowhere else: `metrics.jsonl` is the same, to the bit, however long a step took.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from sdistill.chips import peak_flops
+from sdistill.clock import Spent
+from sdistill.distributed.processes import is_writer
+from sdistill.events import EventFile
+
+
+class Monitor:
+    """Shows the figures of every step. In a run of several processes only the first one does."""
+
+    def __init__(self, workdir: Path, config: Mapping[str, Any], mesh: Mesh):
+        """Opens the log in `workdir`/tensorboard; W&B takes WANDB_PROJECT, and shows nothing without it."""
+        self._devices = mesh.size
+        self._peak = peak_flops(mesh.devices.flat[0].device_kind)
+        self._tensorboard = EventFile(workdir / "tensorboard") if is_writer() else None
+        self._wandb: Any = None
+        if is_writer() and os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
+            import wandb
+
+            self._wandb = wandb.init(dir=str(workdir), name=workdir.name, config=dict(config), resume="allow")
+
+    def show(self, step: int, record: Mapping[str, float], spent: Spent) -> None:
+        """Adds the figures of a step, what it took, and the most memory that a device has had in use.
+
+        Model FLOPs utilisation, `mfu`, is the arithmetic of the model that a step, or a part of it, has to do
+        (`parallel.flops`), over what its devices do at best in the same time: FLOPs / (seconds × devices ×
+        peak of bfloat16). Where the peak is not known, as of CPUs, there is the rate only.
+
+        Args:
+          step: Its number, from 1.
+          record: Its figures.
+          spent: On the step.
+        """
+        if self._tensorboard is None:
+            return
+        shown = {f"train/{name}": value for name, value in record.items()}
+        total = sum(spent.seconds.values())
+        seconds = {**spent.seconds, "step": total}
+        shown |= {f"seconds/{name}": value for name, value in seconds.items()}
+        for name, flops in {**spent.flops, "step": sum(spent.flops.values())}.items():
+            rate = flops / seconds[name] / self._devices
+            shown[f"teraflops_per_second_and_device/{name}"] = rate / 1e12
+            if self._peak is not None:
+                shown[f"mfu/{name}"] = rate / self._peak
+        if (usage := spent.usage) is not None:
+            shown["speed/sampled_tokens_per_second_and_device"] = usage.tokens / total / self._devices
+            if usage.occupancy:  # 0 where no response has ever waited for a slot
+                shown["speed/slots_busy"] = usage.occupancy
+        if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+            shown["memory/peak_gb"] = peak / 1e9
+        self._tensorboard.add(step, shown)
+        if self._wandb is not None:
+            self._wandb.log(shown, step=step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class Profiler:
+    """Records chosen steps with JAX's profiler: TensorBoard and Perfetto show what it leaves."""
+
+    def __init__(self, workdir: Path, steps: tuple[int, int] | None):
+        """Of the first and the last step to record; None for none. Every process records its own devices."""
+        self._directory = workdir / "profile"
+        self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
+        self._recording = False
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Around each step, which has this number, from 1."""
+        if number not in self._steps:
+            yield
+            return
+        if not self._recording:
+            jax.profiler.start_trace(str(self._directory))
+            self._recording = True
+        try:
+            with jax.profiler.StepTraceAnnotation("step", step_num=number):
+                yield
+        except BaseException:
+            self._end()
+            raise
+        if number == self._steps[-1]:
+            self._end()
+
+    def _end(self) -> None:
+        jax.profiler.stop_trace()
+        self._recording = False

@@ -1,1 +1,0 @@
-"""The parts of a training run: state, optimizer, steps, checkpoints."""

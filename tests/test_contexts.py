@@ -1,0 +1,195 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdistill.contexts import (
+    ContextConfig,
+    FeedbackConfig,
+    contrastive_contents,
+    demonstration,
+    first_other_success,
+    guided_content,
+    sibling_contents,
+)
+from sdistill.settings import ConfigError
+from sdistill.tasks.signs.puzzle import problem_from_text
+
+FIRST, SECOND, THIRD = (problem_from_text(t) for t in ("1 1 1 = 1", "8 4 7 = 5", "2 2 2 = 6"))
+TRACE = "likely 1 0 + 1 -1 wait so 1 0 </think> + - + -"
+
+
+@pytest.mark.parametrize(
+    ("correct", "teachers"),
+    [
+        ([0, 1, 1], [1, 2, 1]),
+        ([1, 0, 1, 1], [2, 0, 0, 0]),
+        ([0, 0, 1], [2, 2, None]),
+        ([0, 0], [None, None]),
+        ([1], [None]),
+    ],
+)
+def test_the_teacher_is_the_first_other_success(correct, teachers):
+    assert [first_other_success(correct, own) for own in range(len(correct))] == teachers
+
+
+@pytest.mark.parametrize(
+    ("kind", "fraction", "shown"),
+    [
+        ("solution", None, TRACE),
+        ("other_problem", None, TRACE),
+        ("answer", None, "+ - + -"),
+        ("partial", 0.0, "_ _ _ _"),
+        ("partial", 0.25, "+ _ _ _"),
+        ("partial", 0.26, "+ - _ _"),
+        ("partial", 0.5, "+ - _ _"),
+        ("partial", 1.0, "+ - + -"),
+        ("partial_solution", 0.0, ""),
+        ("partial_solution", 0.5, "likely 1 0 + 1 -1 wait so"),
+        ("partial_solution", 1.0, TRACE),
+    ],
+)
+def test_demonstration(kind, fraction, shown):
+    assert demonstration(ContextConfig(kind, fraction), TRACE) == shown
+
+
+@given(st.integers(1, 12), st.integers(0, 100))
+def test_partial_rounds_up(words, percent):
+    shown = demonstration(ContextConfig("partial", percent / 100), "</think> " + " ".join("x" * words))
+    assert shown.split().count("x") == -(-percent * words // 100)
+    assert len(shown.split()) == words
+
+
+def test_guided_content():
+    assert guided_content(ContextConfig("answer"), FIRST, "so </think> + -") == "1 1 1 = 1 solution + -"
+    other = guided_content(ContextConfig("other_problem"), FIRST, "so </think> + -", SECOND)
+    assert other == "8 4 7 = 5 solution so </think> + - ; 1 1 1 = 1"
+
+
+def test_templates_are_the_users():
+    config = ContextConfig("answer", template="{solution} solves {prompt}")
+    assert guided_content(config, FIRST, "</think> + -") == "+ - solves 1 1 1 = 1"
+    config = ContextConfig(
+        "other_problem", template="<{prompt}: {solution}>", example_template="{prompt}! {example}"
+    )
+    assert guided_content(config, FIRST, "a", SECOND) == "1 1 1 = 1! <8 4 7 = 5: a>"
+
+
+def test_braces_in_responses_are_text():
+    assert (
+        guided_content(ContextConfig("solution"), FIRST, "{0} {prompt} }")
+        == "1 1 1 = 1 solution {0} {prompt} }"
+    )
+    shown = guided_content(ContextConfig("other_problem"), FIRST, "{x}", SECOND)
+    assert shown == "8 4 7 = 5 solution {x} ; 1 1 1 = 1"
+
+
+@pytest.mark.parametrize("source", [None, FIRST])
+def test_another_problem_must_be_another(source):
+    with pytest.raises(ConfigError, match="needs another problem"):
+        guided_content(ContextConfig("other_problem"), FIRST, "a", source)
+
+
+def test_siblings_are_shown_and_the_lone_success_is_left_alone():
+    contents = sibling_contents(
+        ContextConfig("solution"),
+        [FIRST, SECOND],
+        [["a", "b", "c"], ["d", "e", "f"]],
+        [[False, True, True], [False, False, True]],
+        [["no"] * 3] * 2,
+    )
+    first, second = "1 1 1 = 1 solution ", "8 4 7 = 5 solution "
+    assert contents == [[first + "b", first + "c", first + "b"], [second + "f", second + "f", None]]
+
+
+def test_nobody_solved_it():
+    contents = sibling_contents(
+        ContextConfig("answer"), [FIRST], [["a", "b"]], [[False, False]], [["no", "no"]]
+    )
+    assert contents == [[None, None]]
+
+
+def test_another_problem_is_the_next_solved_one_going_round():
+    contents = sibling_contents(
+        ContextConfig("other_problem"),
+        [FIRST, FIRST, SECOND, THIRD],
+        [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]],
+        [[False, True], [True, True], [False, False], [False, True]],
+        [["no"] * 2] * 4,
+    )
+    third, first = "2 2 2 = 6 solution h ; ", "1 1 1 = 1 solution b ; "
+    assert contents == [
+        [third + "1 1 1 = 1"] * 2,
+        [third + "1 1 1 = 1"] * 2,
+        [third + "8 4 7 = 5"] * 2,
+        [first + "2 2 2 = 6"] * 2,
+    ]
+
+
+def test_no_other_problem_was_solved():
+    contents = sibling_contents(
+        ContextConfig("other_problem"), [FIRST, FIRST], [["a"], ["b"]], [[True], [True]], [[""], [""]]
+    )
+    assert contents == [[None], [None]]
+
+
+def test_hints_are_the_first_other_success_and_the_other_failures_in_order():
+    contents = contrastive_contents(
+        ContextConfig("answer"),
+        [FIRST, SECOND],
+        [["</think> a", "</think> b", "</think> c", "</think> d"], ["e", "f", "g", "h"]],
+        [[False, True, False, False], [True, True, True, False]],
+        hints=2,
+    )
+    first = [
+        [hint and f"1 1 1 = 1 solution {hint}" for hint in row]
+        for row in ("bcd", [None, *"ac"], "bad", "bac")
+    ]
+    second = [
+        [hint and f"8 4 7 = 5 solution {hint}" for hint in row]
+        for row in (["f", "h", None], ["e", "h", None], ["e", "h", None], ["e", None, None])
+    ]
+    assert contents == [first, second]
+
+
+@pytest.mark.parametrize("with_solution", [None, "{prompt}: {solution}, {feedback}"])
+def test_only_failures_are_shown_feedback_and_only_their_own(with_solution):
+    feedback = FeedbackConfig("{prompt}! {feedback}", with_solution)
+    contents = sibling_contents(
+        ContextConfig("solution", feedback=feedback),
+        [FIRST, SECOND],
+        [["a", "b"], ["c", "d"]],
+        [[False, True], [False, False]],
+        [["cut", "well"], ["", "late"]],
+    )
+    both = "1 1 1 = 1 solution b" if with_solution is None else "1 1 1 = 1: b, cut"
+    assert contents == [[both, None], [None, "8 4 7 = 5! late"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"template": "{prompt}"}, "template='{prompt}' must contain {feedback} and {prompt} and no other"),
+        ({"template": "{prompt} {feedback}", "with_solution": "{prompt}"}, "with_solution='{prompt}' must"),
+    ],
+)
+def test_feedback_templates_must_be_whole(settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        FeedbackConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "answer", "fraction": 0.5}, "fraction=0.5 goes with kind='partial'"),
+        ({"kind": "partial"}, "fraction=None goes with kind='partial'"),
+        ({"kind": "partial", "fraction": 1.5}, "fraction=1.5 must be 0 to 1"),
+        ({"kind": "answer", "template": "{prompt}"}, "must contain {prompt} and {solution}"),
+        ({"kind": "answer", "template": "{solution}"}, "must contain {prompt} and {solution}"),
+    ],
+)
+def test_contradictions_are_refused(settings, message):
+    with pytest.raises(ConfigError) as error:
+        ContextConfig(**settings)
+    assert message in str(error.value)

@@ -1,0 +1,128 @@
+"""What TensorBoard is shown of a run, and what is recorded of it."""
+
+import struct
+import time
+
+import jax.numpy as jnp
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from sdistill import monitor as monitor_module
+from sdistill.chips import peak_flops
+from sdistill.clock import Clock, Spent
+from sdistill.engine.types import Usage
+from sdistill.monitor import Monitor, Profiler
+from tests import tiny
+
+
+def scalars(folder):
+    """(Name, step) → value, of all event files: records of a length, its checksum, an Event, its checksum."""
+    found = {}
+    for path in sorted(folder.glob("events.*")):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            content = content[16 + length :]
+    return found
+
+
+def usage(**changes):
+    figures = {"total": 4, "responses": 4, "errors": 0, "tokens": 100, "steps": 30, "occupancy": 0.75}
+    return Usage(**figures | {"seconds": 1.25, "reshard_seconds": 0.25} | changes)
+
+
+def test_figures_times_and_speed_are_shown(tmp_path):
+    monitor = Monitor(tmp_path, {}, tiny.one_device())
+    spent = Spent({"generate": 1.5, "train": 0.5}, {"generate": 3e12, "train": 2e12}, usage())
+    monitor.show(1, {"loss": 0.5}, spent)
+    monitor.show(2, {"loss": 0.25}, Spent({"train": 1.0}, {"train": 1e12}, None))
+    monitor.show(3, {"loss": 0.25}, Spent({"generate": 1.0}, {}, usage(occupancy=0.0)))
+    monitor.close()
+    found = scalars(tmp_path / "tensorboard")
+    assert found["train/loss", 1] == 0.5 and found["train/loss", 2] == 0.25
+    assert found["seconds/generate", 1] == 1.5 and found["seconds/step", 1] == 2
+    assert found["speed/sampled_tokens_per_second_and_device", 1] == 50
+    assert found["speed/slots_busy", 1] == 0.75
+    assert found["teraflops_per_second_and_device/generate", 1] == 2
+    assert found["teraflops_per_second_and_device/train", 1] == 4
+    assert found["teraflops_per_second_and_device/step", 1] == 2.5
+    assert ("speed/sampled_tokens_per_second_and_device", 2) not in found
+    assert ("speed/slots_busy", 3) not in found  # no response has waited for a slot
+    assert not any(name.startswith("mfu") for name, _ in found)  # a CPU's peak is not known
+
+
+def test_utilisation_is_arithmetic_over_time_and_peak(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor_module, "peak_flops", lambda kind: 10e12)
+    monitor = Monitor(tmp_path, {}, tiny.one_device())
+    monitor.show(1, {}, Spent({"train": 1.0, "verify": 3.0}, {"train": 4e12}, None))
+    monitor.close()
+    found = scalars(tmp_path / "tensorboard")
+    assert found["mfu/train", 1] == pytest.approx(0.4) and found["mfu/step", 1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("cpu", None),
+    ],
+)
+def test_devices_are_known_by_the_names_that_jax_gives_them(kind, peak):
+    assert peak_flops(kind) == peak
+
+
+def test_a_clock_adds_up_and_begins_anew(monkeypatch):
+    now = iter([0.0, 0.0, 1.0, 5.0, 7.0, 7.0, 10.0, 20.0, 21.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    for what in ("verify", "verify", "train"):
+        with clock.spent_on(what):
+            assert clock.doing == what
+        assert clock.doing == ""
+    assert clock.read() == ({"verify": 3, "train": 3}, {}, None)
+    with clock.spent_on("verify"):
+        pass
+    assert clock.read().seconds == {"verify": 1}
+
+
+def test_a_block_within_a_block_has_its_own_time(monkeypatch):
+    now = iter([0.0, 0.0, 1.0, 5.0, 7.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    with clock.spent_on("layout"), clock.spent_on("score"):
+        clock.computed("score", 2.0)
+        clock.computed("score", 3.0)
+    assert clock.read() == ({"layout": 1 + 2, "score": 4}, {"score": 5.0}, None)
+
+
+def test_bringing_parameters_to_the_sampler_is_told_from_generating(monkeypatch):
+    now = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    with clock.spent_on("generate"):
+        clock.see(usage())
+    assert clock.read().seconds == {"generate": 1.75, "reshard": 0.25}
+
+
+def test_chosen_steps_are_profiled_and_no_others(tmp_path):
+    profiler = Profiler(tmp_path, (2, 3))
+    traces = []
+    for number in range(1, 5):
+        with profiler.step(number):
+            jnp.ones(3).sum().block_until_ready()
+        traces.append(len(list(tmp_path.glob("profile/**/*.xplane.pb"))))
+    assert traces == [0, 0, 1, 1]
+
+
+def test_a_step_that_fails_leaves_its_profile(tmp_path):
+    profiler = Profiler(tmp_path, (1, 3))
+    with pytest.raises(ZeroDivisionError), profiler.step(1):
+        raise ZeroDivisionError
+    assert len(list(tmp_path.glob("profile/**/*.xplane.pb"))) == 1

@@ -1,0 +1,271 @@
+import copy
+import json
+from dataclasses import FrozenInstanceError, dataclass, field, replace
+from typing import Literal
+
+import pytest
+
+from sdistill.config import TrainConfig
+from sdistill.settings import ConfigError, fingerprint, parse, require, to_json
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float
+    name: str = "x"
+
+    def __post_init__(self):
+        require(self.rate > 0, f"rate={self.rate} must be positive")
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    mode: Literal["a", "b", 3] = "a"
+    count: int = 1
+    flag: bool = False
+    maybe: int | None = None
+    optional: Inner | None = None
+    names: tuple[str, ...] = ()
+    default: Inner = field(default_factory=lambda: Inner(1.0))
+
+
+def test_plain_values_become_typed_ones():
+    parsed = parse(
+        Outer,
+        {
+            "inner": {"rate": 2},
+            "mode": 3,
+            "flag": True,
+            "maybe": None,
+            "optional": {"rate": 0.5, "name": "y"},
+            "names": ["p", "q"],
+        },
+    )
+    assert parsed == Outer(Inner(2.0), 3, 1, True, None, Inner(0.5, "y"), ("p", "q"), Inner(1.0))
+    assert type(parsed.inner.rate) is float and type(parsed.names) is tuple
+    with pytest.raises(FrozenInstanceError):
+        parsed.count = 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "missing field config.inner (Inner)"),
+        ({"inner": {}}, "missing field config.inner.rate (float)"),
+        ({"inner": {"rate": 1.0}, "cuont": 2}, "unknown field config.cuont; did you mean 'count'?"),
+        ({"inner": {"rate": 1.0, "nmae": ""}}, "unknown field config.inner.nmae; did you mean 'name'?"),
+        ({"inner": {"rate": 1.0, "zzz": ""}}, "unknown field config.inner.zzz; known fields: rate, name"),
+        ({"inner": {"rate": "1"}}, "config.inner.rate='1' must be float, not str"),
+        ({"inner": {"rate": True}}, "config.inner.rate=True must be float, not bool"),
+        ({"inner": {"rate": None}}, "config.inner.rate=None must be float, not NoneType"),
+        ({"inner": 3}, "config.inner=3 must be Inner, not int"),
+        ({"inner": {"rate": 1.0}, "count": 1.0}, "config.count=1.0 must be int, not float"),
+        ({"inner": {"rate": 1.0}, "count": True}, "config.count=True must be int, not bool"),
+        ({"inner": {"rate": 1.0}, "flag": 1}, "config.flag=1 must be bool, not int"),
+        ({"inner": {"rate": 1.0}, "maybe": "2"}, "config.maybe='2' must be int, not str"),
+        ({"inner": {"rate": 1.0}, "mode": "c"}, "config.mode='c' must be one of 'a', 'b', 3"),
+        ({"inner": {"rate": 1.0}, "names": "pq"}, "config.names='pq' must be tuple"),
+        ({"inner": {"rate": 1.0}, "names": ["p", 2]}, "config.names[1]=2 must be str, not int"),
+        ({"inner": {"rate": -1.0}}, "config.inner.rate=-1.0 must be positive"),
+        ({"inner": {"rate": 1.0}, "optional": {"rate": 0}}, "config.optional.rate=0.0 must be positive"),
+        ({"inner": {"rate": 1.0}, "optional": {"rte": 0}}, "config.optional.rte; did you mean 'rate'?"),
+    ],
+)
+def test_errors_name_the_field_and_the_way_out(values, message):
+    with pytest.raises(ConfigError) as error:
+        parse(Outer, values)
+    assert message in str(error.value)
+    assert str(error.value).count("config.") == 1
+
+
+def test_json_is_canonical_and_reads_back():
+    one = Outer(Inner(1.0), names=("p",))
+    values = json.loads(to_json(one))
+    assert parse(Outer, values) == one
+    assert list(values) == sorted(values)
+    shuffled = parse(Outer, dict(reversed(values.items())))
+    assert to_json(shuffled) == to_json(one) and fingerprint(shuffled) == fingerprint(one)
+
+
+def test_fingerprints_tell_settings_apart():
+    one = Outer(Inner(1.0))
+    others = [replace(one, count=2), replace(one, inner=Inner(1.5)), replace(one, names=("p",))]
+    assert len({fingerprint(x) for x in [one, *others]}) == 4
+    assert len(fingerprint(one)) == 12 and int(fingerprint(one), 16) >= 0
+
+
+SDPO = {
+    "objective": "sdpo",
+    "seed": 0,
+    "steps": 2,
+    "optimizer": {"learning_rate": 1e-4},
+    "rollouts": {
+        "split": "k3_pool",
+        "problems": None,
+        "prompts": 4,
+        "samples": 4,
+        "max_prompt": 8,
+        "max_response": 48,
+        "max_teacher_prompt": 64,
+    },
+    "sdpo": {"context": {"kind": "solution"}},
+}
+SFT = {
+    "objective": "sft",
+    "seed": 0,
+    "steps": 2,
+    "optimizer": {"learning_rate": 1e-4},
+    "examples": {"source": "signs_corpus", "rows": 4, "row_length": 64, "packed": False},
+}
+REMOVE = object()
+
+
+def changed(values, path, value):
+    values = copy.deepcopy(values)
+    *parents, name = path.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    if value is REMOVE:
+        del place[name]
+    else:
+        place[name] = value
+    return values
+
+
+@pytest.mark.parametrize("values", [SDPO, SFT])
+def test_the_settings_that_are_broken_below_are_fine(values):
+    config = parse(TrainConfig, values)
+    assert parse(TrainConfig, json.loads(to_json(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("steps", 0, "config.steps=0 must be positive"),
+        ("objective", "ppo", "config.objective='ppo' must be one of 'pretrain', 'sft', 'grpo', 'sdpo'"),
+        ("init_from", None, "config.model is needed where init_from is None"),
+        ("sdpo", REMOVE, "config.sdpo is needed by objective='sdpo'"),
+        ("rollouts", REMOVE, "config.rollouts is needed by objective='sdpo'"),
+        ("grpo", {}, "config.grpo has no effect with objective='sdpo'; remove it"),
+        ("examples", SFT["examples"], "config.examples has no effect with objective='sdpo'"),
+        (
+            "rollouts.max_teacher_prompt",
+            REMOVE,
+            "config.rollouts.max_teacher_prompt goes with objective='sdpo'",
+        ),
+        ("rollouts.samples", 1, "config.rollouts.samples=1 must be 2 or more"),
+        ("rollouts.problems", 0, "config.rollouts.problems=0 must be positive"),
+        ("rollouts.sampling.temperature", 0, "config.rollouts.sampling.temperature=0"),
+        (
+            "rollouts.sampling.temperature",
+            -1.0,
+            "config.rollouts.sampling.temperature=-1.0 must be 0 or more",
+        ),
+        ("rollouts.sampling.top_p", 0.0, "config.rollouts.sampling.top_p=0.0 must be above 0"),
+        ("rollouts.sampling.top_p", 1.1, "config.rollouts.sampling.top_p=1.1 must be above 0 and at most 1"),
+        ("rollouts.sampling.top_k", 0, "config.rollouts.sampling.top_k=0 must be positive, or None"),
+        ("mesh.data", 3, "config.rollouts.prompts × samples = 16 rows must divide over 3 devices"),
+        ("sdpo.context.kind", "answers", "config.sdpo.context.kind='answers' must be one of"),
+        ("sdpo.context.fraction", 0.5, "config.sdpo.context.fraction=0.5 goes with kind='partial' or"),
+        ("sdpo.teacher.weights", "ema", "config.sdpo.teacher.ema_rate=None goes with weights='ema'"),
+        ("sdpo.teacher.ema_rate", 0.1, "config.sdpo.teacher.ema_rate=0.1 goes with weights='ema'"),
+        (
+            "sdpo.teacher",
+            {"weights": "ema", "ema_rate": 2.0},
+            "config.sdpo.teacher.ema_rate=2.0 must be 0 to 1",
+        ),
+        ("sdpo.loss.alpha", 1.5, "config.sdpo.loss.alpha=1.5 must be 0 to 1"),
+        ("sdpo.loss.support", "full", "config.sdpo.loss.top_k=100 goes with support='topk' and only with it"),
+        ("sdpo.loss.top_k", None, "config.sdpo.loss.top_k=None goes with support='topk' and only with it"),
+        ("sdpo.loss.top_k", 0, "config.sdpo.loss.top_k=0 must be positive"),
+        ("sdpo.loss.tail", None, "config.sdpo.loss.tail=None goes with support='topk' and only with it"),
+        (
+            "sdpo.loss",
+            {"support": "full", "top_k": None},
+            "config.sdpo.loss.tail='bucket' goes with support='topk' and only with it",
+        ),
+        (
+            "sdpo.loss",
+            {"support": "sampled", "top_k": None, "tail": None},
+            "config.sdpo.loss.alpha=0.5: support='sampled' estimates KL(S‖T), alpha=1, only",
+        ),
+        (
+            "sdpo.loss.rollout_correction_cap",
+            2.0,
+            "config.sdpo.loss.rollout_correction_cap has no effect where rollouts.sampling sets neither",
+        ),
+        ("sdpo.loss.importance_cap", 0.0, "config.sdpo.loss.importance_cap=0.0 must be positive, or None"),
+        ("profile_steps", [2], "config.profile_steps=(2,) must be a first and a last step, 1 to steps="),
+        ("profile_steps", [3, 2], "config.profile_steps=(3, 2) must be a first and a last step"),
+        ("profile_steps", [1, 9999], "config.profile_steps=(1, 9999) must be a first and a last step"),
+        ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate=0.0 must be positive"),
+        ("optimizer.decay_steps", 5, "config.optimizer.decay_steps=5 goes with schedule='cosine'"),
+        ("optimizer.schedule", "cosine", "config.optimizer.decay_steps=None goes with schedule='cosine'"),
+    ],
+)
+def test_on_policy_settings_that_contradict_each_other_are_refused(path, value, message):
+    with pytest.raises(ConfigError) as error:
+        parse(TrainConfig, changed(SDPO, path, value))
+    assert str(error.value).startswith(message)
+
+
+MODEL = {
+    "vocab_size": 168,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model", MODEL, "config.model is needed where init_from is None, and has no effect otherwise"),
+        ("examples", REMOVE, "config.examples is needed by objective='sft'"),
+        ("rollouts", {**SDPO["rollouts"], "max_teacher_prompt": None}, "config.rollouts has no effect"),
+        ("sdpo", SDPO["sdpo"], "config.sdpo has no effect with objective='sft'; remove it"),
+        ("evaluation", {"every": 1, "datasets": ["trained"]}, "config.evaluation.datasets: 'trained' needs"),
+    ],
+)
+def test_off_policy_settings_that_contradict_each_other_are_refused(path, value, message):
+    with pytest.raises(ConfigError) as error:
+        parse(TrainConfig, changed(SFT, path, value))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_key_value_heads", 3, "config.model.num_key_value_heads=3 must divide num_attention_heads=2"),
+        ("head_dim", 3, "config.model.head_dim=3 must be even"),
+    ],
+)
+def test_impossible_models_are_refused(name, value, message):
+    values = {**SFT, "objective": "pretrain", "init_from": None, "model": MODEL}
+    assert parse(TrainConfig, values).model.head_dim == 4
+    with pytest.raises(ConfigError) as error:
+        parse(TrainConfig, {**values, "model": {**MODEL, name: value}})
+    assert str(error.value).startswith(message)
+
+
+def test_grpo_has_no_teacher_prompt():
+    values = {**SDPO, "objective": "grpo", "grpo": {}}
+    del values["sdpo"]
+    with pytest.raises(ConfigError, match="config.rollouts.max_teacher_prompt goes with objective='sdpo'"):
+        parse(TrainConfig, values)
+    assert parse(TrainConfig, changed(values, "rollouts.max_teacher_prompt", REMOVE)).grpo is not None
+
+
+@pytest.mark.parametrize("fix", ["contrastive_hints", "anti_self_distillation"])
+def test_grpo_with_a_teacher_has_teacher_prompts(fix):
+    values = {**SDPO, "objective": "grpo", "grpo": {fix: {}}}
+    del values["sdpo"]
+    config = parse(TrainConfig, values)
+    assert config.guide.context.kind == "solution" and config.guide.teacher.weights == "live"
+    with pytest.raises(ConfigError, match="config.rollouts.max_teacher_prompt goes with objective='sdpo'"):
+        parse(TrainConfig, changed(values, "rollouts.max_teacher_prompt", REMOVE))
