@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sdistill.report import build as report
 from sdistill.analysis.statistics import minimum_detectable
+from sdistill.report import build as report
 from sdistill.report import markup, traces
 from sdistill.report.runs import read_run, read_runs
 from sdistill.report.tables import Table, section_tables
