@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from sdistill.analysis.measure import Generation
 from sdistill.analysis.token_classes import CLASSES, token_classes
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from sdistill.text.spans import of_rows, token_texts
 from sdistill.text.tokenizer import Tokenizer
 from sdistill.updates import UpdateReport
@@ -26,7 +26,7 @@ PLACES = 20  # after the point, at most
 
 def attribute(
     generations: Sequence[Generation],
-    rollouts: Rollouts,
+    rollouts: Completions,
     has_teacher: Float[np.ndarray, " B"] | None,
     updates: Sequence[UpdateReport],
     tokenizer: Tokenizer,

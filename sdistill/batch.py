@@ -12,7 +12,7 @@ from sdistill.analysis.epistemic import token_mask
 from sdistill.analysis.measure import Generation
 from sdistill.config import TrainConfig
 from sdistill.contexts import contrastive_contents, sibling_contents
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from sdistill.fixes import (
     AntiSelfDistillation,
     ContrastiveHints,
@@ -70,7 +70,7 @@ class Judged:
     correct_QG: Bool[np.ndarray, "Q G"]
     prompts: list[list[int]]
     student: Rows
-    rollouts: Rollouts
+    rollouts: Completions
     names: list[str]
 
     @property
@@ -101,7 +101,7 @@ def on_policy_batch(
     config: TrainConfig,
     problems: Sequence[Problem],
     generations: Sequence[Generation],
-    rollouts: Rollouts,
+    rollouts: Completions,
     chat: Chat,
     *,
     teacher: Score,
@@ -165,7 +165,7 @@ def _judged(
     config: TrainConfig,
     problems: Sequence[Problem],
     generations: Sequence[Generation],
-    rollouts: Rollouts,
+    rollouts: Completions,
     chat: Chat,
 ) -> Judged:
     settings = config.rollouts

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from sdistill.engine.types import Usage
+from sdistill.engine.types import EngineStats
 
 
 class Spent(NamedTuple):
@@ -20,7 +20,7 @@ class Spent(NamedTuple):
 
     seconds: Mapping[str, float]
     flops: Mapping[str, float]
-    usage: Usage | None
+    usage: EngineStats | None
 
 
 class Clock:
@@ -35,7 +35,7 @@ class Clock:
         self._since = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._flops: dict[str, float] = {}
-        self._usage: Usage | None = None
+        self._usage: EngineStats | None = None
 
     @contextlib.contextmanager
     def spent_on(self, what: str) -> Iterator[None]:
@@ -62,7 +62,7 @@ class Clock:
         """Adds arithmetic."""
         self._flops[what] = self._flops.get(what, 0.0) + flops
 
-    def see(self, usage: Usage) -> None:
+    def see(self, usage: EngineStats) -> None:
         """Takes note of what the engine has done so far; the last note of a step counts."""
         self._usage = usage
 

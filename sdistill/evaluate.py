@@ -26,12 +26,12 @@ from sdistill.analysis.statistics import bootstrap_mean
 from sdistill.clock import Clock
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.processes import check_agreement, gathered, gathered_rows, is_writer, share_of
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Finish
 from sdistill.engine.progress import follow
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Request, Rollouts, Sampler, Usage
+from sdistill.engine.types import Completions, Engine, EngineStats, Request
 from sdistill.engine_mesh import sampling_mesh
 from sdistill.model.config import ComputeConfig
 from sdistill.model.folders import load_chat, load_model
@@ -96,7 +96,7 @@ def described(
 
 
 def sample(
-    engine: Sampler,
+    engine: Engine,
     params: nnx.State,
     problems: Sequence[Problem],
     contents: Sequence[str],
@@ -108,9 +108,9 @@ def sample(
     step: int,
     sampling: Sampling,
     thinking: bool = True,
-    progress: Callable[[Usage], None] | None = None,
+    progress: Callable[[EngineStats], None] | None = None,
     clock: Clock | None = None,
-) -> tuple[list[Generation], Rollouts]:
+) -> tuple[list[Generation], Completions]:
     """Samples and judges `samples` responses a problem, posed with user turn `contents`.
 
     Of several processes each does its share, and all know the outcome. Verification follows sampling, and
@@ -130,7 +130,7 @@ def sample(
 
 
 def judge_all(
-    asked: Sequence[tuple[Problem, Request]], rollouts: Rollouts, chat: Chat, task: Task
+    asked: Sequence[tuple[Problem, Request]], rollouts: Completions, chat: Chat, task: Task
 ) -> list[Generation]:
     """Decodes and verifies responses."""
     texts = [
@@ -187,7 +187,7 @@ def evaluate(args: argparse.Namespace) -> None:
     mesh = sampling_mesh(None, args.model, compute, **sizes)
     model = load_model(args.model, mesh=mesh, dtype=args.dtype)
     check_vocabulary(chat.tokenizer, model.config.vocab_size)
-    engine = Engine(
+    engine = SlotEngine(
         CachedDecoder(replace(model.config, compute=compute)),
         mesh=mesh,
         stop_ids=chat.tokenizer.stop_ids,

@@ -30,12 +30,12 @@ from sdistill.contexts import ContextConfig, guided_content
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import check_agreement, is_writer, share_of
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Finish
 from sdistill.engine.progress import follow
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Request, Response, Stop
+from sdistill.engine.types import Completion, Request, StopFunction
 from sdistill.engine_mesh import sampling_mesh
 from sdistill.evaluate import judge, print_figures, requests_for
 from sdistill.model.config import ComputeConfig
@@ -223,9 +223,9 @@ class Answerer:
 
     config: GenerateConfig
     chat: Chat
-    engine: Engine
+    engine: SlotEngine
     params: nnx.State
-    stop: Stop | None
+    stop: StopFunction | None
 
     @classmethod
     def of(cls, config: GenerateConfig, chat: Chat) -> "Answerer":
@@ -241,7 +241,7 @@ class Answerer:
         )
         model = load_model(config.init_from, mesh=mesh, dtype=config.dtype)
         check_vocabulary(chat.tokenizer, model.config.vocab_size)
-        engine = Engine(
+        engine = SlotEngine(
             CachedDecoder(replace(model.config, compute=config.compute)),
             mesh=mesh,
             stop_ids=chat.tokenizer.stop_ids,
@@ -305,12 +305,12 @@ class Answerer:
         mine = missing[share_of(len(missing))]
         verdicts: list[Future[None]] = []
 
-        def keep(problem: Problem, request: Request, response: Response) -> None:
+        def keep(problem: Problem, request: Request, response: Completion) -> None:
             journal.add(judge(problem, request, response.ids.tolist(), response.finish, self.chat, task))
 
         with ThreadPoolExecutor(JUDGES) as judges:
 
-            def ended(index: int, response: Response) -> None:
+            def ended(index: int, response: Completion) -> None:
                 self._check_finite(mine[index][1], response)
                 verdicts.append(judges.submit(keep, *mine[index], response))
 
@@ -320,14 +320,14 @@ class Answerer:
                 seed=self.config.seed,
                 step=0,
                 stop=self.stop,
-                on_response=ended,
+                on_completion=ended,
                 progress=follow(progress, bar, name),
             )
         for verdict in verdicts:
             verdict.result()  # raises what went wrong in its thread
         progress.remove_task(bar)
 
-    def _check_finite(self, request: Request, response: Response) -> None:
+    def _check_finite(self, request: Request, response: Completion) -> None:
         if response.finish == Finish.ERROR and self.config.stop_on_error:
             raise FloatingPointError(
                 f"logits of {request.problem!r}, sample {request.sample} are no numbers after "

@@ -9,15 +9,15 @@ from jax.sharding import Mesh
 from sdistill.analysis.measure import Generation
 from sdistill.clock import Clock
 from sdistill.config import EvaluationConfig, RolloutsConfig, TrainConfig
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.types import Rollouts, Usage
+from sdistill.engine.types import Completions, EngineStats
 from sdistill.evaluate import sample
 from sdistill.model.config import ModelConfig
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 
-OnRound = Callable[[Usage], None]
+OnRound = Callable[[EngineStats], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ProblemSampler:
       clock: Is told what it takes.
     """
 
-    engine: Engine
+    engine: SlotEngine
     chat: Chat
     settings: RolloutsConfig | EvaluationConfig
     seed: int
@@ -42,7 +42,7 @@ class ProblemSampler:
 
     def __call__(
         self, params: nnx.State, problems: Sequence[Problem], task: Task, step: int
-    ) -> tuple[list[Generation], Rollouts]:
+    ) -> tuple[list[Generation], Completions]:
         """Responses to the problems, judged by their task, and their tokens.
 
         Those to one problem are next to each other.
@@ -63,7 +63,7 @@ class ProblemSampler:
             clock=self.clock,
         )
 
-    def _note(self, usage: Usage) -> None:
+    def _note(self, usage: EngineStats) -> None:
         self.clock.see(usage)
         if self.on_round is not None:
             self.on_round(usage)
@@ -79,7 +79,7 @@ def rollout_sampler(
 ) -> ProblemSampler:
     """What GRPO and SDPO learn from."""
     assert config.rollouts is not None
-    engine = Engine(
+    engine = SlotEngine(
         CachedDecoder(model),
         mesh=mesh,
         stop_ids=chat.tokenizer.stop_ids,
@@ -95,7 +95,7 @@ def evaluation_sampler(
 ) -> ProblemSampler:
     """The evaluation's responses, which may be longer."""
     assert config.evaluation is not None
-    engine = Engine(
+    engine = SlotEngine(
         CachedDecoder(model),
         mesh=mesh,
         stop_ids=chat.tokenizer.stop_ids,

@@ -12,7 +12,7 @@ from sdistill.analysis.token_classes import CLASSES
 from sdistill.attribution import attribute, rounded, tokens_of
 from sdistill.config import TrainConfig
 from sdistill.divergence.chunked import token_divergence
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from sdistill.losses import (
     DistillationConfig,
     Finite,
@@ -161,7 +161,7 @@ def test_generations_and_record_of_a_step(tokenizer):
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens
     empty = np.zeros((2, 9), np.float32)
-    rollouts = Rollouts(ids, lengths, np.ones(2, int), empty, empty)
+    rollouts = Completions(ids, lengths, np.ones(2, int), empty, empty)
     rng = np.random.default_rng(0)
     entropy, divergence, signal = rng.uniform(0.1, 2, (3, 2, 9)).astype(np.float32)
     report = Report({}, Finite(np.ones(2, bool)), PerToken(entropy, divergence, signal))

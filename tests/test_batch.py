@@ -5,7 +5,7 @@ import pytest
 
 from sdistill.batch import on_policy_batch
 from sdistill.config import TrainConfig
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from sdistill.model.scoring import TokenScores
 from sdistill.settings import parse
 from sdistill.tasks.signs.puzzle import problem_from_text
@@ -48,7 +48,7 @@ def rollouts(tokenizer):
     full = (RNG.uniform(-2, -0.5, (9, T)) * mask).astype(np.float32)
     kept = (RNG.uniform(0.4, 1, (9, T))).astype(np.float32)
     drawn = (full - np.log(kept) * mask).astype(np.float32)
-    return Rollouts(ids, lengths, np.ones(9, bool), drawn, full)
+    return Completions(ids, lengths, np.ones(9, bool), drawn, full)
 
 
 def generations():

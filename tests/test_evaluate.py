@@ -3,7 +3,7 @@
 import pytest
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
@@ -70,7 +70,7 @@ def test_a_response_that_was_cut_is_wrong_even_where_it_reads_as_an_answer(token
 
 
 def test_sampling_judges_what_the_engine_said(tokenizer):
-    engine = Engine(
+    engine = SlotEngine(
         CachedDecoder(WORDS),
         mesh=make_mesh(MeshConfig()),
         stop_ids=tokenizer.stop_ids,

@@ -111,7 +111,7 @@ def test_the_fix_changes_the_loss(extended):
         from sdistill.settings import parse
         from sdistill.model.folders import load_chat
         from sdistill.engine.programs import Finish
-        from sdistill.engine.types import Response, Rollouts
+        from sdistill.engine.types import Completion, Completions
         from sdistill.tasks.signs.puzzle import SignsTask, make_problem
         from sdistill.batch import on_policy_batch
         from sdistill.config import TrainConfig
@@ -119,7 +119,7 @@ def test_the_fix_changes_the_loss(extended):
         settings.rollouts.prompts = 1
         texts = ["so </think> + -", "so </think> + +", "</think> + -", "so </think> - -"]
         ids = [np.asarray(chat.tokenizer.encode(text)) for text in texts]
-        rollouts = Rollouts.of([Response(i, 0.0 * i, 0.0 * i, Finish.STOP) for i in ids], 8)
+        rollouts = Completions.of([Completion(i, 0.0 * i, 0.0 * i, Finish.STOP) for i in ids], 8)
         judged = [
             {"problem": problem.id, "sample": i, "response": text, "feedback": "", "words": 0}
             | {"correct": SignsTask().verify(problem, text).correct}

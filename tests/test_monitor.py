@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 from sdistill import monitor as monitor_module
 from sdistill.chips import peak_flops
 from sdistill.clock import Clock, Spent
-from sdistill.engine.types import Usage
+from sdistill.engine.types import EngineStats
 from sdistill.monitor import Monitor, Profiler
 from tests import tiny
 
@@ -30,7 +30,7 @@ def scalars(folder):
 
 def usage(**changes):
     figures = {"total": 4, "responses": 4, "errors": 0, "tokens": 100, "steps": 30, "occupancy": 0.75}
-    return Usage(**figures | {"seconds": 1.25, "reshard_seconds": 0.25} | changes)
+    return EngineStats(**figures | {"seconds": 1.25, "reshard_seconds": 0.25} | changes)
 
 
 def test_figures_times_and_speed_are_shown(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import bind
 from sdistill.model.scoring import score_tokens
@@ -66,7 +66,7 @@ def richness_bits(
     params: nnx.State,
     model: ModelConfig,
     plain_prompts: Sequence[Sequence[int]],
-    rollouts: Rollouts,
+    rollouts: Completions,
     *,
     max_prompt: int,
     batch: int,

@@ -24,11 +24,11 @@ from sdistill.engine.jobs import jobs_of
 from sdistill.engine.memory import check_memory
 from sdistill.engine.model import SamplingModel
 from sdistill.engine.schedule import Plan, Schedule, compiled
-from sdistill.engine.types import Request, Response, Rollouts, Stop, Usage
+from sdistill.engine.types import Completion, Completions, EngineStats, Request, StopFunction
 from sdistill.settings import ConfigError, require
 
 
-class Engine:
+class SlotEngine:
     """Samples responses with few compiled programs, whatever the prompts, lengths and settings are."""
 
     def __init__(
@@ -85,10 +85,10 @@ class Engine:
         seed: int,
         step: int,
         forbidden: Sequence[int] = (),
-        stop: Stop | None = None,
-        on_response: Callable[[int, Response], None] | None = None,
-        progress: Callable[[Usage], None] | None = None,
-    ) -> Rollouts:
+        stop: StopFunction | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+        progress: Callable[[EngineStats], None] | None = None,
+    ) -> Completions:
         """Samples a response to each request.
 
         Args:
@@ -98,7 +98,7 @@ class Engine:
           step: Training step, which every random stream also depends on.
           forbidden: Tokens that are never drawn; the same on all processes.
           stop: Ends responses for reasons that ids alone do not show, such as strings.
-          on_response: Called with (index of the request, response) for each as it ends; in any order.
+          on_completion: Called with (index of the request, response) for each as it ends; in any order.
           progress: Called after each round.
 
         Raises:
@@ -117,9 +117,9 @@ class Engine:
             params = jax.block_until_ready(programs.reshard(params))  # all that follows needs them at once
             run = Schedule(self.plan, programs, params, jobs, self.stop_ids, mask, (seed, step))
 
-            def ended(index: int, response: Response) -> None:
-                if on_response and own.start <= index < own.stop:
-                    on_response(index - own.start, response)
+            def ended(index: int, response: Completion) -> None:
+                if on_completion and own.start <= index < own.stop:
+                    on_completion(index - own.start, response)
 
             run.reshard_seconds = run.began - began
             before: list[int] = []
@@ -133,7 +133,7 @@ class Engine:
             run.finish(before, stop, ended)
             if progress:
                 progress(run.usage())
-        return Rollouts.of([run.responses[i] for i in range(own.start, own.stop)], self.max_response)
+        return Completions.of([run.responses[i] for i in range(own.start, own.stop)], self.max_response)
 
     def warm_up(self, params: Any) -> None:
         """Compiles all that any generation may need; else every program is compiled when first needed."""

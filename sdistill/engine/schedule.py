@@ -26,7 +26,7 @@ from sdistill.engine.programs import (
     with_columns,
     without_errors,
 )
-from sdistill.engine.types import Response, Stop, Usage
+from sdistill.engine.types import Completion, EngineStats, StopFunction
 
 STEPS = 16  # of a round: enough that the host's part is small, few enough that ended rows wait little
 PATIENCE = 16  # a round ends when one slot in so many waits for its next response
@@ -147,7 +147,7 @@ class Schedule:
         self.began, self.reshard_seconds = time.perf_counter(), 0.0
         count = len(jobs.limits)
         self.waiting = deque(range(count))
-        self.responses: dict[int, Response] = {}
+        self.responses: dict[int, Completion] = {}
         self.chunks: dict[int, list[tuple[np.ndarray, ...]]] = {}
         self.finishes: dict[int, Finish] = {}
         self.begin_at_once = max(1, plan.slots // 8)
@@ -295,7 +295,9 @@ class Schedule:
             self.slots = self.programs.without_errors(self.slots)
         return seen
 
-    def finish(self, jobs: Sequence[int], stop: Stop | None, ended: Callable[[int, Response], None]) -> None:
+    def finish(
+        self, jobs: Sequence[int], stop: StopFunction | None, ended: Callable[[int, Completion], None]
+    ) -> None:
         """Hands out the responses among those jobs that have ended, by themselves or by `stop`."""
         for job in jobs:
             chunks, finish = self.chunks[job], self.finishes.get(job)
@@ -308,18 +310,18 @@ class Schedule:
                 ids, log_probs, full_log_probs = (
                     np.concatenate(part)[:kept] for part in zip(*chunks, strict=True)
                 )
-                self.responses[job] = Response(ids, log_probs, full_log_probs, finish)
+                self.responses[job] = Completion(ids, log_probs, full_log_probs, finish)
                 self.errors += finish is Finish.ERROR
                 del self.chunks[job]
                 ended(job, self.responses[job])
 
-    def usage(self) -> Usage:
-        """See `Usage`."""
+    def usage(self) -> EngineStats:
+        """See `EngineStats`."""
         crowded = max(1, self.crowded_steps * self.plan.slots)
         seconds = time.perf_counter() - self.began
         responses = len(self.responses)
         occupancy = self.crowded_tokens / crowded
-        return Usage(
+        return EngineStats(
             len(self.jobs.limits),
             responses,
             self.errors,

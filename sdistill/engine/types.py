@@ -28,7 +28,7 @@ class Request(NamedTuple):
     limit: int | None = None
 
 
-class Response(NamedTuple):
+class Completion(NamedTuple):
     """What came of a request.
 
     Attributes:
@@ -44,7 +44,7 @@ class Response(NamedTuple):
     finish: Finish
 
 
-class Rollouts(NamedTuple):
+class Completions(NamedTuple):
     """Responses in the order of their requests; 0 after their ends.
 
     Attributes:
@@ -67,7 +67,7 @@ class Rollouts(NamedTuple):
         return self.finish == Finish.STOP
 
     @classmethod
-    def of(cls, responses: Sequence[Response], length: int) -> "Rollouts":
+    def of(cls, responses: Sequence[Completion], length: int) -> "Completions":
         """Padded to `length` columns."""
 
         def padded(name: str, dtype: str) -> np.ndarray:
@@ -85,7 +85,7 @@ class Rollouts(NamedTuple):
         )
 
 
-class Usage(NamedTuple):
+class EngineStats(NamedTuple):
     """What a generation has done so far.
 
     Attributes:
@@ -109,11 +109,11 @@ class Usage(NamedTuple):
     reshard_seconds: float = 0.0
 
 
-Stop = Callable[[Sequence[int], int], int | None]
+StopFunction = Callable[[Sequence[int], int], int | None]
 """Looks at a response's ids, of which so many were looked at before; how many to keep if it ends there."""
 
 
-class Sampler(Protocol):
+class Engine(Protocol):
     """What the rest of the project needs of an engine."""
 
     def generate(
@@ -124,8 +124,8 @@ class Sampler(Protocol):
         seed: int,
         step: int,
         forbidden: Sequence[int] = (),
-        stop: Stop | None = None,
-        on_response: Callable[[int, Response], None] | None = None,
-        progress: Callable[[Usage], None] | None = None,
-    ) -> Rollouts:
-        """See `Engine.generate`."""
+        stop: StopFunction | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+        progress: Callable[[EngineStats], None] | None = None,
+    ) -> Completions:
+        """See `SlotEngine.generate`."""

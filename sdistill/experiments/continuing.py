@@ -7,7 +7,7 @@ from flax import nnx
 
 from sdistill.analysis.measure import Generation
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Request, Sampler, Usage
+from sdistill.engine.types import Engine, EngineStats, Request
 from sdistill.evaluate import described
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
@@ -45,7 +45,7 @@ def requests_to_go_on(
 
 
 def go_on(
-    engine: Sampler,
+    engine: Engine,
     params: nnx.State,
     begun: Sequence[Begun],
     *,
@@ -56,7 +56,7 @@ def go_on(
     step: int,
     forbidden: Sequence[int] = (),
     thinking: bool = True,
-    progress: Callable[[Usage], None] | None = None,
+    progress: Callable[[EngineStats], None] | None = None,
 ) -> list[Generation]:
     """Samples how each goes on, at temperature 1, and judges the whole responses.
 

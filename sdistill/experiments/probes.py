@@ -27,7 +27,7 @@ from sdistill.analysis.probes import (
 from sdistill.analysis.records import Cell, Record, Results
 from sdistill.config import TrainConfig
 from sdistill.data.catalogue import open_problems
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.progress import follow
 from sdistill.experiments.config import ProbesConfig
@@ -88,7 +88,7 @@ class Subject:
         study, limit = self.study, self.study.config.probes.max_response
         asked = requests_to_go_on(begun, study.chat, limit)
         longest = max(len(request.prompt) for _, request in asked)
-        engine = Engine(
+        engine = SlotEngine(
             CachedDecoder(self.model.config),
             mesh=mesh_of(study.config.sdpo),
             stop_ids=study.chat.tokenizer.stop_ids,

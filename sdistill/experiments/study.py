@@ -14,11 +14,11 @@ from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results, training_records
 from sdistill.analysis.richness import richness_bits
 from sdistill.config import TrainConfig
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.progress import follow
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from sdistill.evaluate import sample
 from sdistill.evaluation import evaluation_problems
 from sdistill.experiments.config import RunsConfig
@@ -76,7 +76,7 @@ class Study(Generic[C]):
             raise ConfigError(
                 f"max_prompt={self.config.max_prompt}: a prompt for {path} has {longest} tokens"
             )
-        engine = Engine(
+        engine = SlotEngine(
             CachedDecoder(self.base.config),
             mesh=mesh_of(self.config.sdpo),
             stop_ids=self.chat.tokenizer.stop_ids,
@@ -110,7 +110,7 @@ class Study(Generic[C]):
         params: nnx.State,
         problems: Sequence[Problem],
         generations: Sequence[Generation],
-        rollouts: Rollouts,
+        rollouts: Completions,
     ) -> list[Generation]:
         samples = len(generations) // len(problems)
         prompts = [self.chat.prompt(p.messages, thinking=True) for p in problems for _ in range(samples)]

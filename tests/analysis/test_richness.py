@@ -5,7 +5,7 @@ from flax import nnx
 from scipy.special import log_softmax
 
 from sdistill.analysis.richness import bits_between, response_log_probs, richness_bits
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from sdistill.model.attention import Places
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
@@ -37,7 +37,9 @@ def log_probs(prompts):
     return result
 
 
-ROLLOUTS = Rollouts(IDS, LENGTHS, np.ones(3, int), np.zeros(IDS.shape), log_probs(GUIDED).astype(np.float32))
+ROLLOUTS = Completions(
+    IDS, LENGTHS, np.ones(3, int), np.zeros(IDS.shape), log_probs(GUIDED).astype(np.float32)
+)
 
 
 def bits(prompts, *, max_prompt=5, batch=2, chunk=64):
@@ -77,7 +79,7 @@ def test_on_average_over_all_responses_bits_are_the_divergence():
         for prompt in (GUIDED[2], PLAIN[2])
     )
     one = np.arange(12)[:, None]
-    rollouts = Rollouts(one, np.ones(12, int), np.ones(12, int), p[:, None], p[:, None].astype(np.float32))
+    rollouts = Completions(one, np.ones(12, int), np.ones(12, int), p[:, None], p[:, None].astype(np.float32))
     values = richness_bits(PARAMS, CONFIG, [PLAIN[2]] * 12, rollouts, max_prompt=5, batch=12, chunk=64)
     divergence = np.sum(np.exp(p) * (p - q)) / np.log(2)
     np.testing.assert_allclose(np.sum(np.exp(p) * values), divergence, rtol=1e-4)

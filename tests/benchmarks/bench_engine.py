@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Request, Usage
+from sdistill.engine.types import EngineStats, Request
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.weights import new_model
 from tests.benchmarks import workload
@@ -67,7 +67,7 @@ def ours(dtype: str, slots: int, repeats: int) -> None:
     """Prints the engine's figures as JSON."""
     config = model_config(dtype)
     params = nnx.state(new_model(config, 0), nnx.Param)
-    engine = Engine(
+    engine = SlotEngine(
         CachedDecoder(config),
         mesh=make_mesh(MeshConfig()),
         stop_ids=[],
@@ -82,8 +82,8 @@ def ours(dtype: str, slots: int, repeats: int) -> None:
         )
     )
 
-    def run(lengths: np.ndarray, sampling: Sampling = PLAIN) -> Usage:
-        usage: list[Usage] = []
+    def run(lengths: np.ndarray, sampling: Sampling = PLAIN) -> EngineStats:
+        usage: list[EngineStats] = []
         found = engine.generate(params, requests(lengths, sampling), seed=0, step=0, progress=usage.append)
         assert (found.lengths == lengths).all()
         return usage[-1]

@@ -13,11 +13,11 @@ import pytest
 from scipy import stats
 
 from sdistill.analysis.richness import response_log_probs
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Request, Response, Rollouts, Usage
+from sdistill.engine.types import Completion, Completions, EngineStats, Request
 from sdistill.model.attention import Places
 from sdistill.model.decoder import bind
 from sdistill.rows import layout
@@ -32,25 +32,25 @@ PROMPTS = [[3, 7, 7, 1], [7], [1, 2, 4, 4, 0, 2, 1], [6, 6], [2, 1, 3]]
 REQUESTS = [Request(prompt, f"problem {i}", j) for i, prompt in enumerate(PROMPTS) for j in range(3)]
 
 
-def table_engine(model=None, **changes) -> Engine:
+def table_engine(model=None, **changes) -> SlotEngine:
     settings = dict(stop_ids=[EOS], slots=9, max_prompt=8, max_response=150) | changes
-    return Engine(model or mock.TableModel(), mesh=one_device(), **settings)
+    return SlotEngine(model or mock.TableModel(), mesh=one_device(), **settings)
 
 
-def decoder_engine(config=CONFIG, **changes) -> Engine:
+def decoder_engine(config=CONFIG, **changes) -> SlotEngine:
     settings = dict(stop_ids=[EOS], slots=9, max_prompt=8, max_response=12) | changes
-    return Engine(CachedDecoder(config), mesh=one_device(), **settings)
+    return SlotEngine(CachedDecoder(config), mesh=one_device(), **settings)
 
 
-def generate(engine=None, requests=REQUESTS, *, params=TABLE, seed=0, step=0, **more) -> Rollouts:
+def generate(engine=None, requests=REQUESTS, *, params=TABLE, seed=0, step=0, **more) -> Completions:
     return (engine or table_engine()).generate(params, requests, seed=seed, step=step, **more)
 
 
-def rows_of(rollouts: Rollouts, chosen) -> Rollouts:
-    return Rollouts(*(x[np.asarray(chosen)] for x in rollouts))
+def rows_of(rollouts: Completions, chosen) -> Completions:
+    return Completions(*(x[np.asarray(chosen)] for x in rollouts))
 
 
-def assert_same(ours: Rollouts, theirs: Rollouts, atol: float = 0.0) -> None:
+def assert_same(ours: Completions, theirs: Completions, atol: float = 0.0) -> None:
     for name in ("ids", "lengths", "finish"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
     for name in ("log_probs", "full_log_probs"):
@@ -58,12 +58,12 @@ def assert_same(ours: Rollouts, theirs: Rollouts, atol: float = 0.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def sampled() -> Rollouts:
+def sampled() -> Completions:
     return generate()
 
 
 @pytest.fixture(scope="module")
-def decoded() -> Rollouts:
+def decoded() -> Completions:
     return generate(decoder_engine(), params=parameters())
 
 
@@ -135,7 +135,7 @@ def test_refilled_slots_give_what_decoding_one_at_a_time_gives(sampled):
 )
 def test_sizes_of_the_pool_do_not_change_responses(sampled, changes):
     found = generate(table_engine(**changes))
-    assert_same(Rollouts(*(x[:, :150] if x.ndim > 1 else x for x in found)), sampled, atol=1e-6)
+    assert_same(Completions(*(x[:, :150] if x.ndim > 1 else x for x in found)), sampled, atol=1e-6)
 
 
 @pytest.mark.parametrize("chosen", [[*range(14, -1, -1)], [7], [3, 4, 13]], ids=str)
@@ -224,7 +224,7 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other():
     """The row after token 6 is broken; slots that held such rows are used again."""
     broken = TABLE.copy()
     broken[6] = np.nan
-    usage: list[Usage] = []
+    usage: list[EngineStats] = []
     found, whole = generate(table_engine(slots=3), params=broken, progress=usage.append), generate()
     hit = 0
     for i, request in enumerate(REQUESTS):
@@ -325,7 +325,7 @@ def test_a_cache_that_grows_and_shrinks_gives_the_same():
 )
 def test_smaller_numbers_change_log_probs_little(kinds):
     model = CachedDecoder(CONFIG, **kinds)
-    engine = Engine(model, mesh=one_device(), stop_ids=[EOS], slots=4, max_prompt=8, max_response=12)
+    engine = SlotEngine(model, mesh=one_device(), stop_ids=[EOS], slots=4, max_prompt=8, max_response=12)
     params = jax.tree.map(lambda x: 0.3 * x, parameters())
     found = generate(engine, params=params)
     rows = layout([r.prompt for r in REQUESTS], found.ids, found.lengths, max_prompt=10)
@@ -353,7 +353,7 @@ def test_a_model_without_tied_embeddings_samples_with_its_own_head():
 def test_slots_are_kept_busy_while_responses_wait():
     lengths = np.random.default_rng(0).lognormal(np.log(30), 1.0, 300).astype(int).clip(1, 150)
     requests = [Request([1, i % 8], f"p{i}", 0, limit=int(n)) for i, n in enumerate(lengths)]
-    usage: list[Usage] = []
+    usage: list[EngineStats] = []
     generate(table_engine(stop_ids=[], slots=32), requests, progress=usage.append)
     assert usage[-1].occupancy > 0.9
     assert usage[-1].tokens == lengths.sum()
@@ -361,7 +361,7 @@ def test_slots_are_kept_busy_while_responses_wait():
 
 
 def test_progress_counts_what_has_ended(sampled):
-    usage: list[Usage] = []
+    usage: list[EngineStats] = []
     generate(progress=usage.append)
     responses = [u.responses for u in usage]
     assert responses == sorted(responses) and responses[-1] == usage[-1].total == 15
@@ -371,7 +371,7 @@ def test_progress_counts_what_has_ended(sampled):
 
 def test_responses_are_handed_out_as_they_end(sampled):
     """Once each; the rest may be asked for later, for instance after an interruption."""
-    seen: dict[int, Response] = {}
+    seen: dict[int, Completion] = {}
 
     class Interrupted(Exception):
         pass
@@ -383,10 +383,10 @@ def test_responses_are_handed_out_as_they_end(sampled):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        generate(on_response=keep)
+        generate(on_completion=keep)
     left = [i for i in range(15) if i not in seen]
-    generate(requests=[REQUESTS[i] for i in left], on_response=lambda n, r: seen.update({left[n]: r}))
-    assert_same(Rollouts.of([seen[i] for i in range(15)], 150), sampled, atol=1e-6)
+    generate(requests=[REQUESTS[i] for i in left], on_completion=lambda n, r: seen.update({left[n]: r}))
+    assert_same(Completions.of([seen[i] for i in range(15)], 150), sampled, atol=1e-6)
 
 
 def test_each_prompt_is_prefilled_once():

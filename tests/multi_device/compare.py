@@ -13,7 +13,7 @@ import optax
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import TRAINING, place, place_batch
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.types import Request
 from sdistill.losses import DistillationConfig, Metrics, OnPolicyBatch, token_weights
@@ -49,7 +49,9 @@ def make_batch() -> OnPolicyBatch:
 def outcome(mesh_config: MeshConfig, file: str) -> dict[str, object]:
     mesh = make_mesh(mesh_config)
     params = place(tiny.parameters(CONFIG), mesh, TRAINING)
-    engine = Engine(CachedDecoder(CONFIG), mesh=mesh, stop_ids=[5], slots=16, max_prompt=8, max_response=6)
+    engine = SlotEngine(
+        CachedDecoder(CONFIG), mesh=mesh, stop_ids=[5], slots=16, max_prompt=8, max_response=6
+    )
     requests = [Request([3, 9, n], f"problem {n}", sample) for n in range(6) for sample in range(2)]
     rollouts = engine.generate(params, requests, seed=0, step=0)
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import TRAINING, place
-from sdistill.engine.engine import Engine
+from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Request, Usage
+from sdistill.engine.types import EngineStats, Request
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, tie_word_embeddings=False)
@@ -30,7 +30,9 @@ def main() -> None:
         coordinator, count, index = processes
         jax.distributed.initialize(coordinator, int(count), int(index))
     mesh = make_mesh(MeshConfig(**json.loads(mesh_sizes)))
-    engine = Engine(CachedDecoder(CONFIG), mesh=mesh, stop_ids=[5], slots=8, max_prompt=8, max_response=20)
+    engine = SlotEngine(
+        CachedDecoder(CONFIG), mesh=mesh, stop_ids=[5], slots=8, max_prompt=8, max_response=20
+    )
     requests = [
         Request([3, 9, n // 2], f"problem {n // 2}", n % 2, Sampling(1.0 + n / 10, top_p=0.95))
         for n in range(13)
@@ -38,7 +40,7 @@ def main() -> None:
     shares = SHARES[jax.process_count()]
     start = sum(shares[: jax.process_index()])
     own = requests[start : start + shares[jax.process_index()]]
-    usage: list[Usage] = []
+    usage: list[EngineStats] = []
     params = place(tiny.parameters(CONFIG), mesh, TRAINING)
     rollouts = engine.generate(params, own, seed=0, step=0, progress=usage.append)
     np.savez(file, *rollouts)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from tests.processes import Commands
 
 
@@ -24,7 +24,7 @@ def outcomes(commands, tmp_path_factory):
         with np.load(folder / f"{name}.npz") as file:
             arrays = list(file.values())
         leaves = len(arrays[5:]) // 2
-        report["rollouts"] = Rollouts(*arrays[:5])
+        report["rollouts"] = Completions(*arrays[:5])
         report["params"], report["moments"] = arrays[5 : 5 + leaves], arrays[5 + leaves :]
     return reports["single"], reports["multiple"]
 

@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 
-from sdistill.engine.types import Rollouts
+from sdistill.engine.types import Completions
 from tests.processes import Commands
 
 
@@ -30,9 +30,9 @@ def outcomes(tmp_path_factory):
     return [loaded(file) for file in files], loaded(folder / "one.npz"), usages
 
 
-def loaded(file) -> Rollouts:
+def loaded(file) -> Completions:
     with np.load(file) as arrays:
-        return Rollouts(*arrays.values())
+        return Completions(*arrays.values())
 
 
 def test_every_process_gets_its_own_responses(outcomes):
@@ -42,7 +42,7 @@ def test_every_process_gets_its_own_responses(outcomes):
 
 def test_they_are_those_of_one_device(outcomes):
     parts, whole, _ = outcomes
-    ours = Rollouts(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    ours = Completions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     for name in ("ids", "lengths", "finish"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(whole, name), err_msg=name)
     np.testing.assert_allclose(ours.log_probs, whole.log_probs, atol=1e-4)
