@@ -10,27 +10,37 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+UNIONS = (typing.Union, types.UnionType)
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the field, its value and the way out."""
 
 
-def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+@typing.overload
+def parse(cls: type[T], values: Mapping[str, Any], path: str = ...) -> T: ...
+@typing.overload
+def parse(cls: types.UnionType, values: Mapping[str, Any], path: str = ...) -> Any: ...
+def parse(cls: Any, values: Mapping[str, Any], path: str = "config") -> Any:
     """Builds the dataclass `cls` from a mapping of plain values, such as `ConfigDict.to_dict()` gives.
 
     Nested dataclasses are parsed from nested mappings, lists become tuples, an int is accepted where a
-    float is declared. Everything else must match.
+    float is declared. Everything else must match. A union of dataclasses is tagged by a field that each of
+    them declares as a `Literal` of its own values, such as `objective`: its value chooses the class.
 
     Raises:
-      ConfigError: for an unknown field (with the nearest known one), a missing one, or a wrong type.
+      ConfigError: for an unknown field (with the nearest known one), a missing one, one that belongs to
+        another class of a union, or a wrong type.
     """
+    if typing.get_origin(cls) in UNIONS:
+        cls = _choose(typing.get_args(cls), values, path)
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
@@ -48,15 +58,39 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
         raise ConfigError(f"{path}.{error}") from None
 
 
+def _choose(options: Sequence[type], values: Mapping[str, Any], path: str) -> type:
+    """The class of a tagged union that the tag's value names; refuses fields that only others have."""
+    hints = [typing.get_type_hints(option) for option in options]
+    for tag in hints[0]:
+        choices = [value for hint in hints for value in typing.get_args(hint.get(tag))]
+        is_tag = all(typing.get_origin(hint.get(tag)) is typing.Literal for hint in hints)
+        if is_tag and len(choices) == len(set(choices)):
+            break
+    else:
+        raise TypeError(f"no Literal field tells {' and '.join(map(_type_name, options))} apart")
+    known = ", ".join(map(repr, choices))
+    if tag not in values:
+        raise ConfigError(f"missing field {path}.{tag} (one of {known})")
+    if values[tag] not in choices:
+        raise ConfigError(f"{path}.{tag}={values[tag]!r} must be one of {known}")
+    chosen = next(i for i, hint in enumerate(hints) if values[tag] in typing.get_args(hint[tag]))
+    for name in values:
+        if name not in hints[chosen] and any(name in hint for hint in hints):
+            raise ConfigError(f"{path}.{name} has no effect with {tag}={values[tag]!r}; remove it")
+    return options[chosen]
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """Checks one value against its declared type."""
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return parse(hint, value, path)  # type: ignore[arg-type]
+        return parse(typing.cast(type, hint), value, path)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if origin in UNIONS:
         if value is None and type(None) in inner:
             return None
         options = [option for option in inner if option is not type(None)]
+        if isinstance(value, Mapping) and len(options) > 1 and all(map(dataclasses.is_dataclass, options)):
+            return parse(_choose(options, value, path), value, path)
         for option in options[:-1]:
             try:
                 return _convert(option, value, path)

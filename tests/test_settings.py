@@ -79,6 +79,62 @@ def test_errors_name_the_field_and_the_way_out(values, message):
     assert str(error.value).count("config.") == 1
 
 
+@dataclass(frozen=True)
+class Shared:
+    kind: Literal["x", "y"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Circle(Shared):
+    shape: Literal["circle", "disc"]
+    radius: float
+
+
+@dataclass(frozen=True)
+class Square(Shared):
+    shape: Literal["square"]
+    side: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    figure: Circle | Square | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "result"),
+    [
+        ({"shape": "circle", "radius": 2}, Circle("x", 0, "circle", 2.0)),
+        ({"shape": "disc", "radius": 1.0}, Circle("x", 0, "disc", 1.0)),
+        ({"shape": "square"}, Square("x", 0, "square", 1.0)),
+        ({"radius": 1.0}, "missing field {}.shape (one of 'circle', 'disc', 'square')"),
+        ({"shape": "line"}, "{}.shape='line' must be one of 'circle', 'disc', 'square'"),
+        ({"shape": "square", "radius": 1.0}, "{}.radius has no effect with shape='square'; remove it"),
+        ({"shape": "square", "sise": 1.0}, "unknown field {}.sise; did you mean 'side'?"),
+        ({"shape": "circle"}, "missing field {}.radius (float)"),
+    ],
+)
+def test_a_field_with_values_of_its_own_chooses_the_class_of_a_union(values, result):
+    values = {"kind": "x", "seed": 0, **values}
+    for union, given, path, wrap in (
+        (Circle | Square, values, "config", lambda parsed: parsed),
+        (Drawing, {"figure": values}, "config.figure", Drawing),
+    ):
+        if not isinstance(result, str):
+            assert parse(union, given) == wrap(result)
+            continue
+        with pytest.raises(ConfigError) as error:
+            parse(union, given)
+        assert str(error.value) == result.format(path)
+
+
+def test_classes_without_such_a_field_make_no_union():
+    assert parse(Drawing, {"figure": None}) == Drawing()
+    with pytest.raises(TypeError, match="no Literal field tells Inner and Outer apart"):
+        parse(Inner | Outer, {})
+
+
 def test_json_is_canonical_and_reads_back():
     one = Outer(Inner(1.0), names=("p",))
     values = json.loads(to_json(one))
