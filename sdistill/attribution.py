@@ -7,17 +7,18 @@ not add up to that of their sum; a share of the signal is one of the sum of norm
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.token_classes import CLASSES, token_classes
 from sdistill.engine.types import Completions
 from sdistill.text.spans import of_rows, token_texts
 from sdistill.text.tokenizer import Tokenizer
+from sdistill.types import Response, TokenAttribution
 from sdistill.updates import UpdateReport
 
 DIGITS = 4  # significant ones that are kept
@@ -25,17 +26,16 @@ PLACES = 20  # after the point, at most
 
 
 def attribute(
-    generations: Sequence[Generation],
+    generations: Sequence[Response],
     rollouts: Completions,
     has_teacher: Float[np.ndarray, " B"] | None,
     updates: Sequence[UpdateReport],
     tokenizer: Tokenizer,
-) -> tuple[list[Generation], dict[str, float]]:
+) -> tuple[list[Response], dict[str, float]]:
     """The rollouts with what is known of each token, and what the step's record says by class of tokens.
 
-    A generation gets lists of one entry a token: `tokens` (texts), `signal`, `entropy` (nats) and
-    `divergence` (nats; None instead of the list where the row has no teacher). The record has each class'
-    share of the tokens and of the signal, and its tokens' mean divergence in the rows that have a teacher.
+    The record has each class' share of the tokens and of the signal, and its tokens' mean divergence in the
+    rows that have a teacher.
 
     Args:
       generations: In the order of the batch.
@@ -56,7 +56,7 @@ def attribute(
         columns: dict[str, Any] = {name: values[row][:length] for name, values in lists.items()}
         if not taught_B[row]:
             columns["divergence"] = None
-        described.append({**generation, "tokens": texts[row], **columns})
+        described.append(replace(generation, attribution=TokenAttribution(texts[row], **columns)))
     return described, _by_class(arrays, texts, taught_B)
 
 

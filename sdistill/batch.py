@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sdistill.analysis.epistemic import token_mask
-from sdistill.analysis.measure import Generation
 from sdistill.config import TrainConfig
 from sdistill.contexts import contrastive_contents, sibling_contents
 from sdistill.engine.types import Completions
@@ -36,6 +35,7 @@ from sdistill.model.scoring import TokenScores
 from sdistill.rows import Rows, check_same_responses, layout, listed
 from sdistill.tasks.problem import Problem
 from sdistill.text.chat import Chat, conversation
+from sdistill.types import Response
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Taught(NamedTuple):
 def on_policy_batch(
     config: TrainConfig,
     problems: Sequence[Problem],
-    generations: Sequence[Generation],
+    generations: Sequence[Response],
     rollouts: Completions,
     chat: Chat,
     *,
@@ -132,7 +132,7 @@ def on_policy_batch(
         "train_accuracy": float(judged.correct_QG.mean()),
         "solved_groups": float(judged.correct_QG.any(axis=1).mean()),
         "length": float(rollouts.lengths.mean()),
-        "words": float(np.mean([g["words"] for g in generations])),
+        "num_epistemic": float(np.mean([g.num_epistemic for g in generations])),
         "finished": float(rollouts.finished.mean()),
     }
     # On the host until `place_batch`: hence `Any`.
@@ -149,14 +149,14 @@ def on_policy_batch(
     return OnPolicyBatch(**columns, **more), figures | shaping
 
 
-def row_names(generations: Sequence[Generation]) -> list[str]:
+def row_names(generations: Sequence[Response]) -> list[str]:
     """What an error calls the rollouts."""
-    return [f"{g['problem']!r} (sample {g['sample']})" for g in generations]
+    return [f"{g.problem!r} (sample {g.sample})" for g in generations]
 
 
-def check_sampled(generations: Sequence[Generation]) -> None:
+def check_sampled(generations: Sequence[Response]) -> None:
     """Raises FloatingPointError, naming the rollouts, if some ended because logits were not numbers."""
-    errors = [g for g in generations if g["finish"] == "error"]
+    errors = [g for g in generations if g.finish == "error"]
     if errors:
         raise FloatingPointError(f"the student's logits are not finite in {listed(row_names(errors))}")
 
@@ -164,7 +164,7 @@ def check_sampled(generations: Sequence[Generation]) -> None:
 def _judged(
     config: TrainConfig,
     problems: Sequence[Problem],
-    generations: Sequence[Generation],
+    generations: Sequence[Response],
     rollouts: Completions,
     chat: Chat,
 ) -> Judged:
@@ -179,9 +179,9 @@ def _judged(
         config,
         chat,
         problems,
-        texts=[[g["response"] for g in group] for group in groups],
-        feedback=[[g["feedback"] for g in group] for group in groups],
-        correct_QG=np.asarray([[bool(g["correct"]) for g in group] for group in groups]),
+        texts=[[g.text for g in group] for group in groups],
+        feedback=[[g.feedback for g in group] for group in groups],
+        correct_QG=np.asarray([[g.correct for g in group] for group in groups]),
         prompts=prompts,
         student=layout(prompts, rollouts.ids, rollouts.lengths, settings.max_prompt),
         rollouts=rollouts,

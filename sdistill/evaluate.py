@@ -10,7 +10,7 @@ Figures come with 95 % bootstrap intervals over problems. All devices work, of o
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sdistill.analysis.epistemic import count_substrings, count_words
-from sdistill.analysis.measure import Generation, by_problem
+from sdistill.analysis.measure import by_problem
 from sdistill.analysis.statistics import bootstrap_mean
 from sdistill.clock import Clock
 from sdistill.data.catalogue import open_problems, task_of
@@ -39,6 +39,13 @@ from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem, Task, Verdict
 from sdistill.text.chat import Chat, conversation
 from sdistill.text.tokenizer import check_vocabulary
+from sdistill.types import FinishReason, Response
+
+FINISH_REASONS: Mapping[Finish, FinishReason] = {
+    Finish.STOP: "stop",
+    Finish.LENGTH: "length",
+    Finish.ERROR: "error",
+}
 
 
 def requests_for(
@@ -67,7 +74,7 @@ def requests_for(
 
 def judge(
     problem: Problem, request: Request, ids: Sequence[int], finish: int, chat: Chat, task: Task
-) -> Generation:
+) -> Response:
     """Decodes and verifies a response."""
     response = chat.tokenizer.decode(ids)
     return described(problem, request, response, len(ids), finish, chat, task.verify(problem, response))
@@ -75,24 +82,24 @@ def judge(
 
 def described(
     problem: Problem, request: Request, response: str, length: int, finish: int, chat: Chat, verdict: Verdict
-) -> Generation:
-    """A response with its verdict, as it is kept."""
+) -> Response:
+    """A response with its verdict."""
     finished = finish == Finish.STOP
-    return {
-        "problem": problem.id,
-        "sample": request.sample,
-        "prompt": chat.tokenizer.decode(request.prompt),
-        "response": response,
+    return Response(
+        problem.id,
+        request.sample,
+        prompt=chat.tokenizer.decode(request.prompt),
+        text=response,
         # A response that was cut is wrong even if its last words happen to read as an answer.
-        "correct": verdict.correct and finished,
-        "answer": verdict.answer if finished else None,
-        "feedback": verdict.feedback,
-        "timed_out": verdict.timed_out,
-        "finish": Finish(finish).name.lower(),
-        "length": length,
-        "words": count_words(response),
-        "substrings": count_substrings(response),
-    }
+        correct=verdict.correct and finished,
+        finish=FINISH_REASONS[Finish(finish)],
+        length=length,
+        num_epistemic=count_words(response),
+        num_epistemic_substrings=count_substrings(response),
+        answer=verdict.answer if finished else None,
+        feedback=verdict.feedback,
+        timed_out=verdict.timed_out,
+    )
 
 
 def sample(
@@ -110,7 +117,7 @@ def sample(
     thinking: bool = True,
     progress: Callable[[EngineStats], None] | None = None,
     clock: Clock | None = None,
-) -> tuple[list[Generation], Completions]:
+) -> tuple[list[Response], Completions]:
     """Samples and judges `samples` responses a problem, posed with user turn `contents`.
 
     Of several processes each does its share, and all know the outcome. Verification follows sampling, and
@@ -125,13 +132,13 @@ def sample(
             params, [request for _, request in asked], seed=seed, step=step, progress=progress
         )
     with clock.spent_on("verify"):
-        generations = judge_all(asked, rollouts, chat, task)
-        return gathered(generations), gathered_rows(rollouts, len(asked))
+        values = gathered([response.to_json() for response in judge_all(asked, rollouts, chat, task)])
+        return [Response.from_json(v) for v in values], gathered_rows(rollouts, len(asked))
 
 
 def judge_all(
     asked: Sequence[tuple[Problem, Request]], rollouts: Completions, chat: Chat, task: Task
-) -> list[Generation]:
+) -> list[Response]:
     """Decodes and verifies responses."""
     texts = [
         chat.tokenizer.decode(ids[:length].tolist())
@@ -219,7 +226,7 @@ def evaluate(args: argparse.Namespace) -> None:
     )
 
 
-def print_figures(generations: Sequence[Generation], title: str) -> None:
+def print_figures(generations: Sequence[Response], title: str) -> None:
     """A table of what was measured, with bootstrap intervals over problems."""
     table = Table("metric", "value", "95 % interval", title=title)
     for name, figures in by_problem(generations).items():

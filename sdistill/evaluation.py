@@ -10,7 +10,7 @@ from sdistill.config import EvaluationConfig, TrainConfig
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.model.config import ModelConfig
 from sdistill.problem_sampler import OnRound, evaluation_sampler
-from sdistill.storage import write_records
+from sdistill.storage import write_responses
 from sdistill.tasks.problem import Problem
 from sdistill.text.chat import Chat
 
@@ -43,7 +43,7 @@ def evaluator(
             path = workdir / f"{name}-{step:06d}.jsonl.gz"
             if not path.exists():
                 generations, _ = sampler(params, datasets[name], tasks[name], step)
-                write_records(path, generations)
+                write_responses(path, generations)
 
     return evaluate
 

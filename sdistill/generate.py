@@ -25,7 +25,6 @@ from flax import nnx
 from rich.progress import Progress
 
 from sdistill import command
-from sdistill.analysis.measure import Generation
 from sdistill.contexts import ContextConfig, guided_content
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.mesh import MeshConfig
@@ -45,14 +44,15 @@ from sdistill.storage import (
     CONFIG_FILE,
     Journal,
     check_workdir,
-    read_records,
+    read_responses,
     write_atomically,
-    write_records,
+    write_responses,
 )
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.stop import StopStrings
 from sdistill.text.tokenizer import check_vocabulary
+from sdistill.types import Response
 
 JOURNAL, DONE, PASSED_OVER = "journal.jsonl", "responses.jsonl.gz", "passed_over.jsonl.gz"
 JUDGES = 4  # threads that wait for verdicts while others decode
@@ -161,7 +161,7 @@ class GenerateConfig:
         return ComputeConfig(dtype=self.dtype)
 
 
-def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None = None) -> list[Generation]:
+def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None = None) -> list[Response]:
     """Makes, or completes, the generation that `config` describes; returns what is kept.
 
     Raises:
@@ -171,7 +171,7 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
     check_agreement(to_json(config))
     check_workdir(workdir, to_json(config))
     if (workdir / DONE).exists():
-        return read_records(workdir / DONE)
+        return read_responses(workdir / DONE)
     chat = load_chat(config.tokenizer or config.init_from)
     turns = posed(config)
     sampler = Answerer.of(config, chat)
@@ -179,8 +179,8 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
     write_atomically(workdir / CONFIG_FILE, to_json(config).encode())  # all is well: the directory is ours
 
     progress = progress or Progress(disable=True)
-    kept: list[list[Generation]] = []
-    passed_over: list[list[Generation]] = []
+    kept: list[list[Response]] = []
+    passed_over: list[list[Response]] = []
     journal = Journal(workdir / JOURNAL)
     with task_of(config.split) as task:
         for start, count in strides(config, len(turns)):
@@ -199,9 +199,9 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
             "walk.max_correct of its responses right; widen them, or take a better model"
         )
     if passed_over:
-        write_records(workdir / PASSED_OVER, (record for group in passed_over for record in group))
+        write_responses(workdir / PASSED_OVER, (record for group in passed_over for record in group))
     generations = [record for group in kept for record in group]
-    write_records(workdir / DONE, generations)
+    write_responses(workdir / DONE, generations)
     journal.remove()
     return generations
 
@@ -212,9 +212,9 @@ def strides(config: GenerateConfig, count: int) -> Iterator[tuple[int, int]]:
     return ((start, min(stride, count - start)) for start in range(0, count, stride))
 
 
-def is_kept(walk: WalkConfig | None, group: Sequence[Generation]) -> bool:
+def is_kept(walk: WalkConfig | None, group: Sequence[Response]) -> bool:
     """Whether the problem that these are the responses to is kept."""
-    return walk is None or walk.min_correct <= sum(r["correct"] for r in group) <= walk.max_correct
+    return walk is None or walk.min_correct <= sum(r.correct for r in group) <= walk.max_correct
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class Answerer:
         journal: Journal,
         progress: Progress,
         name: str,
-    ) -> list[list[Generation]]:
+    ) -> list[list[Response]]:
         """The responses to each problem; those that the journal lacks are sampled, and judged meanwhile.
 
         By all processes, each of which judges its share.
@@ -290,8 +290,8 @@ class Answerer:
             self._sample(missing, task, journal, progress, name)
             journal.share()
         found = {(record["problem"], record["sample"]): record for record in journal.records}
-        records = [found[request.problem, request.sample] for request in requests]
-        return [records[i : i + samples] for i in range(0, len(records), samples)]
+        responses = [Response.from_json(found[request.problem, request.sample]) for request in requests]
+        return [responses[i : i + samples] for i in range(0, len(responses), samples)]
 
     def _sample(
         self,
@@ -306,7 +306,8 @@ class Answerer:
         verdicts: list[Future[None]] = []
 
         def keep(problem: Problem, request: Request, response: Completion) -> None:
-            journal.add(judge(problem, request, response.ids.tolist(), response.finish, self.chat, task))
+            judged = judge(problem, request, response.ids.tolist(), response.finish, self.chat, task)
+            journal.add(judged.to_json())
 
         with ThreadPoolExecutor(JUDGES) as judges:
 
@@ -349,7 +350,7 @@ def posed(config: GenerateConfig) -> list[Turn]:
         return [(problem, problem.messages[-1]["content"]) for problem in answered]
     shown = {name: first_correct(group) for name, group in earlier.items()}
     if config.first_if_none:
-        shown = {name: shown[name] or str(group[0]["response"]) for name, group in earlier.items()}
+        shown = {name: shown[name] or group[0].text for name, group in earlier.items()}
     solved = [(problem, text) for problem in answered if (text := shown[problem.id]) is not None]
     if not solved:
         raise ConfigError(
@@ -368,7 +369,7 @@ def posed(config: GenerateConfig) -> list[Turn]:
     ]
 
 
-def responses_by_problem(directory: Path, file: str = DONE) -> dict[str, list[Generation]]:
+def responses_by_problem(directory: Path, file: str = DONE) -> dict[str, list[Response]]:
     """The responses to each problem, of a generation that is complete, in its order.
 
     Args:
@@ -380,15 +381,15 @@ def responses_by_problem(directory: Path, file: str = DONE) -> dict[str, list[Ge
     """
     if not (directory / DONE).exists():
         raise ConfigError(f"{str(directory)!r} has no {DONE}; finish that generation first")
-    groups: dict[str, list[Generation]] = {}
-    for record in read_records(directory / file):
-        groups.setdefault(record["problem"], []).append(record)
+    groups: dict[str, list[Response]] = {}
+    for record in read_responses(directory / file):
+        groups.setdefault(record.problem, []).append(record)
     return groups
 
 
-def first_correct(group: Sequence[Generation]) -> str | None:
+def first_correct(group: Sequence[Response]) -> str | None:
     """The first correct response of those to a problem, if there is one."""
-    return next((str(record["response"]) for record in group if record["correct"]), None)
+    return next((response.text for response in group if response.correct), None)
 
 
 def main(values: dict[str, Any], workdir: Path) -> None:

@@ -5,6 +5,7 @@ verifies them, (3) contexts are made from the verdicts, and student and teacher 
 steps score, differentiate and update, once for each mini-batch, (5) the teacher's weights follow.
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from sdistill.analysis.measure import Generation
 from sdistill.attribution import attribute
 from sdistill.batch import Score, check_sampled, on_policy_batch, row_names
 from sdistill.clock import Clock
@@ -35,6 +35,7 @@ from sdistill.step import PackedBatch, examples_of
 from sdistill.tasks.problem import Problem, Task
 from sdistill.teacher import TeacherConfig, first_teacher, next_teacher, on_device
 from sdistill.text.chat import Chat
+from sdistill.types import Response
 from sdistill.updates import (
     Steps,
     compile_steps,
@@ -88,7 +89,7 @@ class Learned(NamedTuple):
     state: TrainState
     teacher: nnx.State | None
     record: dict[str, float]
-    generations: list[Generation]
+    generations: list[Response]
 
 
 def prepare(
@@ -219,7 +220,7 @@ def learn_from_rollouts(
             record |= shares
     if guide is not None:
         teacher = next_teacher(guide.teacher, teacher, state.params)
-    generations = [{"step": step + 1, **generation} for generation in generations]
+    generations = [dataclasses.replace(generation, step=step + 1) for generation in generations]
     return Learned(state, teacher, record, generations)
 
 

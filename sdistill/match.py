@@ -22,7 +22,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.analysis.measure import Generation
 from sdistill.data.catalogue import open_problems
 from sdistill.generate import GenerateConfig, responses_by_problem
 from sdistill.model.folders import load_chat
@@ -31,14 +30,15 @@ from sdistill.storage import write_atomically, write_records
 from sdistill.tasks.problem import THINK_START, Problem
 from sdistill.text.chat import Chat
 from sdistill.train import CONFIG_FILE
+from sdistill.types import Response
 
-Correct = Mapping[str, Sequence[Generation]]
+Correct = Mapping[str, Sequence[Response]]
 """Problem → its correct responses."""
 
 
 def matched(
     sets: Mapping[str, Correct], problems: Sequence[str], *, responses: int, per_problem: int
-) -> dict[str, list[Generation]]:
+) -> dict[str, list[Response]]:
     """As many correct responses of every set to each problem, in the order of the problems.
 
     Args:
@@ -47,7 +47,7 @@ def matched(
       responses: Of each set, at most; fewer if the sets have no more in common.
       per_problem: To one problem, at most.
     """
-    chosen: dict[str, list[Generation]] = {name: [] for name in sets}
+    chosen: dict[str, list[Response]] = {name: [] for name in sets}
     taken = 0
     for problem in problems:
         count = min(per_problem, responses - taken, *(len(found.get(problem, ())) for found in sets.values()))
@@ -69,7 +69,7 @@ class Source:
         """Reads a complete generation; ConfigError if it is not."""
         groups = responses_by_problem(directory)
         config = parse(GenerateConfig, json.loads((directory / CONFIG_FILE).read_text()))
-        return cls(config, {name: [r for r in group if r["correct"]] for name, group in groups.items()})
+        return cls(config, {name: [r for r in group if r.correct] for name, group in groups.items()})
 
 
 def match(directories: Sequence[Path], out: Path, *, responses: int, per_problem: int) -> dict[str, int]:
@@ -98,11 +98,11 @@ def match(directories: Sequence[Path], out: Path, *, responses: int, per_problem
     chat = load_chat(first.config.tokenizer or first.config.init_from)
     problems = {p.id: p for p in open_problems(first.config.split, first.config.data_dir)}
     for name, generations in chosen.items():
-        posed = [(problems[g["problem"]], str(g["response"])) for g in generations]
+        posed = [(problems[g.problem], g.text) for g in generations]
         write_set(out, name, posed, chat, thinking=first.config.thinking)
     info = {name: llama_factory_entry(name) for name in chosen}
     write_atomically(out / "dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
-    return {"responses": len(taken), "problems": len({g["problem"] for g in taken})}
+    return {"responses": len(taken), "problems": len({g.problem for g in taken})}
 
 
 def write_set(

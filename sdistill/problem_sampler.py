@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from flax import nnx
 from jax.sharding import Mesh
 
-from sdistill.analysis.measure import Generation
 from sdistill.clock import Clock
 from sdistill.config import EvaluationConfig, RolloutsConfig, TrainConfig
 from sdistill.engine.engine import SlotEngine
@@ -16,6 +15,7 @@ from sdistill.evaluate import sample
 from sdistill.model.config import ModelConfig
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
+from sdistill.types import Response
 
 OnRound = Callable[[EngineStats], None]
 
@@ -42,7 +42,7 @@ class ProblemSampler:
 
     def __call__(
         self, params: nnx.State, problems: Sequence[Problem], task: Task, step: int
-    ) -> tuple[list[Generation], Completions]:
+    ) -> tuple[list[Response], Completions]:
         """Responses to the problems, judged by their task, and their tokens.
 
         Those to one problem are next to each other.

@@ -17,6 +17,7 @@ import jax
 
 from sdistill.distributed.processes import gathered, is_writer, wait_for_all
 from sdistill.settings import ConfigError
+from sdistill.types import Measurement, Response
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,26 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     lines = gzip.decompress(content) if path.suffix == ".gz" else content
     # Split as bytes: text may hold characters that `str.splitlines` takes for line ends.
     return [json.loads(line) for line in lines.split(b"\n") if line]
+
+
+def write_responses(path: Path, responses: Iterable[Response]) -> None:
+    """`write_records` of responses."""
+    write_records(path, (response.to_json() for response in responses))
+
+
+def read_responses(path: Path) -> list[Response]:
+    """`read_records` of responses."""
+    return [Response.from_json(record) for record in read_records(path)]
+
+
+def write_measurements(path: Path, measurements: Iterable[Measurement]) -> None:
+    """`write_records` of measurements."""
+    write_records(path, (measurement.to_json() for measurement in measurements))
+
+
+def read_measurements(path: Path) -> list[Measurement]:
+    """`read_records` of measurements."""
+    return [Measurement.from_json(record) for record in read_records(path)]
 
 
 class Journal:

@@ -30,7 +30,6 @@ from jax.sharding import Mesh
 from rich.progress import Progress
 
 from sdistill import command
-from sdistill.analysis.measure import Generation
 from sdistill.checkpoints import Checkpoints
 from sdistill.config import RolloutsConfig, TrainConfig
 from sdistill.data.catalogue import open_corpus, open_problems
@@ -50,12 +49,20 @@ from sdistill.optimizer import make_optimizer
 from sdistill.preemption import Preempted, PreemptionNotice
 from sdistill.settings import ConfigError, parse, to_json
 from sdistill.state import TrainState, new_state
-from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
+from sdistill.storage import (
+    CONFIG_FILE,
+    check_workdir,
+    read_records,
+    write_atomically,
+    write_records,
+    write_responses,
+)
 from sdistill.tasks.problem import Problem
 from sdistill.teacher import kept_teacher
 from sdistill.text.chat import Chat
 from sdistill.text.tokenizer import Tokenizer, check_vocabulary
 from sdistill.train_mesh import mesh_of
+from sdistill.types import Response
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +105,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
 
     # Loop. A notice of preemption ends it between two steps, or while responses are sampled.
     learn = learn_from_examples if config.rollouts is None else learn_from_rollouts
-    rollouts: dict[int, list[Generation]] = {}  # not yet on disk, by the step after which they are written
+    rollouts: dict[int, list[Response]] = {}  # not yet on disk, by the step after which they are written
     progress = progress or Progress(disable=True)
     bar = progress.add_task(workdir.name, total=config.steps, completed=start)
 
@@ -107,7 +114,7 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
         failed = False
         try:
             for last in sorted(rollouts):
-                write_records(workdir / f"train-{min(last, step):06d}.jsonl.gz", rollouts[last])
+                write_responses(workdir / f"train-{min(last, step):06d}.jsonl.gz", rollouts[last])
                 del rollouts[last]
             write_records(workdir / "metrics.jsonl", metrics)
         except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 SCHEMA_VERSION = 2
 """Of the JSON forms below; kept in `environment.json` of a study."""
 
-Finish = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "error"]
 """Why a response ended: at a stop token or string, at its limit, or because logits were not finite."""
 
 
@@ -59,13 +59,13 @@ class Response(_Json):
       prompt: The prompt, decoded.
       text: The response, decoded.
       correct: Whether the verifier accepts it; a response that did not finish is never correct.
-      answer: The answer that the verifier found in it.
-      feedback: What the verifier says of it; "" for nothing.
-      timed_out: Whether verification ran out of time.
       finish: Why it ended.
       length: In tokens, the stop token included.
       num_epistemic: Epistemic words (`analysis.epistemic`), counted as whole words.
       num_epistemic_substrings: The same, counted as substrings, as the paper's released code does.
+      answer: The answer that the verifier found in it.
+      feedback: The verifier's comment; "" if there is none.
+      timed_out: Whether verification ran out of time.
       step: Training step that it was sampled in, from 1; rollouts only.
       context: The user turn of the teacher, or of the guided prompt.
       bits: log2 p(y|x,c) - log2 p(y|x), where richness was measured.
@@ -77,13 +77,13 @@ class Response(_Json):
     prompt: str
     text: str
     correct: bool
-    answer: str | None
-    feedback: str
-    timed_out: bool
-    finish: Finish
+    finish: FinishReason
     length: int
     num_epistemic: int
     num_epistemic_substrings: int
+    answer: str | None = None
+    feedback: str = ""
+    timed_out: bool = False
     step: int | None = None
     context: str | None = None
     bits: float | None = None
@@ -92,9 +92,8 @@ class Response(_Json):
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """See `_Json.from_json`."""
-        values = {"answer": None, **values}
         if "attribution" in values:
-            values["attribution"] = TokenAttribution.from_json(values["attribution"])
+            values = {**values, "attribution": TokenAttribution.from_json(values["attribution"])}
         return cls(**values)
 
 

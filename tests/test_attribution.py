@@ -166,14 +166,15 @@ def test_generations_and_record_of_a_step(tokenizer):
     entropy, divergence, signal = rng.uniform(0.1, 2, (3, 2, 9)).astype(np.float32)
     report = Report({}, Finite(np.ones(2, bool)), PerToken(entropy, divergence, signal))
     updates = [UpdateReport([(np.arange(2), report)], {})]
-    generations = [{"problem": "a"}, {"problem": "b"}]
+    generations = [tiny.response("a"), tiny.response("b")]
     found, record = attribute(generations, rollouts, np.array([1.0, 0.0]), updates, tokenizer)
     for row, (generation, length) in enumerate(zip(found, lengths, strict=True)):
-        assert generation["problem"] == "ab"[row] and "".join(generation["tokens"]) == texts[row]
-        for name, values in (("entropy", entropy), ("signal", signal)):
-            assert generation[name] == pytest.approx(values[row, :length], rel=1e-3)
-    assert found[0]["divergence"] == pytest.approx(divergence[0, : lengths[0]], rel=1e-3)
-    assert found[1]["divergence"] is None
+        by_token = generation.attribution
+        assert generation.problem == "ab"[row] and "".join(by_token.tokens) == texts[row]
+        assert by_token.entropy == pytest.approx(entropy[row, :length], rel=1e-3)
+        assert by_token.signal == pytest.approx(signal[row, :length], rel=1e-3)
+    assert found[0].attribution.divergence == pytest.approx(divergence[0, : lengths[0]], rel=1e-3)
+    assert found[1].attribution.divergence is None
     marked = ["edd" + "odd" + "o", "oed" + "oo"]
     total = sum(signal[row, :length].sum() for row, length in enumerate(lengths))
     for letter, name in zip("edo", CLASSES, strict=True):
@@ -185,7 +186,7 @@ def test_generations_and_record_of_a_step(tokenizer):
     silent = report._replace(tokens=PerToken(entropy, None, 0 * signal))
     updates = [UpdateReport([(np.arange(2), silent)], {})]
     found, record = attribute(generations, rollouts, None, updates, tokenizer)
-    assert [g["divergence"] for g in found] == [None, None]
+    assert [g.attribution.divergence for g in found] == [None, None]
     assert not any("divergence" in name for name in record)
     assert [record[f"class_signal_{name}"] for name in CLASSES] == [0, 0, 0]
 

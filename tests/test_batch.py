@@ -1,5 +1,7 @@
 """How judged rollouts become weights and advantages, against plain loops; what the teacher is asked."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from sdistill.model.scoring import TokenScores
 from sdistill.settings import parse
 from sdistill.tasks.signs.puzzle import problem_from_text
 from sdistill.text.chat import SignsChat
+from tests import tiny
 
 PROBLEMS = [problem_from_text(text) for text in ("1 1 1 = 1", "8 4 7 = 5", "2 2 2 = 6")]
 TEXTS = ["likely 1 </think> + + -", "wait 2 so </think> + -", "wait </think> - -"] * 3
@@ -53,10 +56,7 @@ def rollouts(tokenizer):
 
 def generations():
     return [
-        {
-            **{"problem": PROBLEMS[i // 3].id, "sample": i % 3, "response": text, "correct": correct},
-            **{"words": 1, "feedback": "" if correct else f"- {i}"},
-        }
+        tiny.response(PROBLEMS[i // 3].id, text, correct, sample=i % 3, feedback="" if correct else f"- {i}")
         for i, (text, correct) in enumerate(zip(TEXTS, np.ravel(CORRECT).tolist(), strict=True))
     ]
 
@@ -207,7 +207,7 @@ def test_anti_self_distillation_shapes_rows_with_a_teacher_while_the_gate_is_ope
 
 def test_without_any_success_there_is_nothing_to_turn_away_from(chat, rollouts):
     config = parse(TrainConfig, VALUES | grpo(anti_self_distillation=ANTI))
-    wrong = [{**generation, "correct": False} for generation in generations()]
+    wrong = [dataclasses.replace(generation, correct=False) for generation in generations()]
     batch, figures = on_policy_batch(
         config, PROBLEMS, wrong, rollouts, chat, teacher=Scorer(1), reference=Scorer(2), past=[]
     )

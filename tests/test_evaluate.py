@@ -11,6 +11,7 @@ from sdistill.engine.types import Request
 from sdistill.evaluate import judge, requests_for, sample
 from sdistill.tasks.signs.puzzle import SignsTask, make_problem
 from sdistill.text.chat import SignsChat
+from sdistill.types import Response
 from tests import tiny
 from tests.processes import Commands
 from tests.test_train import WORDS
@@ -41,32 +42,32 @@ def test_a_repeated_problem_goes_on_counting_its_samples(tokenizer):
 def test_a_response_is_judged_against_its_problem(tokenizer):
     long = "perhaps 8 11 + 4 7 + 7 0 yes </think> + +"
     first, second = Request(tokenizer.encode("8 4 7 = 19"), "a", 0), Request([4, 5], "b", 7)
-    assert judged(tokenizer, FIRST, first, long) == {
-        "problem": FIRST.id,
-        "sample": 0,
-        "prompt": "8 4 7 = 19",
-        "response": long,
-        "correct": True,
-        "answer": "+ +",
-        "feedback": "",
-        "timed_out": False,
-        "finish": "stop",
-        "length": len(long.split()) + 1,
-        "words": 1,
-        "substrings": 1,
-    }
+    assert judged(tokenizer, FIRST, first, long) == Response(
+        problem=FIRST.id,
+        sample=0,
+        prompt="8 4 7 = 19",
+        text=long,
+        correct=True,
+        answer="+ +",
+        feedback="",
+        timed_out=False,
+        finish="stop",
+        length=len(long.split()) + 1,
+        num_epistemic=1,
+        num_epistemic_substrings=1,
+    )
     wrong = judged(tokenizer, FIRST, first, "so </think> + -")
-    assert not wrong["correct"] and wrong["feedback"] == "gives 5"
+    assert not wrong.correct and wrong.feedback == "gives 5"
     other = judged(tokenizer, SECOND, second, "wait wait maybe </think> + -")
-    assert other["correct"]
-    assert (other["problem"], other["sample"], other["words"]) == (SECOND.id, 7, 3)
+    assert other.correct
+    assert (other.problem, other.sample, other.num_epistemic) == (SECOND.id, 7, 3)
 
 
 @pytest.mark.parametrize("finish", [Finish.LENGTH, Finish.ERROR])
 def test_a_response_that_was_cut_is_wrong_even_where_it_reads_as_an_answer(tokenizer, finish):
     found = judged(tokenizer, FIRST, Request([3], "a"), "so </think> + +", finish)
-    assert not found["correct"] and found["answer"] is None
-    assert found["finish"] == finish.name.lower()
+    assert not found.correct and found.answer is None
+    assert found.finish == finish.name.lower()
 
 
 def test_sampling_judges_what_the_engine_said(tokenizer):
@@ -91,12 +92,12 @@ def test_sampling_judges_what_the_engine_said(tokenizer):
         step=0,
         sampling=Sampling(),
     )
-    assert [g["problem"] for g in generations] == [p.id for p in problems for _ in range(2)]
-    assert [(g["problem"], g["sample"]) for g in generations[::5]] == [(FIRST.id, 0), (FIRST.id, 3)]
+    assert [g.problem for g in generations] == [p.id for p in problems for _ in range(2)]
+    assert [(g.problem, g.sample) for g in generations[::5]] == [(FIRST.id, 0), (FIRST.id, 3)]
     for generation, ids, length in zip(generations, rollouts.ids, rollouts.lengths, strict=True):
-        assert generation["response"] == tokenizer.decode(ids[:length])
-        assert generation["length"] == length
-    assert len({g["response"] for g in generations}) > 4  # the repeated problem has new samples
+        assert generation.text == tokenizer.decode(ids[:length])
+        assert generation.length == length
+    assert len({g.text for g in generations}) > 4  # the repeated problem has new samples
 
 
 @pytest.mark.slow

@@ -115,14 +115,14 @@ def test_the_fix_changes_the_loss(extended):
         from sdistill.tasks.signs.puzzle import SignsTask, make_problem
         from sdistill.batch import on_policy_batch
         from sdistill.config import TrainConfig
+        from tests import tiny
         problem, chat, settings = make_problem((8, 4, 7), 5), load_chat("signs_base"), sdpo.get_config("tiny")
         settings.rollouts.prompts = 1
         texts = ["so </think> + -", "so </think> + +", "</think> + -", "so </think> - -"]
         ids = [np.asarray(chat.tokenizer.encode(text)) for text in texts]
         rollouts = Completions.of([Completion(i, 0.0 * i, 0.0 * i, Finish.STOP) for i in ids], 8)
         judged = [
-            {"problem": problem.id, "sample": i, "response": text, "feedback": "", "words": 0}
-            | {"correct": SignsTask().verify(problem, text).correct}
+            tiny.response(problem.id, text, SignsTask().verify(problem, text).correct, sample=i)
             for i, text in enumerate(texts)
         ]
         for failures_only in (False, True):

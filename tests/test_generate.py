@@ -20,7 +20,7 @@ from sdistill.generate import (
 from sdistill.model.folders import load_chat, load_model
 from sdistill.model.weights import new_model, save_pretrained
 from sdistill.settings import ConfigError, parse
-from sdistill.storage import read_records, write_records
+from sdistill.storage import read_responses, write_responses
 from tests.processes import Commands, assert_same_files
 
 OWN_JOURNAL = "journal-0.jsonl"
@@ -35,32 +35,32 @@ def plain(tmp_path_factory, data_dir):
 
 
 def test_there_is_a_record_for_every_sample_in_order(plain):
-    records = read_records(plain / DONE)
-    problems = list(dict.fromkeys(r["problem"] for r in records))
+    records = read_responses(plain / DONE)
+    problems = list(dict.fromkeys(r.problem for r in records))
     assert len(problems) == 8
-    assert [(r["problem"], r["sample"]) for r in records] == [(p, i) for p in problems for i in range(2)]
-    assert 0 < sum(r["correct"] for r in records) <= 16
+    assert [(r.problem, r.sample) for r in records] == [(p, i) for p in problems for i in range(2)]
+    assert 0 < sum(r.correct for r in records) <= 16
     assert {path.name for path in plain.iterdir()} == {"config.json", DONE}
 
 
 def test_a_generation_that_is_complete_is_only_read(plain, data_dir):
     before = (plain / DONE).stat().st_mtime_ns
-    assert generate(dataclasses.replace(TINY, data_dir=str(data_dir)), plain) == read_records(plain / DONE)
+    assert generate(dataclasses.replace(TINY, data_dir=str(data_dir)), plain) == read_responses(plain / DONE)
     assert (plain / DONE).stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"problem": "1 2'])
 def test_what_was_kept_before_an_interruption_is_not_sampled_again(plain, data_dir, tmp_path, torn):
     """Not even where a record was cut in the middle: that one is sampled again."""
-    records = read_records(plain / DONE)
-    marked = [{**record, "response": "kept"} for record in records[::3]]
+    records = read_responses(plain / DONE)
+    marked = [dataclasses.replace(record, text="kept") for record in records[::3]]
     (tmp_path / "config.json").write_bytes((plain / "config.json").read_bytes())
-    write_records(tmp_path / OWN_JOURNAL, marked)
+    write_responses(tmp_path / OWN_JOURNAL, marked)
     with open(tmp_path / OWN_JOURNAL, "ab") as file:
         file.write(torn)
     found = generate(dataclasses.replace(TINY, data_dir=str(data_dir)), tmp_path)
     for i, (ours, whole) in enumerate(zip(found, records, strict=True)):
-        assert ours == (whole if i % 3 else {**whole, "response": "kept"})
+        assert ours == (whole if i % 3 else dataclasses.replace(whole, text="kept"))
 
 
 def test_a_killed_generation_continues_to_the_same_bytes(tmp_path, tmp_path_factory, data_dir):
@@ -82,11 +82,11 @@ def test_a_context_shows_a_correct_response_of_an_earlier_generation(plain, data
     changes["split"] = TINY.split
     values = recipe.get_config(kind).to_dict() | changes | {"problems": 8}
     found = generate(parse(GenerateConfig, values), tmp_path)
-    shown = {r["problem"]: r["response"] for r in reversed(read_records(plain / DONE)) if r["correct"]}
-    assert {r["problem"] for r in found} == shown.keys()
+    shown = {r.problem: r.text for r in reversed(read_responses(plain / DONE)) if r.correct}
+    assert {r.problem for r in found} == shown.keys()
     for record in found:
-        sources = [p for p, text in shown.items() if f"solution {text}" in record["prompt"]]
-        assert (record["problem"] in sources) == (kind == "solution") and sources
+        sources = [p for p, text in shown.items() if f"solution {text}" in record.prompt]
+        assert (record.problem in sources) == (kind == "solution") and sources
 
 
 def walk_config(data_dir, **changes):
@@ -118,13 +118,13 @@ def test_a_walk_keeps_the_first_problems_that_are_half_known(walked, data_dir):
 
 
 def correct(group):
-    return sum(record["correct"] for record in group)
+    return sum(record.correct for record in group)
 
 
 def test_an_interrupted_walk_ends_with_the_same_files(walked, data_dir, tmp_path):
-    records = read_records(walked / PASSED_OVER) + read_records(walked / DONE)
+    records = read_responses(walked / PASSED_OVER) + read_responses(walked / DONE)
     (tmp_path / "config.json").write_bytes((walked / "config.json").read_bytes())
-    write_records(tmp_path / OWN_JOURNAL, records[::3])
+    write_responses(tmp_path / OWN_JOURNAL, records[::3])
     generate(parse(GenerateConfig, walk_config(data_dir)), tmp_path)
     assert_same_files(tmp_path, walked)
 
@@ -141,14 +141,14 @@ def test_rounds_are_chained_by_the_first_correct_response_or_the_first(walked, d
     changes = {"data_dir": str(data_dir), "samples": 1, "split": "k3_pool"}
     first = parse(GenerateConfig, recipe.get_config("solution").to_dict() | changes | {"after": str(walked)})
     responses = generate(first, tmp_path / "first")
-    assert [r["problem"] for r in responses] == list(responses_by_problem(walked))
+    assert [r.problem for r in responses] == list(responses_by_problem(walked))
     after = {"after": str(tmp_path / "first")}
     again = generate(
         parse(GenerateConfig, recipe.get_config("regenerated").to_dict() | changes | after),
         tmp_path / "second",
     )
     for before, record in zip(responses, again, strict=True):
-        assert f"solution {before['response']}" in record["prompt"]
+        assert f"solution {before.text}" in record.prompt
 
 
 def test_the_problems_of_an_earlier_generation_are_answered_again_without_a_context(
@@ -156,8 +156,8 @@ def test_the_problems_of_an_earlier_generation_are_answered_again_without_a_cont
 ):
     changes = {"data_dir": str(data_dir), "after": str(walked), "samples": 1, "split": "k3_pool"}
     found = generate(parse(GenerateConfig, recipe.get_config("unguided").to_dict() | changes), tmp_path)
-    assert [r["problem"] for r in found] == list(responses_by_problem(walked))
-    assert all("solution" not in r["prompt"] for r in found)
+    assert [r.problem for r in found] == list(responses_by_problem(walked))
+    assert all("solution" not in r.prompt for r in found)
 
 
 def test_settings_that_do_not_go_together_are_refused(plain, data_dir, tmp_path):
@@ -187,8 +187,8 @@ def test_logits_that_are_no_numbers_stop_a_generation_or_are_counted(broken_base
     with pytest.raises(FloatingPointError, match=r"sample \d are no numbers after 0 tokens"):
         generate(config, tmp_path / "stopped")
     found = generate(dataclasses.replace(config, stop_on_error=False), tmp_path / "counted")
-    assert {r["finish"] for r in found} == {"error"}
-    assert not any(r["correct"] for r in found)
+    assert {r.finish for r in found} == {"error"}
+    assert not any(r.correct for r in found)
 
 
 @pytest.fixture(scope="module")

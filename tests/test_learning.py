@@ -122,7 +122,7 @@ def weights_of(config, part, generations, number):
     mask = np.asarray(part.student.response_mask)
     if config.grpo is not None:
         return token_weights(mask, config.grpo.aggregation)
-    correct = np.reshape([g["correct"] for g in generations], (PROBLEMS, SAMPLES))
+    correct = np.reshape([g.correct for g in generations], (PROBLEMS, SAMPLES))
     rates = pass_rate_weights(correct)[number * MINI : (number + 1) * MINI]
     taught = mask * part.has_teacher[:, None]
     return token_weights(taught, config.sdpo.loss.aggregation) * np.repeat(rates, SAMPLES)[:, None]
@@ -182,15 +182,13 @@ def clean(tokenizer, data_dir):
 
 
 def named(generations):
-    return ", ".join(f"{g['problem']!r} (sample {g['sample']})" for g in generations)
+    return ", ".join(f"{g.problem!r} (sample {g.sample})" for g in generations)
 
 
 def taught(generations):
     """Those with a correct sibling."""
     return [
-        g
-        for g in generations
-        if any(h["correct"] for h in generations if h["problem"] == g["problem"] and h is not g)
+        g for g in generations if any(h.correct for h in generations if h.problem == g.problem and h is not g)
     ]
 
 
@@ -214,8 +212,8 @@ def test_a_teacher_that_is_not_finite_is_told_from_the_student(clean, tokenizer,
 @pytest.mark.parametrize("number", [0, 1], ids="problem {}".format)
 def test_rows_of_the_student_that_are_not_finite_are_named(number, clean, tokenizer, tmp_path, data_dir):
     groups = [clean[:SAMPLES], clean[SAMPLES:]]
-    others = {word for g in groups[1 - number] for word in f"{g['prompt']} {g['response']}".split()}
-    word = next(word for word in groups[number][0]["prompt"].split() if word not in others)
+    others = {word for g in groups[1 - number] for word in f"{g.prompt} {g.text}".split()}
+    word = next(word for word in groups[number][0].prompt.split() if word not in others)
     message = failure(untied(tmp_path / "model", tokenizer, word), tmp_path, data_dir)
     assert message.startswith(f"step 1: the student's logits are not finite in {named(groups[number])};")
 
@@ -236,7 +234,7 @@ def test_scores_that_are_not_finite_are_refused_before_they_become_advantages(
     """Contrastive evidence takes a comparison with NaN for a small change, and would hide it."""
     changes = {"objective": "grpo", "sdpo": None, "grpo": {"contrastive_hints": {}}}
     message = failure(changes | untied(tmp_path / "model", tokenizer, "solution"), tmp_path, data_dir)
-    first = re.escape(taught(clean)[0]["problem"])
+    first = re.escape(taught(clean)[0].problem)
     assert re.match(rf"step 1: scores under the teacher are not finite in '{first}' \(sample \d\)", message)
 
 

@@ -10,8 +10,9 @@ from configs.signs import generate as recipe
 from sdistill.generate import DONE, GenerateConfig
 from sdistill.match import match, matched
 from sdistill.settings import ConfigError, parse, to_json
-from sdistill.storage import read_records, write_atomically, write_records
+from sdistill.storage import read_records, write_atomically, write_responses
 from sdistill.tasks.signs.puzzle import question
+from tests import tiny
 from tests.processes import Commands
 
 PUZZLES = [((1, 1, 1), 1), ((8, 4, 7), 5), ((2, 2, 2), 6)]
@@ -23,7 +24,7 @@ counts = st.lists(st.integers(0, 4), min_size=3, max_size=3)
 def test_sets_have_the_same_problems_and_counts(found, responses, per_problem):
     sets = {
         str(i): {
-            name: [{"problem": name, "n": n} for n in range(count)]
+            name: [tiny.response(name, sample=n) for n in range(count)]
             for name, count in zip(NAMES, of, strict=True)
         }
         for i, of in enumerate(found)
@@ -31,7 +32,7 @@ def test_sets_have_the_same_problems_and_counts(found, responses, per_problem):
     chosen = matched(sets, NAMES, responses=responses, per_problem=per_problem)
     shared = [min(per_problem, *column) for column in zip(*found, strict=True)]
     expected = [
-        {"problem": name, "n": n} for name, count in zip(NAMES, shared, strict=True) for n in range(count)
+        tiny.response(name, sample=n) for name, count in zip(NAMES, shared, strict=True) for n in range(count)
     ]
     assert chosen == dict.fromkeys(sets, expected[:responses])
 
@@ -40,7 +41,7 @@ def generation(folder, data_dir, texts, **changes):
     """A complete generation with these (problem, response, correct)."""
     values = recipe.get_config().to_dict() | {"data_dir": str(data_dir), "split": "k3_pool"} | changes
     write_atomically(folder / "config.json", to_json(parse(GenerateConfig, values)).encode())
-    write_records(folder / DONE, ({"problem": p, "response": r, "correct": c} for p, r, c in texts))
+    write_responses(folder / DONE, (tiny.response(*text) for text in texts))
     return folder
 
 

@@ -45,15 +45,15 @@ def test_section_3_on_the_puzzle(tmp_path, data_dir):
     found = section3(tmp_path, data_dir=str(data_dir))
     kept = list(found["walk"])
     assert len(kept) == 4
-    assert all(1 <= sum(r["correct"] for r in found["walk"][name]) <= 7 for name in kept)
+    assert all(1 <= sum(r.correct for r in found["walk"][name]) <= 7 for name in kept)
     assert all(list(found[step]) == kept for step in found)
-    of_walk = {name: next(r for r in group if r["correct"]) for name, group in found["walk"].items()}
+    of_walk = {name: next(r for r in group if r.correct) for name, group in found["walk"].items()}
     for name in kept:
-        assert found["unguided"][name][0]["prompt"] == of_walk[name]["prompt"]
-        assert of_walk[name]["response"] in found["solution"][name][0]["prompt"]
-        assert of_walk[name]["response"] not in found["answer"][name][0]["prompt"]
-        shown = [r["response"] for r in found["regenerated"][name]]
-        assert any(text in found["regenerated_again"][name][0]["prompt"] for text in shown)
+        assert found["unguided"][name][0].prompt == of_walk[name].prompt
+        assert of_walk[name].text in found["solution"][name][0].prompt
+        assert of_walk[name].text not in found["answer"][name][0].prompt
+        shown = [r.text for r in found["regenerated"][name]]
+        assert any(text in found["regenerated_again"][name][0].prompt for text in shown)
 
 
 def test_section_4_on_the_puzzle(tmp_path, data_dir):
@@ -111,13 +111,13 @@ def test_the_plumbing_holds_with_real_prompts_templates_and_verification(random_
     walked = run(settings("section3", "walk", **changes, max_prompt=512, walk=walk), tmp_path / "walk")
     assert len(walked) == 2
     record = next(iter(walked.values()))[0]
-    assert "Please reason step by step" in record["prompt"] and record["length"] == 24
-    assert not record["correct"] and record["feedback"] and not record["timed_out"]
+    assert "Please reason step by step" in record.prompt and record.length == 24
+    assert not record.correct and record.feedback and not record.timed_out
     guided = run(
         settings("section3", "regenerated", **changes, max_prompt=1024, after=str(tmp_path / "walk")),
         tmp_path / "regenerated",
     )
     for name, group in guided.items():
-        shown = walked[name][0]["response"]
-        assert f"Correct solution: {shown}\n\nCorrectly solve the original question." in group[0]["prompt"]
+        shown = walked[name][0].text
+        assert f"Correct solution: {shown}\n\nCorrectly solve the original question." in group[0].prompt
     assert (tmp_path / "regenerated" / DONE).exists()

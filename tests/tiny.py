@@ -2,15 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from sdistill.analysis.epistemic import count_substrings, count_words
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import is_matrix
 from sdistill.model.weights import new_model
+from sdistill.types import Response
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -39,6 +42,19 @@ def parameters(config: ModelConfig = CONFIG, seed: int = 0) -> nnx.State:
 
     shapes = nnx.state(nnx.eval_shape(lambda: new_model(config, 0)), nnx.Param)
     return jax.tree.map(draw, shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def response(problem: str = "a", text: str = "", correct: bool = False, **fields: Any) -> Response:
+    """A response that ended by itself, of one token a word, unless `fields` say otherwise."""
+    others = {
+        "sample": 0,
+        "prompt": "",
+        "finish": "stop",
+        "length": len(text.split()) + 1,
+        "num_epistemic": count_words(text),
+        "num_epistemic_substrings": count_substrings(text),
+    }
+    return Response(problem=problem, text=text, correct=correct, **others | fields)
 
 
 def one_device() -> jax.sharding.Mesh:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.statistics import Estimate, bootstrap_ratio
 from sdistill.analysis.token_classes import CLASSES, token_classes
+from sdistill.types import Response
 
 ATTRIBUTION = "attribution"
 TENTHS, FIFTHS = 10, 5
@@ -46,29 +46,29 @@ class Tokens(NamedTuple):
     taught_N: Float[np.ndarray, " N"]
 
 
-def tokens_of(generations: Sequence[Generation]) -> Tokens | None:
+def tokens_of(responses: Sequence[Response]) -> Tokens | None:
     """The tokens of the rollouts that kept their signal; None if none did."""
-    rows = [g for g in generations if g.get("signal")]
+    rows = [(r.problem, r.attribution) for r in responses if r.attribution and r.attribution.signal]
     if not rows:
         return None
-    problems = {problem: i for i, problem in enumerate(dict.fromkeys(g["problem"] for g in rows))}
-    lengths = [len(g["signal"]) for g in rows]
-    texts = [text for g in rows for text in (*g["tokens"], "\n")]  # so that no word goes over an end
+    problems = {problem: i for i, problem in enumerate(dict.fromkeys(problem for problem, _ in rows))}
+    lengths = [len(a.signal) for _, a in rows]
+    texts = [text for _, a in rows for text in (*a.tokens, "\n")]  # so that no word goes over an end
     classes = np.delete(token_classes(texts), np.cumsum([n + 1 for n in lengths]) - 1)
-    entropy_N = np.concatenate([np.asarray(g["entropy"]) for g in rows])
+    entropy_N = np.concatenate([np.asarray(a.entropy) for _, a in rows])
     ranks_N = np.empty(len(entropy_N), int)
     ranks_N[np.argsort(entropy_N, kind="stable")] = np.arange(len(entropy_N))
     return Tokens(
         len(problems),
-        np.repeat([problems[g["problem"]] for g in rows], lengths),
+        np.repeat([problems[problem] for problem, _ in rows], lengths),
         {
             "class": classes,
             "tenth": np.concatenate([np.arange(n) * TENTHS // n for n in lengths]),
             "fifth": ranks_N * FIFTHS // len(ranks_N),
         },
-        np.concatenate([np.asarray(g["signal"]) for g in rows]),
-        np.concatenate([np.asarray(g["divergence"] or np.zeros(len(g["signal"]))) for g in rows]),
-        np.repeat([float(g["divergence"] is not None) for g in rows], lengths),
+        np.concatenate([np.asarray(a.signal) for _, a in rows]),
+        np.concatenate([np.asarray(a.divergence or np.zeros(len(a.signal))) for _, a in rows]),
+        np.repeat([float(a.divergence is not None) for _, a in rows], lengths),
     )
 
 

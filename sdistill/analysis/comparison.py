@@ -12,7 +12,7 @@ from sdistill.analysis.records import DIFFERENCES, Record
 from sdistill.analysis.statistics import paired_bootstrap
 from sdistill.report.evidence import separate_difference
 from sdistill.report.lookup import POOLED, condition_rank
-from sdistill.storage import read_records
+from sdistill.storage import read_responses
 
 Figures = dict[int, dict[str, dict[str, float]]]
 """Seed → metric → problem → figure."""
@@ -76,8 +76,8 @@ def _figures(run: Path, record: Record) -> Figures:
         dataset = path.name.rpartition("-")[0].removesuffix("_test")
         if dataset == record["dataset"] and path.parent.name[4:].isdecimal():
             try:
-                figures[int(path.parent.name[4:])] = by_problem(read_records(path))
-            except (EOFError, OSError, zlib.error, ValueError, LookupError):
+                figures[int(path.parent.name[4:])] = by_problem(read_responses(path))
+            except (EOFError, OSError, zlib.error, ValueError, TypeError, LookupError):
                 return {}  # cut short, or of another version
     return figures
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sdistill.analysis.measure import Generation, by_problem
+from sdistill.analysis.measure import by_problem
 from sdistill.analysis.statistics import Estimate, bootstrap_mean, paired_bootstrap
+from sdistill.types import Response
 
 Record = dict[str, Any]
 
@@ -39,7 +40,7 @@ class Results:
         self._figures: dict[Cell, dict[int, dict[str, dict[str, float]]]] = {}
         self._counts: dict[Cell, dict[int, int]] = {}
 
-    def add(self, cell: Cell, seed: int, generations: Sequence[Generation]) -> None:
+    def add(self, cell: Cell, seed: int, generations: Sequence[Response]) -> None:
         """Measures the generations of one cell and seed."""
         self._figures.setdefault(cell, {})[seed] = by_problem(generations)
         self._counts.setdefault(cell, {})[seed] = len(generations)
@@ -125,7 +126,7 @@ TRAINING_METRICS = (
     "train_accuracy",
     "solved_groups",
     "length",
-    "words",
+    "num_epistemic",
     "finished",
     "teacher_fraction",
     "loss",

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdistill.analysis.epistemic import WORDS
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.statistics import Estimate, benjamini_hochberg, bootstrap_mean, sign_flip_p_values
 from sdistill.text.words import count
+from sdistill.types import Response
 
 PRIOR = 500  # words that the prior counts for
 RARE = 10  # words said less often by both together are not looked at
@@ -46,7 +46,7 @@ class WordChange:
 
 
 def word_changes(
-    ours: Mapping[int, Sequence[Generation]], theirs: Mapping[int, Sequence[Generation]]
+    ours: Mapping[int, Sequence[Response]], theirs: Mapping[int, Sequence[Response]]
 ) -> list[WordChange]:
     """The words of the paper's list that either says, and those that stand out from the data.
 
@@ -106,9 +106,9 @@ def standing_out(z: Mapping[str, float]) -> list[str]:
     return [w for w in ranked[:FOUND] if z[w] < -1.96] + [w for w in ranked[-FOUND:] if z[w] > 1.96]
 
 
-def _by_problem(generations: Sequence[Generation]) -> dict[str, tuple[Counter[str], int]]:
+def _by_problem(responses: Sequence[Response]) -> dict[str, tuple[Counter[str], int]]:
     """Problem → how often each word occurs in the responses to it, and how many they are."""
     texts: dict[str, list[str]] = {}
-    for generation in generations:
-        texts.setdefault(generation["problem"], []).append(generation["response"])
+    for response in responses:
+        texts.setdefault(response.problem, []).append(response.text)
     return {problem: (count(found), len(found)) for problem, found in texts.items()}

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, Tokens, measured, tokens_of
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results
 from sdistill.analysis.word_changes import word_changes
 from sdistill.experiments.config import FixesConfig
 from sdistill.experiments.on_policy import runs as on_policy_runs
 from sdistill.experiments.study import Study, name_of, on_policy_datasets
-from sdistill.storage import read_records
+from sdistill.storage import read_responses
+from sdistill.types import Response
 
 Seeds = Mapping[int, Path]
 """Seed → directory of a run."""
@@ -44,10 +44,10 @@ def attribution(study: Study[Any], section: str, conditions: Sequence[str]) -> l
 def signal_records(results: Results, condition: str, runs: Seeds) -> list[Record]:
     """By class after every so many steps; by place and by entropy over the whole run, at its last step."""
     records = list[Record]()
-    whole: dict[int, list[Generation]] = {seed: [] for seed in runs}
+    whole: dict[int, list[Response]] = {seed: [] for seed in runs}
     steps = sorted({step for run in runs.values() for step in _steps(run, "train")})
     for step in steps:
-        windows = {seed: read_records(_file(run, "train", step)) for seed, run in runs.items()}
+        windows = {seed: read_responses(_file(run, "train", step)) for seed, run in runs.items()}
         records += _estimates(results, Cell(condition, step, "train"), windows, ["class"])
         for seed, generations in windows.items():
             whole[seed] += generations
@@ -58,7 +58,7 @@ def signal_records(results: Results, condition: str, runs: Seeds) -> list[Record
 
 
 def _estimates(
-    results: Results, cell: Cell, generations: Mapping[int, Sequence[Generation]], groupings: Sequence[str]
+    results: Results, cell: Cell, generations: Mapping[int, Sequence[Response]], groupings: Sequence[str]
 ) -> list[Record]:
     """One record a seed and one over all of them, of every group."""
     found = {seed: tokens_of(rows) for seed, rows in generations.items()}
@@ -81,8 +81,8 @@ def word_records(results: Results, condition: str, split: str, runs: Seeds, base
     Metrics are `word_base:WORD`, `word_change:WORD`, `word_p:WORD` and `word_z:WORD`.
     """
     steps = {seed: max(_steps(run, split), default=0) for seed, run in runs.items()}
-    ours = {seed: read_records(_file(run, split, steps[seed])) for seed, run in runs.items()}
-    theirs = {seed: read_records(_file(run, split, 0)) for seed, run in base.items()}
+    ours = {seed: read_responses(_file(run, split, steps[seed])) for seed, run in runs.items()}
+    theirs = {seed: read_responses(_file(run, split, 0)) for seed, run in base.items()}
     cell, n = Cell(condition, max(steps.values()), name_of(split)), sum(map(len, ours.values()))
     records = []
     for word in word_changes(ours, theirs):

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from flax import nnx
 
-from sdistill.analysis.measure import Generation
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Engine, EngineStats, Request
 from sdistill.evaluate import described
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
+from sdistill.types import Response
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def go_on(
     forbidden: Sequence[int] = (),
     thinking: bool = True,
     progress: Callable[[EngineStats], None] | None = None,
-) -> list[Generation]:
+) -> list[Response]:
     """Samples how each goes on, at temperature 1, and judges the whole responses.
 
     Args:

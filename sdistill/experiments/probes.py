@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from flax import nnx
 
 from sdistill.analysis.epistemic import WORDS
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.probes import (
     EXTRA,
     MASKED,
@@ -35,15 +34,16 @@ from sdistill.experiments.continuing import Begun, go_on, requests_to_go_on
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
 from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
-from sdistill.storage import read_records, write_records
+from sdistill.storage import read_responses, write_responses
 from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs.puzzle import SignsTask
 from sdistill.text import words
 from sdistill.train_mesh import mesh_of
+from sdistill.types import Response
 
 AT_ONCE, DOUBT, SHUFFLE, FORCE = 0, 1, 2, 3  # steps of the random streams; FORCE and more are rounds
 AGAIN = 3  # times that a model is asked again, at most, to see more of what is rare in its responses
-Arms = dict[str, list[Generation]]
+Arms = dict[str, list[Response]]
 Words = dict[str, list[str]]
 """Arm → words that it is about."""
 
@@ -69,22 +69,20 @@ class Subject:
     task: Task
 
     def answer(
-        self, arm: str, units: Sequence[Begun | Generation], *, step: int, forbidden: Sequence[int] = ()
-    ) -> list[Generation]:
+        self, arm: str, units: Sequence[Begun | Response], *, step: int, forbidden: Sequence[int] = ()
+    ) -> list[Response]:
         """Goes on with what has begun, once for all; responses that are given stay as they are."""
         folder = self.study.directory(PROBES, f"{self.name}@{arm}", self.seed)
         path = folder / f"{self.study.config.probes.split}-000000.jsonl.gz"
         if path.exists():
-            return read_records(path)
+            return read_responses(path)
         begun = [unit for unit in units if isinstance(unit, Begun)]
         new = iter(self._go_on(arm, begun, step, forbidden) if begun else [])
         generations = [next(new) if isinstance(unit, Begun) else unit for unit in units]
-        write_records(path, generations)
+        write_responses(path, generations)
         return generations
 
-    def _go_on(
-        self, arm: str, begun: Sequence[Begun], step: int, forbidden: Sequence[int]
-    ) -> list[Generation]:
+    def _go_on(self, arm: str, begun: Sequence[Begun], step: int, forbidden: Sequence[int]) -> list[Response]:
         study, limit = self.study, self.study.config.probes.max_response
         asked = requests_to_go_on(begun, study.chat, limit)
         longest = max(len(request.prompt) for _, request in asked)
@@ -114,12 +112,12 @@ class Subject:
         return found
 
     @functools.cached_property
-    def plain(self) -> list[Generation]:
+    def plain(self) -> list[Response]:
         """Its responses as they are."""
         samples = range(self.study.config.probes.samples)
         return self.answer(PLAIN, [Begun(p, i) for p in self.problems for i in samples], step=AT_ONCE)
 
-    def more(self, again: int) -> list[Generation]:
+    def more(self, again: int) -> list[Response]:
         """As many other responses as they are; their samples go on counting."""
         count = self.study.config.probes.samples
         samples = range(again * count, (again + 1) * count)
@@ -130,13 +128,13 @@ class Subject:
     @functools.cached_property
     def counts(self) -> Counter[str]:
         """Its words, numbers left out."""
-        return words.count(g["response"] for g in self.plain)
+        return words.count(g.text for g in self.plain)
 
     def neutral(self, of: Sequence[str]) -> list[str]:
         """Words that it says about as often as these, and that do not bear on the answer."""
         return words.matched(self.counts, of, {*WORDS, *self.task.announcing})
 
-    def several(self, generations: Sequence[Generation], asked: int = 1) -> list[Generation]:
+    def several(self, generations: Sequence[Response], asked: int = 1) -> list[Response]:
         """Each again and again, to be gone on with in as many ways, where they are few.
 
         Together at most as many as responses as they are, so that what is found about few of them is found
@@ -145,11 +143,13 @@ class Subject:
         """
         copies = range(max(1, len(self.plain) // max(1, len(generations))))
         samples = self.study.config.probes.samples * asked
-        return [g | {"sample": g["sample"] + copy * samples} for copy in copies for g in generations]
+        return [
+            dataclasses.replace(g, sample=g.sample + copy * samples) for copy in copies for g in generations
+        ]
 
-    def begin(self, generation: Generation, text: str) -> Begun:
+    def begin(self, generation: Response, text: str) -> Begun:
         """Goes back to `text`, in which a response has begun."""
-        return Begun(self._problem[generation["problem"]], generation["sample"], text)
+        return Begun(self._problem[generation.problem], generation.sample, text)
 
     @functools.cached_property
     def _problem(self) -> dict[str, Problem]:
@@ -193,7 +193,7 @@ def _masks(study: Study[ProbesConfig], seed: int, task: Task) -> tuple[Words, tu
     Returns: Arm → words; how often all words were said, and in how many responses.
     """
     folder = study.directory(PROBES, "base", seed)
-    texts = [g["response"] for path in sorted(folder.glob("*.jsonl.gz")) for g in read_records(path)]
+    texts = [g.text for path in sorted(folder.glob("*.jsonl.gz")) for g in read_responses(path)]
     counts = words.count(texts, numbers=True)
     said = [w for w in WORDS if counts[w]]
     others = words.matched(counts, said, {*WORDS, *task.announcing})
@@ -259,21 +259,21 @@ def _doubting(subject: Subject, cues: Mapping[str, str]) -> Arms:
     cut = subject.several(cut, asked)
     return {
         f"doubt_{kind}": subject.answer(
-            f"doubt_{kind}", [subject.begin(g, _with(g["response"], cue)) for g in cut], step=DOUBT
+            f"doubt_{kind}", [subject.begin(g, _with(g.text, cue)) for g in cut], step=DOUBT
         )
         for kind, cue in cues.items()
         if cut
     }
 
 
-def _cut(subject: Subject, generations: Sequence[Generation]) -> list[Generation]:
+def _cut(subject: Subject, generations: Sequence[Response]) -> list[Response]:
     """Those that have a wrong attempt, up to the end of the first one."""
     found = []
     for generation in generations:
-        whole = subject.begin(generation, generation["response"])
+        whole = subject.begin(generation, generation.text)
         end = subject.task.first_wrong_attempt(whole.problem, whole.text)
         if end is not None:
-            found.append(generation | {"response": whole.text[:end]})
+            found.append(dataclasses.replace(generation, text=whole.text[:end]))
     return found
 
 
@@ -283,12 +283,12 @@ def _forcing(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> 
     Of all responses, and of those that were wrong. Those that do not end their thinking stay as they are.
     """
     arms = {}
-    wrong = subject.several([generation for generation in subject.plain if not generation["correct"]])
+    wrong = subject.several([generation for generation in subject.plain if not generation.correct])
     for name, begun in ((EXTRA, subject.plain), (REPAIR, wrong)):
         for kind, cue in cues.items():
             so_far = begun
             for k in range(1, extra_attempts + 1):
-                thoughts = [thinking(generation["response"]) for generation in so_far]
+                thoughts = [thinking(generation.text) for generation in so_far]
                 units = [
                     generation if thought is None else subject.begin(generation, _with(thought, cue))
                     for generation, thought in zip(so_far, thoughts, strict=True)
@@ -300,7 +300,7 @@ def _forcing(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> 
 
 def _shuffling(subject: Subject) -> Arms:
     """From half of the thinking on, with words of it in each other's places, where two of them differ."""
-    halves = [(g, first_half(g["response"])) for g in subject.plain]
+    halves = [(g, first_half(g.text)) for g in subject.plain]
     halves = [(g, text) for g, text in halves if can_shuffle(text, WORDS)]
     neutral = subject.neutral([w for w in WORDS if subject.counts[w]])
     lists = {"words": WORDS, "nothing": (), "neutral": neutral}
@@ -310,7 +310,7 @@ def _shuffling(subject: Subject) -> Arms:
             continue
         units = []
         for generation, text in halves:
-            rng = random.Random(f"{subject.seed}/{generation['problem']}/{generation['sample']}")
+            rng = random.Random(f"{subject.seed}/{generation.problem}/{generation.sample}")
             units.append(subject.begin(generation, shuffled(text, moved, rng) if moved else text))
         arms[f"shuffle_{kind}"] = subject.answer(f"shuffle_{kind}", units, step=SHUFFLE)
     return arms

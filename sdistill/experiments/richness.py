@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results
 from sdistill.contexts import ContextConfig, Kind, guided_content
 from sdistill.data.catalogue import open_problems
@@ -15,6 +14,7 @@ from sdistill.model.folders import load_model
 from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import problem_from_text
+from sdistill.types import Response
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def richness_section(study: Study[StudyConfig]) -> list[Record]:
     for condition, turns in asked.dial(study):
         guided = answer(study, results, condition, asked.problems, turns)
     groups = [guided[i : i + samples] for i in range(0, len(guided), samples)]  # of the last, `solution`
-    again = [first_correct(group) or str(group[0]["response"]) for group in groups]
+    again = [first_correct(group) or group[0].text for group in groups]
     answer(study, results, "regenerated", asked.problems, asked.turns(ContextConfig("solution"), again))
     if len(asked.problems) > 1:
         turns = asked.turns(ContextConfig("other_problem"))
@@ -86,7 +86,7 @@ def answer(
     problems: Sequence[Problem],
     turns: Sequence[str],
     model: Decoder | None = None,
-) -> list[Generation]:
+) -> list[Response]:
     """Fresh responses to these user turns, with their measured richness, added to the results."""
     seed = study.config.seeds[0]
     generations = study.generate(
@@ -112,16 +112,16 @@ def posed(study: Study[StudyConfig]) -> Asked:
             f"no problem of {', '.join(config.splits)} had {config.min_correct} to {config.max_correct} of "
             f"{config.walk_samples} responses right; widen richness.min_correct and max_correct"
         )
-    problems = [problem_from_text(group[0]["problem"]) for group in kept]
-    return Asked(problems, [first_correct(group) or str(group[0]["response"]) for group in kept])
+    problems = [problem_from_text(group[0].problem) for group in kept]
+    return Asked(problems, [first_correct(group) or group[0].text for group in kept])
 
 
-def walk(study: Study[StudyConfig]) -> list[list[Generation]]:
+def walk(study: Study[StudyConfig]) -> list[list[Response]]:
     """The responses to each kept problem, walking the splits in order until there are enough."""
     config, seed = study.config.richness, study.config.seeds[0]
     splits = [open_problems(split, study.config.sdpo.data_dir) for split in config.splits]
     order = [problem for problems in zip(*splits, strict=False) for problem in problems]
-    kept: list[list[Generation]] = []
+    kept: list[list[Response]] = []
     stride = 128
     for start in range(0, len(order), stride):
         problems = order[start : start + stride]
@@ -135,7 +135,7 @@ def walk(study: Study[StudyConfig]) -> list[list[Generation]]:
         )
         for i in range(0, len(generations), config.walk_samples):
             group = generations[i : i + config.walk_samples]
-            if config.min_correct <= sum(g["correct"] for g in group) <= config.max_correct:
+            if config.min_correct <= sum(g.correct for g in group) <= config.max_correct:
                 kept.append(group)
         if len(kept) >= config.problems:
             return kept[: config.problems]

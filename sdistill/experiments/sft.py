@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results
 from sdistill.contexts import ContextConfig, Kind, guided_content
 from sdistill.data.catalogue import open_problems
@@ -13,6 +12,7 @@ from sdistill.experiments.study import Study, add_base, add_run
 from sdistill.match import matched
 from sdistill.storage import write_records
 from sdistill.tasks.problem import Problem
+from sdistill.types import Response
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def matched_sets(study: Study, seed: int) -> dict[str, Path]:
     folder = study.workdir / "runs" / "sft" / "data" / f"seed{seed}"
     plain = [p.messages[-1]["content"] for p in problems]
 
-    def responses(name: str, posed: Sequence[Problem], turns: Sequence[str]) -> dict[str, list[Generation]]:
+    def responses(name: str, posed: Sequence[Problem], turns: Sequence[str]) -> dict[str, list[Response]]:
         generations = study.generate(
             folder / f"{name}.jsonl.gz",
             posed,
@@ -52,17 +52,17 @@ def matched_sets(study: Study, seed: int) -> dict[str, Path]:
             stream=2,
             max_response=48,
         )
-        correct: dict[str, list[Generation]] = {p.id: [] for p in posed}
+        correct: dict[str, list[Response]] = {p.id: [] for p in posed}
         for generation in generations:
-            if generation["correct"]:
-                correct[generation["problem"]].append(generation)
+            if generation.correct:
+                correct[generation.problem].append(generation)
         return correct
 
     # Half as many problems again as would do if every one gave its full share.
     needed = -(-config.responses * 3 // (2 * config.per_problem))
     unguided = responses("unguided", problems[:needed], plain[:needed])
     solved = [p for p in problems[:needed] if unguided[p.id]]
-    solutions = [unguided[p.id][0]["response"] for p in solved]
+    solutions = [unguided[p.id][0].text for p in solved]
     sets = {"sft_unguided": unguided}
     for condition, kind in GUIDED.items():
         context = ContextConfig(kind=kind)
@@ -80,6 +80,6 @@ def matched_sets(study: Study, seed: int) -> dict[str, Path]:
     paths = {condition: folder / f"{condition}.jsonl.gz" for condition in sets}
     prompts = {p.id: study.chat.render(p.messages, thinking=True) for p in solved}
     for condition, path in paths.items():
-        rows = [{"prompt": prompts[g["problem"]], "response": g["response"]} for g in chosen[condition]]
+        rows = [{"prompt": prompts[g.problem], "response": g.text} for g in chosen[condition]]
         write_records(path, rows)
     return paths

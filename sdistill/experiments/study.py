@@ -3,14 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from flax import nnx
 from rich.progress import Progress
 
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.records import Cell, Record, Results, training_records
 from sdistill.analysis.richness import richness_bits
 from sdistill.config import TrainConfig
@@ -24,12 +23,13 @@ from sdistill.evaluation import evaluation_problems
 from sdistill.experiments.config import RunsConfig
 from sdistill.model.decoder import Decoder
 from sdistill.settings import ConfigError
-from sdistill.storage import read_records, write_records
+from sdistill.storage import read_records, read_responses, write_responses
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs.puzzle import SignsTask
 from sdistill.text.chat import Chat, conversation
 from sdistill.train import train, training_problems
 from sdistill.train_mesh import mesh_of
+from sdistill.types import Response
 
 C = TypeVar("C", bound=RunsConfig)
 
@@ -60,13 +60,13 @@ class Study(Generic[C]):
         max_response: int,
         with_bits: bool = False,
         model: Decoder | None = None,
-    ) -> list[Generation]:
+    ) -> list[Response]:
         """A model's responses to user turns `contents`, at temperature 1, sampled once and kept.
 
         The model is the base unless another of its shape is given.
         """
         if path.exists():
-            return read_records(path)
+            return read_responses(path)
         params = nnx.state(model or self.base, nnx.Param)
         longest = max(
             len(self.chat.prompt(conversation(p, c), thinking=True))
@@ -102,16 +102,16 @@ class Study(Generic[C]):
         self.progress.remove_task(bar)
         if with_bits:
             generations = self._with_bits(params, problems, generations, rollouts)
-        write_records(path, generations)
+        write_responses(path, generations)
         return generations
 
     def _with_bits(
         self,
         params: nnx.State,
         problems: Sequence[Problem],
-        generations: Sequence[Generation],
+        generations: Sequence[Response],
         rollouts: Completions,
-    ) -> list[Generation]:
+    ) -> list[Response]:
         samples = len(generations) // len(problems)
         prompts = [self.chat.prompt(p.messages, thinking=True) for p in problems for _ in range(samples)]
         bits = richness_bits(
@@ -123,7 +123,7 @@ class Study(Generic[C]):
             batch=64,
             chunk=self.config.sdpo.chunk,
         )
-        return [{**g, "bits": float(b)} for g, b in zip(generations, bits, strict=True)]
+        return [replace(g, bits=float(b)) for g, b in zip(generations, bits, strict=True)]
 
     def train(self, section: str, condition: str, config: TrainConfig) -> Path:
         """Runs or continues a training; returns its directory."""
@@ -169,7 +169,7 @@ def add_run(results: Results, condition: str, seed: int, directory: Path) -> lis
     for path in sorted(directory.glob("*-*.jsonl.gz")):
         dataset, _, step = path.name.removesuffix(".jsonl.gz").rpartition("-")
         if dataset != "train":
-            results.add(Cell(condition, int(step), name_of(dataset)), seed, read_records(path))
+            results.add(Cell(condition, int(step), name_of(dataset)), seed, read_responses(path))
     run = json.loads((directory / "config.json").read_text())
     if run["rollouts"] is None:
         return []

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from sdistill.analysis.epistemic import WORDS, count_words
-from sdistill.analysis.measure import Generation
 from sdistill.analysis.probes import PROBES
 from sdistill.report.lookup import SECTIONS, condition_rank, name
 from sdistill.report.ranking import FIXES
@@ -36,7 +35,9 @@ COMPRESSED = 5_000_000  # bytes of them, at most: base64 makes 6.7 MB of it
 CHARACTERS = 60_000_000  # read in all: what a browser decompresses and parses in about a second
 LONGEST = 400_000  # characters kept of one response
 TRAIN = "train"  # what files of rollouts are named after
-NEEDED = {"problem", "response", "correct", "length"}
+NEEDED = {"problem", "text", "correct", "length"}
+Row = dict[str, Any]
+"""A response as it is on disk (`types.Response`); of another version perhaps."""
 FILE = re.compile(r"/seed(\d+)/([^/]+)-(\d+)\.jsonl\.gz$")
 
 
@@ -95,13 +96,13 @@ def sources(run: Run) -> list[Source]:
     )
 
 
-def read_generations(path: Path, characters: int) -> tuple[list[Generation], bool, bool]:
+def read_generations(path: Path, characters: int) -> tuple[list[Row], bool, bool]:
     """The first generations of a file, up to so many characters.
 
     Returns: Them; whether there are more; whether the rest could not be read, because the file was cut short
       by an interruption or holds something else.
     """
-    rows: list[Generation] = []
+    rows: list[Row] = []
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="\n") as stream:
             for line in stream:
@@ -149,13 +150,13 @@ def embed(runs: Sequence[Run]) -> Packed:
         limit, rollouts = (max(1, int(0.97 * share * n)) for n in (largest, most))
 
 
-def first_problems(rows: Sequence[Generation], limit: int | None) -> list[Generation]:
+def first_problems(rows: Sequence[Row], limit: int | None) -> list[Row]:
     """The rows of the first `limit` problems; None for all."""
     first = set(itertools.islice(dict.fromkeys(row["problem"] for row in rows), limit))
     return [row for row in rows if row["problem"] in first]
 
 
-def pack(files: Iterable[tuple[Source, Sequence[Generation]]]) -> dict[str, Any]:
+def pack(files: Iterable[tuple[Source, Sequence[Row]]]) -> dict[str, Any]:
     """Traces column by column: what repeats compresses best when it stands together.
 
     Returns: `words`, to be marked; `scale`, the divergence that has the full colour; `groups`, one a file;
@@ -184,8 +185,8 @@ def pack(files: Iterable[tuple[Source, Sequence[Generation]]]) -> dict[str, Any]
                 "correct": int(row["correct"]),
                 "finish": row.get("finish", "stop"),
                 "length": row["length"],
-                "words": row["words"] if "words" in row else count_words(row["response"]),
-                "response": _shorten(row["response"]) if tokens is None else "",
+                "words": row["num_epistemic"] if "num_epistemic" in row else count_words(row["text"]),
+                "response": _shorten(row["text"]) if tokens is None else "",
                 "tokens": tokens,
                 "divergence": divergence,
             }
@@ -215,7 +216,8 @@ def _group(source: Source) -> dict[str, Any]:
 
 def _by_token(row: Mapping[str, Any]) -> tuple[list[str] | None, list[float] | None]:
     """Tokens and divergences of a row; nothing if it lacks them, or they do not belong together."""
-    tokens, divergence = row.get("tokens"), row.get("divergence")
+    found = row.get("attribution") or {}
+    tokens, divergence = found.get("tokens"), found.get("divergence")
     if not tokens or not divergence or len(tokens) != len(divergence):
         return None, None
     length = sum(map(len, tokens))

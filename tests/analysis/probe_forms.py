@@ -10,16 +10,17 @@ import re
 import sys
 from pathlib import Path
 
-from sdistill.storage import read_records
+from sdistill.storage import read_responses
 from sdistill.tasks.problem import THINK_END
 from sdistill.tasks.signs.puzzle import parse_question
+from sdistill.types import Response
 
 
-def form(generation: dict) -> tuple[int, bool]:
+def form(generation: Response) -> tuple[int, bool]:
     """Whole attempts of a response; whether there are numbers or signs besides."""
-    first, *others = parse_question(generation["problem"])[0]
+    first, *others = parse_question(generation.problem)[0]
     steps = "".join(rf" [+-] {number} -?\d+" for number in others)
-    thinking = generation["response"].partition(THINK_END)[0]
+    thinking = generation.text.partition(THINK_END)[0]
     rest, attempts = re.subn(rf"(?<!\S){first} -?\d+{steps}(?!\S)", "", thinking)
     return attempts, re.search(r"[\d+]", rest) is not None
 
@@ -27,6 +28,6 @@ def form(generation: dict) -> tuple[int, bool]:
 if __name__ == "__main__":
     print(f"{'arm':<28} {'responses':>9} {'attempts':>9} {'out of form':>12}")
     for path in sorted(Path(sys.argv[1]).glob("runs/probes/*@*/seed*/*.jsonl.gz")):
-        forms = [form(generation) for generation in read_records(path)]
+        forms = [form(generation) for generation in read_responses(path)]
         attempts, broken = (sum(values) / len(forms) for values in zip(*forms, strict=True))
         print(f"{path.parts[-3]:<28} {len(forms):>9} {attempts:>9.2f} {broken:>12.3f}")

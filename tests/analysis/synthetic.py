@@ -202,9 +202,9 @@ def generation(problem, sample, rng):
     question = f"8 4 {problem} = 1"
     return {
         "problem": question, "sample": sample, "prompt": f"{question} solution + - <think>",
-        "response": HOSTILE if problem == 0 else f"{work} yes </think> + -",
+        "text": HOSTILE if problem == 0 else f"{work} yes </think> + -",
         "correct": rng.random() < 0.5, "finish": "stop", "length": 40, "answer": "+ -",
-        "words": 4, "substrings": 4,
+        "num_epistemic": 4, "num_epistemic_substrings": 4,
     }  # fmt: skip
 
 

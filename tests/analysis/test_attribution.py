@@ -1,10 +1,14 @@
 """Shares and means by groups of tokens, against plain loops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sdistill.analysis.attribution import CLASSES, FIFTHS, GROUPINGS, TENTHS, measured, tokens_of
 from sdistill.analysis.statistics import bootstrap_ratio
+from sdistill.types import TokenAttribution
+from tests import tiny
 
 WORDS = [" wait", " maybe", " 8", " -3", " +", " so", " yes", " </think>", " perhaps"]
 KIND = dict(zip(WORDS, "eeddd" + "ooo" + "e", strict=True))
@@ -15,31 +19,30 @@ def rollouts(seed, problems=6, taught=lambda i: i % 3 != 0):
     rows = []
     for i in range(problems * 2):
         size = int(rng.integers(1, 25))
-        rows.append(
-            {
-                "problem": f"p{i // 2}",
-                "tokens": rng.choice(WORDS, size).tolist(),
-                "signal": rng.uniform(0, 1, size).tolist(),
-                "entropy": rng.uniform(0, 2, size).tolist(),
-                "divergence": rng.uniform(-0.1, 3, size).tolist() if taught(i) else None,
-            }
+        by_token = TokenAttribution(
+            tokens=rng.choice(WORDS, size).tolist(),
+            signal=rng.uniform(0, 1, size).tolist(),
+            entropy=rng.uniform(0, 2, size).tolist(),
+            divergence=rng.uniform(-0.1, 3, size).tolist() if taught(i) else None,
         )
+        rows.append(tiny.response(f"p{i // 2}", attribution=by_token))
     return rows
 
 
 def groups(rows, grouping):
     """(group, row, place) of every token, the slow way."""
-    ranked = sorted(e for row in rows for e in row["entropy"])
+    rows = [row.attribution for row in rows]
+    ranked = sorted(e for row in rows for e in row.entropy)
     found = []
     for row in rows:
-        size = len(row["tokens"])
+        size = len(row.tokens)
         for t in range(size):
             if grouping == "class":
-                group = CLASSES["edo".index(KIND[row["tokens"][t]])]
+                group = CLASSES["edo".index(KIND[row.tokens[t]])]
             elif grouping == "tenth":
                 group = str(int(10 * t / size) + 1)
             else:
-                group = str(int(5 * ranked.index(row["entropy"][t]) / len(ranked)) + 1)
+                group = str(int(5 * ranked.index(row.entropy[t]) / len(ranked)) + 1)
             found.append((group, row, t))
     return found
 
@@ -58,9 +61,9 @@ def test_figures_are_those_of_plain_loops(grouping):
             mine = [(row, t) for g, row, t in every if g == group]
             by_seed["tokens"].append(len(mine) / len(every))
             by_seed["signal"].append(
-                sum(row["signal"][t] for row, t in mine) / sum(row["signal"][t] for _, row, t in every)
+                sum(row.signal[t] for row, t in mine) / sum(row.signal[t] for _, row, t in every)
             )
-            taught = [row["divergence"][t] for row, t in mine if row["divergence"]]
+            taught = [row.divergence[t] for row, t in mine if row.divergence]
             by_seed["divergence"].append(np.mean(taught))
         expected |= {f"{m}:{grouping}:{group}": np.mean(v) for m, v in by_seed.items()}
     assert found.keys() == expected.keys()
@@ -76,13 +79,17 @@ def test_what_has_no_teacher_has_no_divergence_and_what_has_no_signal_no_share()
     rows = rollouts(0, taught=lambda i: False)
     names = measured([tokens_of(rows)], "class")
     assert {name.partition(":")[0] for name in names} == {"tokens", "signal"}
-    silent = [{**row, "signal": [0.0] * len(row["signal"])} for row in rows]
+    silent = [
+        dataclasses.replace(row, attribution=dataclasses.replace(a, signal=[0.0] * len(a.signal)))
+        for row in rows
+        if (a := row.attribution)
+    ]
     names = measured([tokens_of(silent)], "class")
     assert {name.partition(":")[0] for name in names} == {"tokens"}
 
 
 def test_rollouts_of_runs_that_kept_nothing_have_no_tokens():
-    assert tokens_of([{"problem": "a", "response": "wait"}]) is None and tokens_of([]) is None
+    assert tokens_of([tiny.response("a", "wait")]) is None and tokens_of([]) is None
 
 
 def test_a_ratio_is_bootstrapped_with_both_of_its_parts():

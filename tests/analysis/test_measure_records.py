@@ -4,19 +4,12 @@ import pytest
 from sdistill.analysis.measure import by_problem
 from sdistill.analysis.records import Cell, Results, training_records
 from sdistill.analysis.statistics import bootstrap_mean, paired_bootstrap
+from tests import tiny
 
 
 def generation(problem, correct, answer="+", *, length=10, words=2, substrings=3, finish="stop", **more):
-    return {
-        "problem": problem,
-        "correct": correct,
-        "answer": answer,
-        "finish": finish,
-        "length": length,
-        "words": words,
-        "substrings": substrings,
-        **more,
-    }
+    more |= {"finish": finish, "length": length, "num_epistemic": words}
+    return tiny.response(problem, "", correct, answer=answer, num_epistemic_substrings=substrings, **more)
 
 
 GENERATIONS = [

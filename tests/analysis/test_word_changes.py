@@ -8,6 +8,7 @@ import pytest
 
 from sdistill.analysis.statistics import benjamini_hochberg, sign_flip_p_values
 from sdistill.analysis.word_changes import PRIOR, log_odds, standing_out, word_changes
+from tests import tiny
 
 VOCABULARY = [*"abcdefghijklmnopqrstuvwxyz"]
 WORDS = [a + b for a in "klmn" for b in "aeiou"]  # none of them epistemic
@@ -21,7 +22,7 @@ def responses(rng, rates, problems=60, samples=3):
         for _ in range(samples):
             words = [w for w, rate in rates.items() for _ in range(rng.poisson(rate * hard))]
             rng.shuffle(words)
-            rows.append({"problem": f"p{problem}", "response": " ".join(words)})
+            rows.append(tiny.response(f"p{problem}", " ".join(words)))
     return rows
 
 
@@ -94,7 +95,7 @@ def test_the_most_extreme_words_stand_out():
 
 
 def test_without_shared_problems_there_is_nothing_to_compare():
-    row = {"problem": "a", "response": "wait"}
+    row = tiny.response("a", "wait")
     assert word_changes({0: [row]}, {1: [row]}) == []
-    assert word_changes({0: [row]}, {0: [{**row, "problem": "b"}]}) == []
+    assert word_changes({0: [row]}, {0: [tiny.response("b", "wait")]}) == []
     assert word_changes({}, {}) == []

@@ -52,7 +52,7 @@ class Side:
         self.seconds.append(time.perf_counter() - start)
         self.cpu_seconds.append(time.process_time() - cpu_start)
         self.bytes += len(content)
-        self.tokens += sum(generation["length"] for generation in learned.generations)
+        self.tokens += sum(generation.length for generation in learned.generations)
         return learned.state, learned
 
 

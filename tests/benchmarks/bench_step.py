@@ -54,7 +54,7 @@ def main() -> None:
         start = time.perf_counter()
         state, teacher, _, generations = learn_from_rollouts(run, state, teacher, next(batches), step, [])
         times.append(time.perf_counter() - start)
-        sampled.append(sum(g["length"] for g in generations))
+        sampled.append(sum(g.length for g in generations))
     later = len(compilations) - warm
     times, sampled = times[WARM_UP:], sampled[WARM_UP:]
 

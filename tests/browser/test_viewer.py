@@ -16,11 +16,11 @@ WORDS = ("8", "-3", "perhaps", "+", "7", "-6", "wait", "yes", "so", "4")
 
 
 def made_up(problem, sample, rng, **fields):
-    response = " ".join(rng.choices(WORDS, k=120))
+    text = " ".join(rng.choices(WORDS, k=120))
     return {
         "problem": f"8 4 {problem} = 5", "sample": sample, "prompt": f"8 4 {problem} = 5 <think>",
-        "response": response, "correct": problem % 2 == 0, "finish": "stop", "length": 120,
-        "words": response.count("perhaps") + response.count("wait"), **fields,
+        "text": text, "correct": problem % 2 == 0, "finish": "stop", "length": 120,
+        "num_epistemic": text.count("perhaps") + text.count("wait"), **fields,
     }  # fmt: skip
 
 
@@ -42,13 +42,14 @@ def few(chromium, tmp_path_factory):
     run = write_run(tmp_path_factory.mktemp("few"), synthetic_records() + fixes_records())
     rng = random.Random(0)
     tokens = ["8", " -3", " may", "be", " 4", " wait"]
-    taught = {"tokens": tokens, "divergence": [0.0, 0.1, 2.0, 0.5, -0.3, 1.0], "context": "shown: + - <b>"}
+    by_token = {"tokens": tokens, "divergence": [0.0, 0.1, 2.0, 0.5, -0.3, 1.0]}
+    taught = {"attribution": by_token, "context": "shown: + - <b>", "text": "".join(tokens)}
     rows = [
-        made_up(0, 0, rng, **taught | {"response": "".join(tokens)}),
-        made_up(1, 0, rng, response=HOSTILE),
-        made_up(2, 0, rng, response=LONG),
+        made_up(0, 0, rng, **taught),
+        made_up(1, 0, rng, text=HOSTILE),
+        made_up(2, 0, rng, text=LONG),
         made_up(3, 0, rng, finish="length", feedback="no answer"),
-        made_up(4, 0, rng, tokens=["ten chars "] * 6_000, divergence=[1.0] * 6_000),
+        made_up(4, 0, rng, attribution={"tokens": ["ten chars "] * 6_000, "divergence": [1.0] * 6_000}),
     ]
     write_generations(run / "runs/sft/sft_guided/seed0/k3_test-000009.jsonl.gz", rows)
     return report.write_report(read_run(run))

@@ -14,11 +14,12 @@ from sdistill.experiments.study import Study
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import new_model
 from sdistill.settings import ConfigError, parse
-from sdistill.storage import read_records, write_records
+from sdistill.storage import read_responses, write_responses
 from sdistill.tasks.problem import Problem, Task, Verdict, strip_thinking
 from sdistill.text.chat import open_chat
 from sdistill.text.hugging_face import HuggingFaceTokenizer
 from sdistill.text.words import count, first_ids, matched
+from tests import tiny
 from tests.text.folders import write_folder
 
 
@@ -73,14 +74,10 @@ def subject(tmp_path_factory):
     model = new_model(parse(ModelConfig, shape), 0)
     study = Study(config, folder / "study", model, chat, Progress(disable=True))
     plain = [
-        {
-            "problem": PROBLEMS[i // 2].id, "sample": i % 2, "prompt": "", "response": text, "words": 1,
-            "correct": i == 1, "answer": None, "finish": "length" if i == 3 else "stop",
-            "length": 60, "substrings": 1,
-        }
+        tiny.response(PROBLEMS[i // 2].id, text, i == 1, sample=i % 2, finish="length" if i == 3 else "stop")
         for i, text in enumerate(RESPONSES)
-    ]  # fmt: skip
-    write_records(study.directory("probes", "tiny@plain", 0) / "k4_test-000000.jsonl.gz", plain)
+    ]
+    write_responses(study.directory("probes", "tiny@plain", 0) / "k4_test-000000.jsonl.gz", plain)
     return Subject(study, "tiny", model, 0, PROBLEMS, Sum())
 
 
@@ -90,7 +87,7 @@ def probed(subject):
 
 
 def texts(arms, name):
-    return [generation["response"] for generation in arms[name]]
+    return [generation.text for generation in arms[name]]
 
 
 def test_every_arm_is_there_and_kept(subject, probed):
@@ -110,7 +107,7 @@ def test_every_arm_is_there_and_kept(subject, probed):
         assert all(g in arms[f"extra_{kind}_1"] for g in arms[f"repair_{kind}_1"])
     for name, generations in arms.items():
         path = subject.study.directory("probes", f"tiny@{name}", 0) / "k4_test-000000.jsonl.gz"
-        assert read_records(path) == generations
+        assert read_responses(path) == generations
 
 
 def test_forbidden_words_do_not_even_begin(probed):
@@ -126,8 +123,8 @@ def test_the_cue_comes_after_the_first_wrong_attempt_and_nowhere_else(probed):
     """
     for kind, insert in (("cue", " wait"), ("neutral", " the"), ("nothing", "")):
         found = probed[0][f"doubt_{kind}"]
-        assert [(g["problem"], g["sample"]) for g in found] == [("a", 0), ("b", 0), ("a", 2), ("b", 2)]
-        assert found[0]["response"] != found[2]["response"]
+        assert [(g.problem, g.sample) for g in found] == [("a", 0), ("b", 0), ("a", 2), ("b", 2)]
+        assert found[0].text != found[2].text
         for text, start in zip(texts(probed[0], f"doubt_{kind}"), CUT * 2, strict=True):
             assert text.startswith(start.partition("\n</think>")[0] + insert)
 
@@ -137,15 +134,15 @@ def test_a_model_that_makes_few_wrong_attempts_is_asked_again(subject):
     right = [RESPONSES[1]] * 2 + ["\nmaybe 2\n</think>\n\n2"] * 2
     for name, responses in (("plain", right), ("plain_1", [RESPONSES[0], *right[1:]])):
         kept = [
-            {"problem": PROBLEMS[i // 2].id, "sample": i % 2 + 2 * (name == "plain_1"), "response": text}
-            | {"prompt": "", "words": 1, "answer": None, "finish": "stop", "length": 60, "substrings": 1}
-            | {"correct": text == right[i]}
+            tiny.response(PROBLEMS[i // 2].id, text, text == right[i], sample=i % 2 + 2 * (name == "plain_1"))
             for i, text in enumerate(responses)
         ]
-        write_records(subject.study.directory("probes", f"sure@{name}", 0) / "k4_test-000000.jsonl.gz", kept)
+        write_responses(
+            subject.study.directory("probes", f"sure@{name}", 0) / "k4_test-000000.jsonl.gz", kept
+        )
     sure = dataclasses.replace(subject, name="sure")
     arms, _ = probe(sure, "wait", "the", 1)
-    assert [(g["problem"], g["sample"]) for g in arms["doubt_cue"]] == [("a", n) for n in (2, 6, 10, 14)]
+    assert [(g.problem, g.sample) for g in arms["doubt_cue"]] == [("a", n) for n in (2, 6, 10, 14)]
     assert len(arms["plain"]) == 4 and "plain_1" not in arms
     assert not subject.study.directory("probes", "sure@plain_2", 0).exists()
 
@@ -164,9 +161,9 @@ def test_lengths_are_of_whole_responses_and_within_the_limit(subject, probed):
     encode = subject.study.chat.tokenizer.encode
     for name in ("doubt_cue", "shuffle_words"):
         for generation in probed[0][name]:
-            assert generation["length"] <= 90
+            assert generation.length <= 90
     for generation, start in zip(probed[0]["doubt_nothing"], CUT * 2, strict=True):
-        assert generation["length"] > len(encode(start.partition("\n</think>")[0]))
+        assert generation.length > len(encode(start.partition("\n</think>")[0]))
 
 
 @pytest.mark.parametrize(

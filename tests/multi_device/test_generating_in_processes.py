@@ -71,13 +71,13 @@ def test_what_both_have_kept_is_gone_on_with_after_a_kill(pair, whole, tmp_path)
     kept = [record for path in journals for record in read_records(path)]
     assert 2 <= len(kept) < 16
     for path in journals:
-        marked = [record | {"response": "kept"} for record in read_records(path)]
+        marked = [record | {"text": "kept"} for record in read_records(path)]
         path.write_text("".join(json.dumps(record) + "\n" for record in marked))
     both(pair, *WALK, tmp_path / "cut", *MESH)
     found = read_records(tmp_path / "cut" / PASSED_OVER) + read_records(tmp_path / "cut" / DONE)
     as_whole = read_records(whole / PASSED_OVER) + read_records(whole / DONE)
-    assert [r | {"response": ""} for r in found] == [r | {"response": ""} for r in as_whole]
-    assert sum(record["response"] == "kept" for record in found) == len(kept)
+    assert [r | {"text": ""} for r in found] == [r | {"text": ""} for r in as_whole]
+    assert sum(record["text"] == "kept" for record in found) == len(kept)
     assert not any(path.exists() for path in journals)
 
 

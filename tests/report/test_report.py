@@ -34,7 +34,11 @@ from tests.analysis.synthetic import (
 
 
 def made_up(problem, **fields):
-    return {"problem": f"p{problem}", "response": "wait 1", "correct": True, "length": 2, **fields}
+    return {"problem": f"p{problem}", "text": "wait 1", "correct": True, "length": 2, **fields}
+
+
+def by_token(tokens, divergence):
+    return {"tokens": tokens, "divergence": divergence}
 
 
 def page_of(run):
@@ -317,7 +321,7 @@ def test_rollouts_of_one_problem_leave_room_for_evaluations_of_many(tmp_path, mo
 
 @pytest.mark.parametrize("limit", ["COMPRESSED", "CHARACTERS"])
 def test_long_traces_are_fewer(tmp_path, monkeypatch, limit):
-    rows = [made_up(p, response=" ".join(str((p * 7919 + i) ** 3) for i in range(400))) for p in range(40)]
+    rows = [made_up(p, text=" ".join(str((p * 7919 + i) ** 3) for i in range(400))) for p in range(40)]
     monkeypatch.setattr(traces, limit, 100_000)
     found = embedded(tmp_path, rows)
     assert 1 <= found.problems < 40 and len(found.data) < 150_000
@@ -325,7 +329,7 @@ def test_long_traces_are_fewer(tmp_path, monkeypatch, limit):
 
 def test_an_enormous_response_keeps_its_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(traces, "LONGEST", 300)
-    found = embedded(tmp_path, [made_up(0, response="a" * 5000 + "z" * 1000)])
+    found = embedded(tmp_path, [made_up(0, text="a" * 5000 + "z" * 1000)])
     (text, _) = json.loads(gzip.decompress(base64.b64decode(found.data)))["traces"]["response"]
     assert text.startswith("a" * 200) and text.endswith("z" * 100)
     assert "5700 characters left out" in text
@@ -333,8 +337,8 @@ def test_an_enormous_response_keeps_its_ends(tmp_path, monkeypatch):
 
 def test_values_by_token_are_kept_where_they_fit(tmp_path):
     rows = [
-        made_up(0, tokens=["wait", " 1"], divergence=[0.123456, -2.0], context="shown", feedback="no"),
-        made_up(1, tokens=["wait", " 1"], divergence=[1.0]),
+        made_up(0, attribution=by_token(["wait", " 1"], [0.123456, -2.0]), context="shown", feedback="no"),
+        made_up(1, attribution=by_token(["wait", " 1"], [1.0])),
     ]
     data = json.loads(gzip.decompress(base64.b64decode(embedded(tmp_path, rows).data)))
     assert data["traces"]["divergence"][:2] == [[0.123, -2.0], None]
