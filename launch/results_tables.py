@@ -15,7 +15,7 @@ from sdistill.report.probe_results import Contrast, contrasts, measured
 from sdistill.storage import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "probes.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "probes.md")
 Figure = tuple[str, str, str, int]
 """Head of the column, data set, metric, decimals."""
 
