@@ -72,7 +72,7 @@ def _quarters(batch: OnPolicyBatch) -> Int[np.ndarray, " B"]:
     for rows in (batch.student, batch.teacher):
         if rows is not None:
             columns = rows.tokens.shape[1] - rows.response_mask.shape[1]
-            shares.append(_share(rows.segments[:, :columns].sum(axis=1), columns))
+            shares.append(_share(rows.segment_ids[:, :columns].sum(axis=1), columns))
     return np.maximum(1, np.ceil(np.max(shares, axis=0) * QUARTERS)).astype(int)
 
 
@@ -89,8 +89,8 @@ def _trimmed(batch: OnPolicyBatch, quarters: int) -> OnPolicyBatch:
         prompt = rows.tokens.shape[1] - room
         start = prompt - -(-prompt * quarters // QUARTERS)
         columns = slice(start, prompt + kept)
-        tokens, positions, segments = (x[:, columns] for x in rows[:3])
-        return Rows(tokens, positions, segments, rows.response_mask[:, :kept])
+        tokens, positions, segment_ids = (x[:, columns] for x in rows[:3])
+        return Rows(tokens, positions, segment_ids, rows.response_mask[:, :kept])
 
     fields: dict[str, Any] = {}
     for name, value in batch._asdict().items():

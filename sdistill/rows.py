@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdistill.model.attention import Places
 from sdistill.model.decoder import Decoder
 
 NAMED_ROWS = 8  # that an error names one by one
@@ -21,13 +20,13 @@ class Rows(NamedTuple):
     Attributes:
       tokens: Ids; padding is 0.
       positions: Position of each token in its own sequence; 0 on padding.
-      segments: 1 on tokens, 0 on padding, which sees and is seen by nothing.
+      segment_ids: 1 on tokens, 0 on padding, which sees and is seen by nothing.
       response_mask: 1.0 on response tokens (the end token included), 0.0 after.
     """
 
     tokens: Int[Array, "B P+T"]
     positions: Int[Array, "B P+T"]
-    segments: Int[Array, "B P+T"]
+    segment_ids: Int[Array, "B P+T"]
     response_mask: Float[Array, "B T"]
 
 
@@ -44,7 +43,7 @@ def layout(
     """
     batch, response_length = responses.shape
     tokens = np.zeros((batch, max_prompt + response_length), np.int32)
-    segments = np.zeros_like(tokens)
+    segment_ids = np.zeros_like(tokens)
     starts = np.empty(batch, np.int32)
     for row, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= max_prompt:
@@ -54,12 +53,12 @@ def layout(
             )
         starts[row] = max_prompt - len(prompt)
         tokens[row, starts[row] : max_prompt] = prompt
-        segments[row, starts[row] : max_prompt + lengths[row]] = 1
+        segment_ids[row, starts[row] : max_prompt + lengths[row]] = 1
     mask = np.arange(response_length) < lengths[:, None]
     tokens[:, max_prompt:] = np.where(mask, responses, 0)
-    positions = (np.arange(tokens.shape[1]) - starts[:, None]) * segments
+    positions = (np.arange(tokens.shape[1]) - starts[:, None]) * segment_ids
     # On the host until `place_batch`: hence the cast.
-    columns: Any = (tokens, positions.astype(np.int32), segments, mask.astype(np.float32))
+    columns: Any = (tokens, positions.astype(np.int32), segment_ids, mask.astype(np.float32))
     return Rows(*columns)
 
 
@@ -88,7 +87,7 @@ def check_same_responses(student: Rows, teacher: Rows) -> None:
 
 def response_hidden(model: Decoder, rows: Rows) -> Float[Array, "B T D"]:
     """Hidden states that predict the response tokens."""
-    hidden = model(rows.tokens, Places(rows.positions, rows.segments))
+    hidden = model(rows.tokens, rows.positions, rows.segment_ids)
     response_length = rows.response_mask.shape[1]
     return hidden[:, -response_length - 1 : -1]
 
@@ -100,7 +99,9 @@ def response_ids(rows: Rows) -> Int[Array, "B T"]:
 
 def sequences_of(rows: Rows) -> list[tuple[int, int]]:
     """Tokens of each sequence, prompt and response together, and of its response."""
-    lengths, responses = (np.asarray(x).sum(axis=1).astype(int) for x in (rows.segments, rows.response_mask))
+    lengths, responses = (
+        np.asarray(x).sum(axis=1).astype(int) for x in (rows.segment_ids, rows.response_mask)
+    )
     return list(zip(lengths.tolist(), responses.tolist(), strict=True))
 
 

@@ -30,7 +30,6 @@ from sdistill.losses import (
     sdpo_loss,
     weighted_sum,
 )
-from sdistill.model.attention import Places
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import bind
 from sdistill.model.scoring import score_tokens
@@ -47,16 +46,16 @@ class PackedBatch(NamedTuple):
     tokens: Int[Array, "B S"]
     targets: Int[Array, "B S"]
     weights: Float[Array, "B S"]
-    segments: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
     positions: Int[Array, "B S"]
 
 
 def examples_of(batch: PackedBatch) -> list[tuple[int, int]]:
     """Tokens of each example in the rows, and how many of them are learned."""
     found: list[tuple[int, int]] = []
-    for segments, weights in zip(np.asarray(batch.segments), np.asarray(batch.weights), strict=True):
-        lengths = np.bincount(segments)
-        learned = np.bincount(segments[weights > 0], minlength=len(lengths))
+    for segment_ids, weights in zip(np.asarray(batch.segment_ids), np.asarray(batch.weights), strict=True):
+        lengths = np.bincount(segment_ids)
+        learned = np.bincount(segment_ids[weights > 0], minlength=len(lengths))
         found += zip(lengths[1:].tolist(), learned[1:].tolist(), strict=True)  # segment 0 is padding
     return found
 
@@ -66,7 +65,7 @@ def cross_entropy_loss(
 ) -> tuple[Float[Array, ""], Report]:
     """Weighted cross-entropy, in nats."""
     decoder = bind(model, params)
-    hidden = decoder(batch.tokens, Places(batch.positions, batch.segments))
+    hidden = decoder(batch.tokens, batch.positions, batch.segment_ids)
     scores = score_tokens(hidden, decoder.head(), batch.targets, chunk=chunk)
     loss = weighted_sum(-scores.log_prob_BT, batch.weights)
     mask = (batch.weights > 0).astype(jnp.float32)

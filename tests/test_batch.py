@@ -85,7 +85,7 @@ class Scorer:
     @staticmethod
     def _cut(rows):
         end = rows.tokens.shape[1] - T
-        return zip(rows.tokens[:, :end], rows.segments[:, :end], strict=True)
+        return zip(rows.tokens[:, :end], rows.segment_ids[:, :end], strict=True)
 
 
 def batch_of(values, chat, rollouts, past=()):

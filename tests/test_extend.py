@@ -71,13 +71,12 @@ def test_the_model_computes_what_transformers_computes(extended, tmp_path):
         import jax.numpy as jnp
         import numpy as np
         from configs.models import llama_7b
-        from sdistill.model.attention import Places
         from sdistill.model.config import ModelConfig
         from sdistill.model.weights import load_pretrained
         from sdistill.settings import parse
         parse(ModelConfig, llama_7b.get_config("tiny").model.to_dict())
         model, ids = load_pretrained("llama"), jnp.arange(1, 9)[None]
-        hidden = model(ids, Places(jnp.arange(8)[None], jnp.ones((1, 8), int)))
+        hidden = model(ids, jnp.arange(8)[None], jnp.ones((1, 8), int))
         np.save("logits.npy", (hidden @ model.head())[0])
         """,
     )

@@ -22,7 +22,6 @@ from sdistill.losses import (
     token_weights,
     weighted_sum,
 )
-from sdistill.model.attention import Places
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
 from sdistill.rows import layout
@@ -59,7 +58,7 @@ def log_softmax_of(params, prompts):
         ids[row, : len(prompt) + 5] = [*prompt, *RESPONSES[row]]
     model = nnx.merge(GRAPH, params)
     positions = jnp.broadcast_to(jnp.arange(11), ids.shape)
-    hidden = model(jnp.asarray(ids), Places(positions, jnp.ones_like(positions)))
+    hidden = model(jnp.asarray(ids), positions, jnp.ones_like(positions))
     predicting = COLUMNS + np.array([len(prompt) - 1 for prompt in prompts])[:, None]
     return jax.nn.log_softmax((hidden @ model.head())[ROWS, predicting] / TEMPERATURE)
 

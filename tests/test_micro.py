@@ -97,7 +97,7 @@ def test_nothing_is_lost_and_padding_is_bounded(rows, size):
         found = []
         for part in batches:
             for row in range(len(part.weights)):
-                kept = [r.tokens[row][r.segments[row] > 0].tolist() for r in (part.student, part.teacher)]
+                kept = [r.tokens[row][r.segment_ids[row] > 0].tolist() for r in (part.student, part.teacher)]
                 count = int(part.student.response_mask[row].sum())
                 values = [part.weights, part.rollout_log_probs, part.markers]
                 found.append((*map(tuple, kept), *(tuple(v[row, :count].tolist()) for v in values)))
@@ -110,8 +110,8 @@ def test_nothing_is_lost_and_padding_is_bounded(rows, size):
         columns = part.student.response_mask.shape[1]
         need = max(
             np.max(part.student.response_mask.sum(axis=1)) / 16,
-            np.max((part.student.segments.sum(1) - part.student.response_mask.sum(1)) / 8),
-            np.max((part.teacher.segments.sum(1) - part.teacher.response_mask.sum(1)) / 12),
+            np.max((part.student.segment_ids.sum(1) - part.student.response_mask.sum(1)) / 8),
+            np.max((part.teacher.segment_ids.sum(1) - part.teacher.response_mask.sum(1)) / 12),
         )
         assert columns == 4 or need > (columns - 4) / 16  # the next smaller shape would not have done
 

@@ -6,7 +6,6 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.model.attention import Places
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
 from sdistill.rows import check_same_responses, layout, response_hidden, response_ids
@@ -16,7 +15,7 @@ def test_prompts_end_and_responses_begin_at_the_same_column():
     rows = layout([[5, 6], [7, 8, 9]], np.array([[1, 2, 3], [4, 0, 0]]), np.array([3, 1]), max_prompt=4)
     np.testing.assert_array_equal(rows.tokens, [[0, 0, 5, 6, 1, 2, 3], [0, 7, 8, 9, 4, 0, 0]])
     np.testing.assert_array_equal(rows.positions, [[0, 0, 0, 1, 2, 3, 4], [0, 0, 1, 2, 3, 0, 0]])
-    np.testing.assert_array_equal(rows.segments, [[0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(rows.segment_ids, [[0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0]])
     np.testing.assert_array_equal(rows.response_mask, [[1, 1, 1], [1, 0, 0]])
     assert [x.dtype for x in rows] == [np.int32, np.int32, np.int32, np.float32]
 
@@ -35,7 +34,7 @@ def test_each_row_holds_its_prompt_and_response_and_nothing_else(sequences, spar
     lengths = np.array([len(r) for _, r in sequences])
     rows = layout([p for p, _ in sequences], responses, lengths, max_prompt)
     for i, (prompt, response) in enumerate(sequences):
-        inside = rows.segments[i] == 1
+        inside = rows.segment_ids[i] == 1
         assert rows.tokens[i][inside].tolist() == prompt + response
         assert rows.positions[i][inside].tolist() == list(range(len(prompt) + len(response)))
         assert not rows.tokens[i][~inside].any() and not rows.positions[i][~inside].any()
@@ -98,7 +97,7 @@ def test_hidden_states_are_those_that_predict_the_response(model):
     for row, prompt in enumerate(prompts):
         ids = jnp.asarray([[*prompt, *responses[row][: lengths[row]]]])
         size = ids.shape[1]
-        alone = forward(model, ids, Places(jnp.arange(size)[None], jnp.ones((1, size), int)))
+        alone = forward(model, ids, jnp.arange(size)[None], jnp.ones((1, size), int))
         predicting = alone[0, len(prompt) - 1 : size - 1]
         np.testing.assert_allclose(hidden[row, : lengths[row]], predicting, rtol=1e-5, atol=1e-5)
 

@@ -254,14 +254,14 @@ WEIGHTED = [2, 5, 1]  # the last so many tokens of each example
 
 def packed() -> PackedBatch:
     """The examples in two rows of 12, the first two together."""
-    arrays = {name: np.zeros((2, 12), np.int32) for name in ("tokens", "targets", "segments", "positions")}
+    arrays = {name: np.zeros((2, 12), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
     weights = np.zeros((2, 12), np.float32)
     for (row, start, segment), ids, weighted in zip(
         [(0, 0, 1), (0, 4, 2), (1, 0, 1)], EXAMPLES, WEIGHTED, strict=True
     ):
         at = (row, slice(start, start + len(ids) - 1))
         arrays["tokens"][at], arrays["targets"][at] = ids[:-1], ids[1:]
-        arrays["segments"][at], arrays["positions"][at] = segment, np.arange(len(ids) - 1)
+        arrays["segment_ids"][at], arrays["positions"][at] = segment, np.arange(len(ids) - 1)
         weights[row, start + len(ids) - 1 - weighted : start + len(ids) - 1] = 1
     return PackedBatch(weights=weights / sum(WEIGHTED), **arrays)
 
@@ -307,7 +307,7 @@ def test_nothing_but_the_response_columns_of_its_own_row_reaches_the_loss():
     value, _, gradient = value_and_gradient(make_sdpo(), PARAMS, TEACHER, for_sdpo())
 
     def littered(rows):
-        tokens = np.where(rows.segments > 0, rows.tokens, 13)
+        tokens = np.where(rows.segment_ids > 0, rows.tokens, 13)
         tokens[2] = 17
         return rows._replace(tokens=tokens)
 

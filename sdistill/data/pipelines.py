@@ -101,7 +101,7 @@ def example_batches(
 ) -> grain.DatasetIterator:
     """Endless batches of `rows` rows of `row_length` tokens, holding one example or as many as fit.
 
-    Each batch maps `tokens`, `targets`, `weights`, `segments` (0 is padding, examples count from 1) and
+    Each batch maps `tokens`, `targets`, `weights`, `segment_ids` (0 is padding, examples count from 1) and
     `positions` (from 0 in each example) to arrays [rows / share.count, row_length]. The order is a function
     of the seed.
 
@@ -167,8 +167,8 @@ class _Epochs(Sequence[int]):
 def _single_row(example: dict[str, np.ndarray], row_length: int) -> dict[str, np.ndarray]:
     length = len(example["tokens"])
     row = {name: np.pad(values, (0, row_length - length)) for name, values in example.items()}
-    row["segments"] = (np.arange(row_length) < length).astype(np.int32)
-    row["positions"] = np.arange(row_length, dtype=np.int32) * row["segments"]
+    row["segment_ids"] = (np.arange(row_length) < length).astype(np.int32)
+    row["positions"] = np.arange(row_length, dtype=np.int32) * row["segment_ids"]
     return row
 
 
@@ -177,6 +177,6 @@ def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "tokens": row["tokens"],
         "targets": row["targets"],
         "weights": row["weights"],
-        "segments": row["tokens_segment_ids"],
+        "segment_ids": row["tokens_segment_ids"],
         "positions": row["tokens_positions"],
     }

@@ -18,7 +18,6 @@ from sdistill.distributed.rules import (
     parameter_shardings,
     spec_of,
 )
-from sdistill.model.attention import Places
 from sdistill.model.cache import Cache, CacheType, column_axes, empty_cache
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind, is_matrix, unroll
@@ -123,8 +122,8 @@ class CachedDecoder:
         """See `SamplingModel`."""
         columns_QP = jnp.broadcast_to(jnp.arange(tokens_QP.shape[1]), tokens_QP.shape)
         filled_QP = columns_QP < lengths_Q[:, None]
-        places = Places(columns_QP, filled_QP.astype(jnp.int32))
-        return self._bound(params, tokens_QP).prefill(tokens_QP, places, self.cache)[1]
+        segment_ids_QP = filled_QP.astype(jnp.int32)
+        return self._bound(params, tokens_QP).prefill(tokens_QP, columns_QP, segment_ids_QP, self.cache)[1]
 
     def decode(
         self, params: nnx.State, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]

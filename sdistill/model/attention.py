@@ -6,7 +6,7 @@ packed sequences, and padding on either side.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +24,16 @@ LANES = 128
 """Of a TPU's registers: the kernel's unit of length."""
 
 
-class Places(NamedTuple):
-    """Where the tokens of each row are.
+def visible(
+    positions_BT: Int[Array, "B T"], segment_ids_BT: Int[Array, "B T"], window: int | None
+) -> Bool[Array, "B T T"]:
+    """The attention mask: which tokens (last axis) each token sees. Padding sees and is seen by nothing.
 
-    Attributes:
-      positions: Position of each token in its own sequence.
-      segments: Which sequence of the row it belongs to, from 1; 0 is padding.
+    In: segment_ids [1 1 2 0], positions [0 1 0 0]. Out: rows `1000 1100 0010 0000`.
     """
-
-    positions: Int[Array, "B S"]
-    segments: Int[Array, "B S"]
-
-
-def visible(queries: Places, keys: Places, window: int | None) -> Bool[Array, "B T S"]:
-    """Which keys each query sees; padding sees nothing and is seen by nothing.
-
-    In: segments [1 1 2 0], positions [0 1 0 0] of both. Out: rows `1000 1100 0010 0000`.
-    """
-    distance_BTS = queries.positions[:, :, None] - keys.positions[:, None, :]
-    same_BTS = queries.segments[:, :, None] == keys.segments[:, None, :]
-    seen_BTS = same_BTS & (queries.segments[:, :, None] > 0) & (distance_BTS >= 0)
+    distance_BTS = positions_BT[:, :, None] - positions_BT[:, None, :]
+    same_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    seen_BTS = same_BTS & (segment_ids_BT[:, :, None] > 0) & (distance_BTS >= 0)
     return seen_BTS if window is None else seen_BTS & (distance_BTS < window)
 
 
@@ -61,7 +51,8 @@ def attend(
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
-    places: Places,
+    positions_BT: Int[Array, "B T"],
+    segment_ids_BT: Int[Array, "B T"],
     *,
     window: int | None,
     backend: Backend,
@@ -69,11 +60,20 @@ def attend(
     """Attention among the tokens of whole rows, with 1/√H scaling and float32 softmax.
 
     Query head n uses key head n·K/N. `splash` takes the columns to be in order of position, as in every row
-    that this project makes. Tokens of padding give finite values that mean nothing.
+    that this project makes. The outputs of padding are finite; ignore them.
+
+    Args:
+      q_BTNH: Queries.
+      k_BTKH: Keys.
+      v_BTKH: Values.
+      positions_BT: Position of each token in its own sequence.
+      segment_ids_BT: Which sequence of the row each token belongs to, from 1; 0 is padding.
+      window: Tokens that each token sees, itself included; None for all.
+      backend: What computes it.
     """
     if backend == "splash":
-        return _splash(q_BTNH, k_BTKH, v_BTKH, places.segments, window)
-    mask_B1TT = visible(places, places, window)[:, None]
+        return _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window)
+    mask_B1TT = visible(positions_BT, segment_ids_BT, window)[:, None]
     implementation: Literal["cudnn", "xla"] = "cudnn" if backend == "cudnn" else "xla"
     return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, implementation=implementation)
 
@@ -106,96 +106,97 @@ def _splash(
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
-    segments_BT: Int[Array, "B T"],
+    segment_ids_BT: Int[Array, "B T"],
     window: int | None,
 ) -> Float[Array, "B T N H"]:
     """The Pallas kernel of jax.
 
-    Under a mesh every device attends for its own rows, heads and columns, because the compiler cannot split a
-    kernel. Columns are those of queries; their keys and values are gathered, which few heads share.
+    The compiler cannot split a kernel, so under a mesh `shard_map` does: every device computes the queries of
+    its own rows, heads and columns. Keys and values are gathered along the columns; few heads share them.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else mesh.shape["context"]
+    num_shards = 1 if mesh.empty else mesh.shape["context"]
     length = q_BTNH.shape[1]
-    padding = -length % (LANES * ways)
+    padding = -length % (LANES * num_shards)
     heads = q_BTNH.shape[2] // (1 if mesh.empty else mesh.shape["tensor"])
-    kernel = _splash_kernel(length + padding, heads, window, ways)
+    kernel = _splash_kernel(length + padding, heads, window, num_shards)
 
     def padded(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
 
-    def own(
-        kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array
+    def local_attention(
+        kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
     ) -> jax.Array:
-        if ways > 1:
-            k, v, of_keys = (jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (k, v, segments))
-            q, of_queries = (_exchanged(x, ways, "there") for x in (q, segments))
-        else:
-            of_keys = of_queries = segments
+        q_ids = kv_ids = segment_ids
+        if num_shards > 1:
+            k, v, kv_ids = (jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (k, v, kv_ids))
+            q, q_ids = (_balance(x, num_shards) for x in (q, q_ids))
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        y = jnp.swapaxes(jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=of_queries, kv=of_keys)), 1, 2)
-        return _exchanged(y, ways, "back") if ways > 1 else y
+        y = jnp.swapaxes(jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=q_ids, kv=kv_ids)), 1, 2)
+        return _balance(y, num_shards, inverse=True) if num_shards > 1 else y
 
     scaled_BTNH = q_BTNH * q_BTNH.shape[-1] ** -0.5
-    arguments = [padded(x) for x in (scaled_BTNH, k_BTKH, v_BTKH, segments_BT)]
+    arguments = [padded(x) for x in (scaled_BTNH, k_BTKH, v_BTKH, segment_ids_BT)]
     if mesh.empty:
-        return own(kernel, *arguments)[:, :length]
+        return local_attention(kernel, *arguments)[:, :length]
     spec = PartitionSpec(*SEQUENCES, "tensor")
-    of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, "context")))
-    split = jax.shard_map(
-        own, in_specs=(of_kernel, spec, spec, spec, SEQUENCES), out_specs=spec, check_vma=False
+    kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, "context")))
+    sharded = jax.shard_map(
+        local_attention, in_specs=(kernel_spec, spec, spec, spec, SEQUENCES), out_specs=spec, check_vma=False
     )
-    return split(kernel, *arguments)[:, :length]
+    return sharded(kernel, *arguments)[:, :length]
 
 
-def _splash_kernel(length: int, heads: int, window: int | None, ways: int) -> Any:
-    """The kernel for rows of this length, whose queries are split so many ways."""
+def _splash_kernel(length: int, heads: int, window: int | None, num_shards: int) -> Any:
+    """The kernel for rows of this length, whose queries are split over `num_shards` devices."""
     shape = (length, length)
     mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
-    mask.q_sequence = np.concatenate(
-        [np.arange(length, dtype=np.int32).reshape(2 * ways, -1)[h] for h in _halves(ways)]
-    )
-    of_queries, of_keys = (
-        next(size for size in (512, 256, 128) if n % size == 0) for n in (length // ways, length)
+    halves = np.arange(length, dtype=np.int32).reshape(2 * num_shards, -1)
+    mask.q_sequence = np.concatenate([halves[half] for half in _balanced_halves(num_shards)])
+    block_q, block_kv = (
+        next(size for size in (512, 256, 128) if n % size == 0) for n in (length // num_shards, length)
     )
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
-            block_q=of_queries,
-            block_kv=of_keys,
-            block_kv_compute=of_keys,
-            block_q_dkv=of_queries,
-            block_kv_dkv=of_keys,
-            block_kv_dkv_compute=of_keys,
-            block_q_dq=of_queries,
-            block_kv_dq=of_keys,
+            block_q=block_q,
+            block_kv=block_kv,
+            block_kv_compute=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_kv_dkv_compute=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
         ),
         head_shards=1,
-        q_seq_shards=ways,
+        q_seq_shards=num_shards,
     )
 
 
-def _halves(ways: int) -> list[int]:
-    """Which halves of a device's columns the devices attend for, in order, two each.
+def _balanced_halves(num_shards: int) -> list[int]:
+    """Which halves of the devices' columns each device computes: two each, the devices in order.
 
     The later a query, the more keys it sees. So every device takes one half from the front and its mirror
-    image from the back. In: 2 ways. Out: 0, 3 for the first device, 2, 1 for the second: even ones first.
+    image from the back. In: 2 shards, halves 0 to 3. Out: 0, 3 for the first device and 2, 1 for the second;
+    even halves come first.
     """
-    if ways == 1:
+    if num_shards == 1:
         return [0, 1]
-    pairs = [sorted((i, 2 * ways - 1 - i), key=lambda half: half % 2) for i in range(ways)]
+    pairs = [sorted((i, 2 * num_shards - 1 - i), key=lambda half: half % 2) for i in range(num_shards)]
     return [half for pair in pairs for half in pair]
 
 
-def _exchanged(
-    x: Shaped[Array, "B t ..."], ways: int, way: Literal["there", "back"]
-) -> Shaped[Array, "B t ..."]:
-    """From the columns that a device holds to those it attends for, or back; inside of `shard_map`."""
-    sent = []
+def _balance(x: Shaped[Array, "B t ..."], num_shards: int, inverse: bool = False) -> Shaped[Array, "B t ..."]:
+    """Exchanges the columns a device holds for those it computes, or back; inside of `shard_map`."""
+    halves = []
     for parity, part in enumerate(jnp.split(x, 2, axis=1)):
-        # Even halves of all devices go to different ones, and so do odd ones.
-        routes = [(half // 2, place // 2) for place, half in enumerate(_halves(ways)) if half % 2 == parity]
-        if way == "back":
+        # No two even halves go to the same device, and no two odd ones.
+        routes = [
+            (half // 2, slot // 2)
+            for slot, half in enumerate(_balanced_halves(num_shards))
+            if half % 2 == parity
+        ]
+        if inverse:
             routes = [(target, source) for source, target in routes]
-        sent.append(jax.lax.ppermute(part, "context", routes))
-    return jnp.concatenate(sent, axis=1)
+        halves.append(jax.lax.ppermute(part, "context", routes))
+    return jnp.concatenate(halves, axis=1)

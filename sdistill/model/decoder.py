@@ -1,6 +1,6 @@
 """The decoder: grouped-query attention, RoPE and SwiGLU, with the flags that make it Qwen2, Qwen3 or Olmo-3.
 
-Every parameter carries the logical names of its axes (`axes=`); `parallel.rules` says on which mesh
+Every parameter carries the logical names of its axes (`axes=`); `distributed.rules` says on which mesh
 axis each of them lives. Shape letters: B sequences, T query positions, S key positions, D width, F
 feed-forward width, N query heads, K key/value heads, H head width, V vocabulary.
 
@@ -11,7 +11,7 @@ them one by one, because a stacked cache would be copied at every step; `unroll`
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import split_sequences
-from sdistill.model.attention import Places, attend, attend_cached, choose_backend
+from sdistill.model.attention import attend, attend_cached, choose_backend
 from sdistill.model.cache import Cache, CacheType, LayerCache, cache_of, with_token
 from sdistill.model.config import LayerType, ModelConfig
 
@@ -92,23 +92,23 @@ def rope_frequencies(config: ModelConfig, layer_type: LayerType) -> tuple[np.nda
     return frequency_H * (1 - stretched_H + stretched_H / yarn.factor), attention_factor
 
 
-class Rotation(NamedTuple):
-    """Cosine and sine of every position's angles, float32."""
+class Rope(NamedTuple):
+    """Cosine and sine of every position's rotary angles, float32."""
 
     cos_BTH: Float[Array, "B T H/2"]
     sin_BTH: Float[Array, "B T H/2"]
 
 
-def rotation(config: ModelConfig, layer_type: LayerType, positions_BT: Int[Array, "B T"]) -> Rotation:
-    """Angles are float32: in bfloat16, position 257 would round to 256."""
+def make_rope(config: ModelConfig, layer_type: LayerType, positions_BT: Int[Array, "B T"]) -> Rope:
+    """The angles of one kind of layer. They are float32: in bfloat16, position 257 would round to 256."""
     frequency_H, factor = rope_frequencies(config, layer_type)
     angle_BTH = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequency_H, jnp.float32)
-    return Rotation(jnp.cos(angle_BTH) * factor, jnp.sin(angle_BTH) * factor)
+    return Rope(jnp.cos(angle_BTH) * factor, jnp.sin(angle_BTH) * factor)
 
 
-def rotate(x_BTNH: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
+def apply_rope(x_BTNH: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"]:
     """Rotates the two halves of each head against each other (RoPE, Su et al. 2021)."""
-    cos, sin = by.cos_BTH[:, :, None], by.sin_BTH[:, :, None]
+    cos, sin = rope.cos_BTH[:, :, None], rope.sin_BTH[:, :, None]
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTNH.dtype)
@@ -142,7 +142,7 @@ class Attention(nnx.Module):
             self.k_norm = nnx.Param(jnp.ones((kv_heads, head)), axes=("kv_heads", None))
 
     def project(
-        self, x_BTD: Float[Array, "B T D"], turned: Rotation
+        self, x_BTD: Float[Array, "B T D"], rope: Rope
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Queries, keys and values."""
         config = self.config
@@ -156,7 +156,7 @@ class Attention(nnx.Module):
         if config.qk_norm is not None:
             q_BTNH = rms_norm(q_BTNH, self.q_norm[...], config.rms_norm_eps)
             k_BTKH = rms_norm(k_BTKH, self.k_norm[...], config.rms_norm_eps)
-        return rotate(q_BTNH, turned), rotate(k_BTKH, turned), v_BTKH
+        return apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope), v_BTKH
 
     def output(self, y_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         """Mixes the heads."""
@@ -182,7 +182,10 @@ class FeedForward(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward around a residual, each behind a norm (Qwen) or before one (Olmo-3)."""
+    """Attention and feed-forward, each added to the residual stream.
+
+    Pre-norm (`norm="input"`, Qwen): x + f(norm(x)). Post-norm (`norm="output"`, Olmo-3): x + norm(f(x)).
+    """
 
     def __init__(self, config: ModelConfig, layer_type: LayerType, rngs: nnx.Rngs):
         self.config, self.layer_type = config, layer_type
@@ -191,46 +194,50 @@ class Layer(nnx.Module):
         self.feed_forward_norm_D = nnx.Param(jnp.ones(config.hidden_size), axes=(None,))
         self.feed_forward = FeedForward(config, rngs)
 
-    def residual(
-        self, x_BTD: Float[Array, "B T D"], scale_D: nnx.Param, layer: Callable[[jax.Array], jax.Array]
-    ) -> Float[Array, "B T D"]:
-        """The stream plus the layer of its norm, or plus the norm of the layer."""
-        eps = self.config.rms_norm_eps
-        if self.config.norm == "input":
-            return x_BTD + layer(rms_norm(x_BTD, scale_D[...], eps))
-        return x_BTD + rms_norm(layer(x_BTD), scale_D[...], eps)
-
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], places: Places, turned: Rotation
+        self,
+        x_BTD: Float[Array, "B T D"],
+        positions_BT: Int[Array, "B T"],
+        segment_ids_BT: Int[Array, "B T"],
+        rope: Rope,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """The new residual stream of whole sequences, and their keys and values."""
-        backend = choose_backend(self.config.compute.attention, x_BTD.dtype)
-        made: list[jax.Array] = []
-
-        def attention(x_BTD: jax.Array) -> jax.Array:
-            q_BTNH, k_BTKH, v_BTKH = self.attention.project(x_BTD, turned)
-            made.extend((k_BTKH, v_BTKH))
-            window = self.attention.window
-            y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, places, window=window, backend=backend)
-            return self.attention.output(y_BTNH)
-
-        x_BTD = self.residual(x_BTD, self.attention_norm_D, attention)
-        return self.residual(x_BTD, self.feed_forward_norm_D, self.feed_forward), made[0], made[1]
+        q_BTNH, k_BTKH, v_BTKH = self.attention.project(self._pre_norm(x_BTD, self.attention_norm_D), rope)
+        y_BTNH = attend(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            positions_BT,
+            segment_ids_BT,
+            window=self.attention.window,
+            backend=choose_backend(self.config.compute.attention, x_BTD.dtype),
+        )
+        x_BTD = x_BTD + self._post_norm(self.attention.output(y_BTNH), self.attention_norm_D)
+        return self._add_feed_forward(x_BTD), k_BTKH, v_BTKH
 
     def decode(
-        self, x_B1D: Float[Array, "B 1 D"], turned: Rotation, cache: LayerCache, lengths_B: Int[Array, " B"]
+        self, x_B1D: Float[Array, "B 1 D"], rope: Rope, cache: LayerCache, lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B 1 D"], LayerCache]:
-        """The same for one more token a row, whose key and value join the cache."""
-        joined: list[LayerCache] = []
+        """The same for one more token a row, and the cache with that token's key and value."""
+        q_B1NH, k_B1KH, v_B1KH = self.attention.project(self._pre_norm(x_B1D, self.attention_norm_D), rope)
+        cache = with_token(cache, k_B1KH[:, 0], v_B1KH[:, 0], lengths_B)
+        y_BNH = attend_cached(q_B1NH[:, 0], cache, lengths_B + 1, window=self.attention.window)
+        x_B1D = x_B1D + self._post_norm(self.attention.output(y_BNH[:, None]), self.attention_norm_D)
+        return self._add_feed_forward(x_B1D), cache
 
-        def attention(x_B1D: jax.Array) -> jax.Array:
-            q_B1NH, k_B1KH, v_B1KH = self.attention.project(x_B1D, turned)
-            joined.append(with_token(cache, k_B1KH[:, 0], v_B1KH[:, 0], lengths_B))
-            y_BNH = attend_cached(q_B1NH[:, 0], joined[0], lengths_B + 1, window=self.attention.window)
-            return self.attention.output(y_BNH[:, None])
+    def _add_feed_forward(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        y_BTD = self.feed_forward(self._pre_norm(x_BTD, self.feed_forward_norm_D))
+        return x_BTD + self._post_norm(y_BTD, self.feed_forward_norm_D)
 
-        x_B1D = self.residual(x_B1D, self.attention_norm_D, attention)
-        return self.residual(x_B1D, self.feed_forward_norm_D, self.feed_forward), joined[0]
+    def _pre_norm(self, x_BTD: Float[Array, "B T D"], scale_D: nnx.Param) -> Float[Array, "B T D"]:
+        return (
+            rms_norm(x_BTD, scale_D[...], self.config.rms_norm_eps) if self.config.norm == "input" else x_BTD
+        )
+
+    def _post_norm(self, y_BTD: Float[Array, "B T D"], scale_D: nnx.Param) -> Float[Array, "B T D"]:
+        return (
+            rms_norm(y_BTD, scale_D[...], self.config.rms_norm_eps) if self.config.norm == "output" else y_BTD
+        )
 
 
 class Decoder(nnx.Module):
@@ -251,16 +258,27 @@ class Decoder(nnx.Module):
         if not config.tie_word_embeddings:
             self.head_DV = nnx.Param(normal(rngs.params(), shape[::-1]), axes=("embed", "vocab"))
 
-    def __call__(self, tokens_BT: Int[Array, "B T"], places: Places) -> Float[Array, "B T D"]:
-        """Final hidden states of whole sequences."""
-        x_BTD, turned = self._embed(tokens_BT, places)
-        x_BTD = split_sequences(x_BTD)
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        segment_ids_BT: Int[Array, "B T"],
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states of whole sequences.
+
+        Args:
+          tokens_BT: Ids.
+          positions_BT: Position of each token in its own sequence.
+          segment_ids_BT: Which sequence of the row each token belongs to, from 1; 0 is padding.
+        """
+        ropes = self._ropes(positions_BT)
+        x_BTD = split_sequences(self._embed(tokens_BT))
         graphs, stacks = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
 
         def pattern(x_BTD: jax.Array, states: tuple[nnx.State, ...]) -> tuple[jax.Array, None]:
             for graph, state in zip(graphs, states, strict=True):
                 layer = nnx.merge(graph, state)
-                x_BTD, _, _ = layer(x_BTD, places, turned[layer.layer_type])
+                x_BTD, _, _ = layer(x_BTD, positions_BT, segment_ids_BT, ropes[layer.layer_type])
             return split_sequences(x_BTD), None
 
         remat = self.config.compute.remat
@@ -273,17 +291,20 @@ class Decoder(nnx.Module):
         return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps)
 
     def prefill(
-        self, tokens_BT: Int[Array, "B T"], places: Places, kind: CacheType = "activations"
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        segment_ids_BT: Int[Array, "B T"],
+        cache_type: CacheType = "activations",
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Final hidden states of whole sequences, and the cache to continue them from.
 
         Every row must be one sequence from column 0 on, padded on the right.
         """
-        x_BTD, turned = self._embed(tokens_BT, places)
-        cache = []
+        ropes, x_BTD, cache = self._ropes(positions_BT), self._embed(tokens_BT), []
         for layer in self._each_layer():
-            x_BTD, k_BTKH, v_BTKH = layer(x_BTD, places, turned[layer.layer_type])
-            cache.append(cache_of(k_BTKH, v_BTKH, kind))
+            x_BTD, k_BTKH, v_BTKH = layer(x_BTD, positions_BT, segment_ids_BT, ropes[layer.layer_type])
+            cache.append(cache_of(k_BTKH, v_BTKH, cache_type))
         return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps), tuple(cache)
 
     def decode(
@@ -293,29 +314,28 @@ class Decoder(nnx.Module):
 
         Args:
           tokens_B: The tokens.
-          cache: Of what came before, with room for one more. What lies beyond a row's length is not seen.
+          cache: Keys and values of the tokens before, with room for one more. Columns beyond a row's length
+            are not read.
           lengths_B: How many tokens of each row came before.
         """
-        places = Places(lengths_B[:, None], jnp.ones_like(lengths_B)[:, None])
-        x_B1D, turned = self._embed(tokens_B[:, None], places)
-        joined = []
-        for layer, before in zip(self._each_layer(), cache, strict=True):
-            x_B1D, after = layer.decode(x_B1D, turned[layer.layer_type], before, lengths_B)
-            joined.append(after)
-        return rms_norm(x_B1D[:, 0], self.norm_D[...], self.config.rms_norm_eps), tuple(joined)
+        ropes, x_B1D, new_cache = self._ropes(lengths_B[:, None]), self._embed(tokens_B[:, None]), []
+        for layer, layer_cache in zip(self._each_layer(), cache, strict=True):
+            x_B1D, layer_cache = layer.decode(x_B1D, ropes[layer.layer_type], layer_cache, lengths_B)
+            new_cache.append(layer_cache)
+        return rms_norm(x_B1D[:, 0], self.norm_D[...], self.config.rms_norm_eps), tuple(new_cache)
 
     def head(self) -> Float[Array, "D V"]:
         """The matrix that turns hidden states into logits, of the activations' type."""
         tied = self.config.tie_word_embeddings
         return (self.embedding_VD[...].T if tied else self.head_DV[...]).astype(self.config.dtype)
 
-    def _embed(
-        self, tokens_BT: Int[Array, "B T"], places: Places
-    ) -> tuple[Float[Array, "B T D"], dict[LayerType, Rotation]]:
-        """Embeddings, and the angles of each kind of layer: computed once, not in every layer."""
-        kinds = {layer.layer_type for layer in self.layers}
-        turned = {kind: rotation(self.config, kind, places.positions) for kind in sorted(kinds)}
-        return self.embedding_VD[...][tokens_BT].astype(self.config.dtype), turned
+    def _embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embedding_VD[...][tokens_BT].astype(self.config.dtype)
+
+    def _ropes(self, positions_BT: Int[Array, "B T"]) -> dict[LayerType, Rope]:
+        """The rotary angles of each kind of layer, computed once instead of in every layer."""
+        kinds = sorted({layer.layer_type for layer in self.layers})
+        return {kind: make_rope(self.config, kind, positions_BT) for kind in kinds}
 
     def _each_layer(self) -> Iterator[Layer]:
         """The layers from first to last, each with its own slice of the parameters."""

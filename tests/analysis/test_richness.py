@@ -6,7 +6,6 @@ from scipy.special import log_softmax
 
 from sdistill.analysis.richness import bits_between, response_log_probs, richness_bits
 from sdistill.engine.types import Completions
-from sdistill.model.attention import Places
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
 from sdistill.rows import layout
@@ -23,7 +22,7 @@ GUIDED = [[3, 4, 9, 9, 1], [5, 1], [6, 7, 8, 10]]
 @nnx.jit
 def logits_of(model, ids):
     size = ids.shape[1]
-    return model(ids, Places(jnp.arange(size)[None], jnp.ones((1, size), int))) @ model.head()
+    return model(ids, jnp.arange(size)[None], jnp.ones((1, size), int)) @ model.head()
 
 
 def log_probs(prompts):

@@ -15,7 +15,7 @@ from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 TOKENIZER = SentencePieceTokenizer(SIGNS_TOKENIZER)
 SOURCE = [dict(zip(("prompt", "response"), example(i, 5, (3,), Habits()), strict=True)) for i in range(23)]
 WORDS = st.lists(st.sampled_from(vocabulary(3)), min_size=1, max_size=8)
-FIELDS = ("tokens", "targets", "weights", "segments", "positions")
+FIELDS = ("tokens", "targets", "weights", "segment_ids", "positions")
 
 
 def batches(packed, *, rows=4, row_length=128, seed=0, source=SOURCE):
@@ -33,9 +33,9 @@ def key(tokens, targets, weights):
 
 def unpacked(batch):
     for row in range(len(batch["tokens"])):
-        segments = batch["segments"][row]
-        for segment in range(1, segments.max() + 1):
-            columns = np.flatnonzero(segments == segment)
+        segment_ids = batch["segment_ids"][row]
+        for segment in range(1, segment_ids.max() + 1):
+            columns = np.flatnonzero(segment_ids == segment)
             assert columns.tolist() == list(range(columns[0], columns[-1] + 1))
             assert batch["positions"][row][columns].tolist() == list(range(len(columns)))
             yield key(*(batch[name][row][columns] for name in ("tokens", "targets", "weights")))
@@ -80,9 +80,9 @@ def test_one_example_a_row():
         batch = next(iterator)
         assert [batch[name].shape for name in FIELDS] == [(4, 128)] * 5
         found = list(unpacked(batch))
-        assert len(found) == 4 and batch["segments"].max() == 1
+        assert len(found) == 4 and batch["segment_ids"].max() == 1
         for name in FIELDS:
-            assert not batch[name][batch["segments"] == 0].any()
+            assert not batch[name][batch["segment_ids"] == 0].any()
         seen.update(found)
     assert seen == Counter({e: 4 * count for e, count in expected.items()})
 
@@ -93,7 +93,7 @@ def test_packed_rows_hold_exactly_the_examples_of_the_unpacked_stream():
         batch = next(iterator)
         assert [batch[name].shape for name in FIELDS] == [(3, 128)] * 5
         for name in FIELDS:
-            assert not batch[name][batch["segments"] == 0].any()
+            assert not batch[name][batch["segment_ids"] == 0].any()
         found.update(unpacked(batch))
     stream = batches(packed=False, rows=1)
     assert found == Counter(e for _ in range(found.total()) for e in unpacked(next(stream)))
@@ -102,8 +102,8 @@ def test_packed_rows_hold_exactly_the_examples_of_the_unpacked_stream():
 
 def test_packing_wastes_little():
     iterator = batches(packed=True, rows=8)
-    full = np.mean([(next(iterator)["segments"] > 0).mean() for _ in range(5)])
-    single = np.mean([(next(batches(packed=False))["segments"] > 0).mean() for _ in range(5)])
+    full = np.mean([(next(iterator)["segment_ids"] > 0).mean() for _ in range(5)])
+    single = np.mean([(next(batches(packed=False))["segment_ids"] > 0).mean() for _ in range(5)])
     assert full > 0.7 > single
 
 

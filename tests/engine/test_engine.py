@@ -18,7 +18,6 @@ from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Completions, EngineStats, Request
-from sdistill.model.attention import Places
 from sdistill.model.decoder import bind
 from sdistill.rows import layout
 from sdistill.settings import ConfigError
@@ -287,7 +286,7 @@ def test_greedy_takes_the_likeliest_token_of_an_uncached_forward():
     def next_token(tokens, length):
         model = bind(CONFIG, params)
         positions = jnp.arange(tokens.size)
-        hidden = model(tokens[None], Places(positions[None], (positions < length).astype(int)[None]))
+        hidden = model(tokens[None], positions[None], (positions < length).astype(int)[None])
         return jnp.argmax(hidden[0, length - 1] @ model.head())
 
     for prompt, ids, length in zip(PROMPTS, rollouts.ids, rollouts.lengths, strict=True):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from sdistill.model.attention import Places, attend, choose_backend, visible
+from sdistill.model.attention import attend, choose_backend, visible
 from sdistill.model.config import ComputeConfig
 from sdistill.model.decoder import bind
 from tests import tiny
@@ -25,15 +25,11 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(splash, "make_splash_mha", functools.partial(splash.make_splash_mha, interpret=True))
 
 
-def places(tokens) -> Places:
-    return Places(*(np.array([[token[i] for token in tokens]]) for i in range(2)))
-
-
-@given(TOKENS, TOKENS, st.none() | st.integers(1, 6))
-def test_a_token_sees_its_own_segment_up_to_itself_and_no_further_than_the_window(queries, keys, window):
-    found = visible(places(queries), places(keys), window)
-    for t, (position, segment) in enumerate(queries):
-        for s, (other, its_segment) in enumerate(keys):
+@given(TOKENS, st.none() | st.integers(1, 6))
+def test_a_token_sees_its_own_segment_up_to_itself_and_no_further_than_the_window(tokens, window):
+    found = visible(*np.array(tokens).T[:, None], window)
+    for t, (position, segment) in enumerate(tokens):
+        for s, (other, its_segment) in enumerate(tokens):
             expected = segment == its_segment and segment != 0 and other <= position
             if window is not None:
                 expected = expected and position - other < window
@@ -46,26 +42,26 @@ def test_what_is_computed_where():
     assert choose_backend("splash", jnp.dtype("float32")) == "splash"
 
 
-def packed(length: int) -> Places:
+def packed(length: int) -> tuple[np.ndarray, np.ndarray]:
     """Two rows: three sequences and padding at the end; padding on both sides of one."""
     cuts = [0, length // 3, length // 3 + 1, length - 9]
-    segments, positions = np.zeros((2, length), np.int32), np.zeros((2, length), np.int32)
+    segment_ids, positions = np.zeros((2, length), np.int32), np.zeros((2, length), np.int32)
     for segment, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False), start=1):
-        segments[0, start:stop], positions[0, start:stop] = segment, np.arange(stop - start)
-    segments[1, 20:-5], positions[1, 20:-5] = 1, np.arange(length - 25)
-    return Places(positions, segments)
+        segment_ids[0, start:stop], positions[0, start:stop] = segment, np.arange(stop - start)
+    segment_ids[1, 20:-5], positions[1, 20:-5] = 1, np.arange(length - 25)
+    return positions, segment_ids
 
 
 def values_and_gradients(backend, at, q, k, v, window):
     """What attention gives where there are tokens, and the gradients of a weighted sum of it."""
-    weights = np.random.default_rng(1).normal(size=q.shape) * (at.segments > 0)[..., None, None]
+    weights = np.random.default_rng(1).normal(size=q.shape) * (at[1] > 0)[..., None, None]
 
     def total(q, k, v):
-        out = attend(q, k, v, at, window=window, backend=backend)
+        out = attend(q, k, v, *at, window=window, backend=backend)
         return jnp.sum(out * weights), out
 
     gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-    return [np.where((at.segments > 0)[..., None, None], out, 0), *gradients]
+    return [np.where((at[1] > 0)[..., None, None], out, 0), *gradients]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +92,7 @@ def test_a_whole_decoder_with_the_kernel_is_the_same_decoder(interpreted):
     @functools.partial(jax.jit, static_argnums=0)
     def logits(config, params):
         model = bind(config, params)
-        return jnp.where((at.segments > 0)[..., None], model(tokens, at) @ model.head(), 0)
+        return jnp.where((at[1] > 0)[..., None], model(tokens, *at) @ model.head(), 0)
 
     plain = logits(config, params)
     kernel = logits(dataclasses.replace(config, compute=ComputeConfig(attention="splash")), params)

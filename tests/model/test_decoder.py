@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sdistill.model.attention import Places
 from sdistill.model.cache import column_axes, empty_cache
 from sdistill.model.config import ComputeConfig, YarnConfig
 from sdistill.model.decoder import bind, unroll
@@ -47,19 +46,19 @@ PLACES = [(0, 0, 1), (0, 5, 2), (0, 12, 3), (1, 0, 1), (2, 8, 1)]  # row, first 
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.QUICKLY)
-def logits(config, params, tokens, positions, segments):
+def logits(config, params, tokens, positions, segment_ids):
     model = bind(config, params)
-    return model(tokens, Places(positions, segments)) @ model.head()
+    return model(tokens, positions, segment_ids) @ model.head()
 
 
 def packed(padding: int = 0) -> dict[str, np.ndarray]:
     """Three rows of 14 columns: three sequences together, one padded right, one padded left."""
     tokens = np.full((3, 14), padding)
-    positions, segments = np.zeros((3, 14), int), np.zeros((3, 14), int)
+    positions, segment_ids = np.zeros((3, 14), int), np.zeros((3, 14), int)
     for sequence, (row, start, segment) in zip(SEQUENCES, PLACES, strict=True):
         at = (row, slice(start, start + len(sequence)))
-        tokens[at], positions[at], segments[at] = sequence, np.arange(len(sequence)), segment
-    return {"tokens": tokens, "positions": positions, "segments": segments}
+        tokens[at], positions[at], segment_ids[at] = sequence, np.arange(len(sequence)), segment
+    return {"tokens": tokens, "positions": positions, "segment_ids": segment_ids}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -76,7 +75,7 @@ def test_padding_and_other_sequences_of_the_row_have_no_influence():
     params = tiny.parameters()
     ours = logits(tiny.CONFIG, params, **packed())
     littered = packed(padding=13)
-    littered["positions"] = np.where(littered["segments"] > 0, littered["positions"], 9)
+    littered["positions"] = np.where(littered["segment_ids"] > 0, littered["positions"], 9)
     littered["tokens"][0, :5] = 17  # the first sequence of the first row
     theirs = logits(tiny.CONFIG, params, **littered)
     for sequence, (row, start, _) in list(zip(SEQUENCES, PLACES, strict=True))[1:]:
@@ -114,7 +113,7 @@ def test_prefill_and_steps_with_a_cache_are_the_full_forward(config, prefilled):
     @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
     def start(tokens, lengths):
         columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, cache = model.prefill(tokens, Places(columns, (columns < lengths[:, None]).astype(int)))
+        hidden, cache = model.prefill(tokens, columns, (columns < lengths[:, None]).astype(int))
         return hidden @ model.head(), cache
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
@@ -139,8 +138,8 @@ def test_a_smaller_cache_gives_nearly_the_same(kind, width):
     params, tokens = tiny.parameters(), jnp.asarray([SEQUENCES[3]])
     full = logits(tiny.CONFIG, params, tokens, jnp.arange(12)[None], jnp.ones((1, 12), int))
     model = bind(tiny.CONFIG, unroll(params))
-    places = Places(jnp.arange(6)[None], jnp.ones((1, 6), int))
-    cache = with_prefix(empty_cache(tiny.CONFIG, 1, 12, kind), model.prefill(tokens[:, :6], places, kind)[1])
+    prefix = model.prefill(tokens[:, :6], jnp.arange(6)[None], jnp.ones((1, 6), int), kind)[1]
+    cache = with_prefix(empty_cache(tiny.CONFIG, 1, 12, kind), prefix)
     assert cache[0].keys.nbytes == cache[0].values.nbytes == width * 1 * 2 * 8 * 12
     step = jax.jit(model.decode, compiler_options=tiny.QUICKLY)
     for t in range(6, 12):
@@ -160,8 +159,8 @@ def test_unrolled_layers_are_the_same_model(config):
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
     def hidden(params):
-        tokens, places = jnp.asarray([SEQUENCES[3]]), Places(jnp.arange(12)[None], jnp.ones((1, 12), int))
-        return bind(config, params).prefill(tokens, places)[0]
+        inputs = jnp.asarray([SEQUENCES[3]]), jnp.arange(12)[None], jnp.ones((1, 12), int)
+        return bind(config, params).prefill(*inputs)[0]
 
     np.testing.assert_allclose(hidden(unrolled), hidden(params), atol=1e-5)
 
@@ -175,7 +174,7 @@ def gradients(config, stored="float32"):
     @jax.grad
     def gradient(params):
         out = logits.__wrapped__(config, params, **inputs).astype(jnp.float32)
-        seen = inputs["segments"][..., None] > 0
+        seen = inputs["segment_ids"][..., None] > 0
         return jnp.mean(jnp.where(seen, jax.nn.log_softmax(out), 0) * weights)
 
     return tiny.leaves(gradient(jax.tree.map(lambda x: x.astype(stored), tiny.parameters(config))))
@@ -200,7 +199,7 @@ def test_gradients_in_bfloat16_are_close_and_have_the_type_of_the_parameters(sto
 def test_hidden_states_and_head_have_the_type_of_the_activations():
     model = bind(dataclasses.replace(OLMO, compute=ComputeConfig("bfloat16")), tiny.parameters(OLMO))
     inputs = packed()
-    hidden = jax.eval_shape(model, inputs["tokens"], Places(inputs["positions"], inputs["segments"]))
+    hidden = jax.eval_shape(model, inputs["tokens"], inputs["positions"], inputs["segment_ids"])
     assert hidden.dtype == model.head().dtype == jnp.bfloat16
 
 

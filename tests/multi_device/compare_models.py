@@ -16,7 +16,6 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import TRAINING, parameter_shardings, place_batch
-from sdistill.model.attention import Places
 from sdistill.model.config import ComputeConfig
 from sdistill.model.decoder import bind
 from sdistill.model.weights import load_pretrained, save_pretrained
@@ -34,14 +33,14 @@ CONFIG = dataclasses.replace(
 )
 
 
-def batch() -> tuple[np.ndarray, Places]:
+def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Eight rows of 140 columns with two sequences each, and padding after the first and the second."""
     tokens = np.random.default_rng(0).integers(0, 24, (8, 140))
-    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    segment_ids, positions = np.zeros_like(tokens), np.zeros_like(tokens)
     for row in range(8):
         for segment, start, stop in ((1, 0, 50 + row), (2, 60 + row, 130)):
-            segments[row, start:stop], positions[row, start:stop] = segment, np.arange(stop - start)
-    return tokens, Places(positions, segments)
+            segment_ids[row, start:stop], positions[row, start:stop] = segment, np.arange(stop - start)
+    return tokens, positions, segment_ids
 
 
 def outcome(mesh_config: MeshConfig, attention: str, source: str, target: str) -> dict[str, np.ndarray]:
@@ -52,14 +51,15 @@ def outcome(mesh_config: MeshConfig, attention: str, source: str, target: str) -
         parameter_shardings(params, mesh, TRAINING)
     )
     config = dataclasses.replace(CONFIG, compute=ComputeConfig(attention=attention))
-    tokens, places = place_batch(batch(), mesh)
+    tokens, positions, segment_ids = place_batch(batch(), mesh)
     weights = np.random.default_rng(1).normal(size=(8, 140, 24))
 
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def gradient(params):
         model = bind(config, params)
-        logits = jnp.where((places.segments > 0)[..., None], model(tokens, places) @ model.head(), 0)
+        hidden = model(tokens, positions, segment_ids)
+        logits = jnp.where((segment_ids > 0)[..., None], hidden @ model.head(), 0)
         return jnp.mean(logits * weights), logits
 
     with jax.set_mesh(mesh):

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from sdistill.model.attention import Places
 from sdistill.model.cache import empty_cache
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.decoder import Decoder, bind, unroll
@@ -33,14 +32,14 @@ def parameters(case: Case, dtype: str = "float32") -> nnx.State:
     return jax.tree.map(lambda x: x.astype(dtype), nnx.state(model(case), nnx.Param))
 
 
-def rows(case: Case) -> tuple[np.ndarray, Places]:
+def rows(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sequences of LAYOUT in their rows."""
     height = 1 + max(row for _, _, row, *_ in LAYOUT)
-    tokens, positions, segments = (np.zeros((height, LENGTH), np.int32) for _ in range(3))
+    tokens, positions, segment_ids = (np.zeros((height, LENGTH), np.int32) for _ in range(3))
     for sequence, (_, length, row, start, segment) in zip(sequences(case), LAYOUT, strict=True):
         at = (row, slice(start, start + length))
-        tokens[at], positions[at], segments[at] = sequence, np.arange(length), segment
-    return tokens, Places(positions, segments)
+        tokens[at], positions[at], segment_ids[at] = sequence, np.arange(length), segment
+    return tokens, positions, segment_ids
 
 
 @functools.cache
@@ -55,9 +54,9 @@ def _computed(case: Case, dtype: str) -> ModelConfig:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(config: ModelConfig, params: nnx.State, tokens: jax.Array, places: Places) -> jax.Array:
+def _logits(config: ModelConfig, params: nnx.State, *inputs: jax.Array) -> jax.Array:
     decoder = bind(config, params)
-    return (decoder(tokens, places) @ decoder.head()).astype(jnp.float32)
+    return (decoder(*inputs) @ decoder.head()).astype(jnp.float32)
 
 
 @functools.cache
@@ -86,9 +85,9 @@ def _greedy(config: ModelConfig, params: nnx.State, prompt: jax.Array) -> jax.Ar
 @functools.cache
 def greedy_without_cache(case: Case) -> np.ndarray:
     """The likeliest token after the prompt and each beginning of the greedy response, in one forward."""
-    tokens, places = rows(case)  # of the same shape as before, so that nothing is compiled again
+    tokens, positions, segment_ids = rows(case)  # the shape of before: no new compilation
     tokens[0, : PROMPT + RESPONSE] = [*prompt(case), *greedy(case)]
-    out = _logits(_computed(case, "float32"), parameters(case), tokens, places)
+    out = _logits(_computed(case, "float32"), parameters(case), tokens, positions, segment_ids)
     return np.argmax(out[0, PROMPT - 1 : PROMPT + RESPONSE - 1], axis=-1)
 
 
@@ -106,11 +105,11 @@ def gradients(case: Case) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _gradients(config: ModelConfig, params: nnx.State, tokens: jax.Array) -> nnx.State:
-    places = Places(jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), jnp.ones_like(tokens))
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
     def loss(params: nnx.State) -> jax.Array:
         decoder = bind(config, params)
-        predicted = decoder(tokens, places)[:, :-1] @ decoder.head()
+        predicted = decoder(tokens, positions, jnp.ones_like(tokens))[:, :-1] @ decoder.head()
         return optax.softmax_cross_entropy_with_integer_labels(predicted, tokens[:, 1:]).mean()
 
     return jax.grad(loss)(params)
