@@ -12,14 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 
 class Commands:
-    """Runs `python -m` commands that share compiled programs and prepared data sets.
+    """Runs `python -m` commands that share prepared data sets, and compiled programs with all other tests.
 
     With `devices`, each sees as many CPU devices and no others; `optimized` commands compile as users' do.
     """
 
     def __init__(
         self,
-        cache: Path,
         data_dir: Path,
         *,
         devices: int | None = None,
@@ -34,8 +33,6 @@ class Commands:
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "TFDS_DATA_DIR": str(data_dir),
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "COLUMNS": "200",
             **environment,
         }

@@ -16,7 +16,7 @@ SDPO = "--config=configs/signs/sdpo.py:tiny"
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory, data_dir):
-    return Commands(tmp_path_factory.mktemp("cache"), data_dir)
+    return Commands(data_dir)
 
 
 def complaint(commands, *arguments) -> str:

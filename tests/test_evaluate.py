@@ -102,7 +102,7 @@ def test_sampling_judges_what_the_engine_said(tokenizer):
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_with_its_conditions(tmp_path, data_dir):
-    commands = Commands(tmp_path / "cache", data_dir)
+    commands = Commands(data_dir)
     printed = commands.succeed(
         "sdistill.evaluate", "--problems=8", "--samples=2", "--max_response=48", "--seed=3"
     )

@@ -64,7 +64,7 @@ def test_what_was_kept_before_an_interruption_is_not_sampled_again(plain, data_d
 
 
 def test_a_killed_generation_continues_to_the_same_bytes(tmp_path, tmp_path_factory, data_dir):
-    commands = Commands(tmp_path_factory.getbasetemp() / "cache", data_dir)
+    commands = Commands(data_dir)
     config = ["--config", "configs/signs/generate.py:tiny", "--config.slots=2"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run = ["sdistill.generate", *config, "--workdir"]

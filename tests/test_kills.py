@@ -14,7 +14,7 @@ KILLS = 20
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory, data_dir):
-    return Commands(tmp_path_factory.mktemp("cache"), data_dir, optimized=True)
+    return Commands(data_dir, optimized=True)
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_what_cannot_be_matched_is_refused(two, pool, data_dir, tmp_path):
 
 
 def test_the_command_says_what_it_matched(two, tmp_path, tmp_path_factory, data_dir):
-    commands = Commands(tmp_path_factory.getbasetemp() / "cache", data_dir)
+    commands = Commands(data_dir)
     printed = commands.succeed("sdistill.match", *two, "--responses", 3, "--out", tmp_path / "out")
     assert "only 2 of 3 responses could be matched" in printed
     again = commands.run("sdistill.match", *two, "--out", tmp_path / "out")

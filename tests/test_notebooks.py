@@ -20,9 +20,7 @@ def execute(name: str, folder: Path, shared: Path, then: str = "") -> list[nbfor
     """What a notebook, run in `folder`, puts out, and one cell more; a cell that fails is an error here."""
     notebook = nbformat.read(ROOT / "colab" / name, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(then))
-    commands = Commands(
-        shared / "optimized", shared / "datasets", optimized=True, SIZE="tiny", RUNS=str(folder)
-    )
+    commands = Commands(shared / "datasets", optimized=True, SIZE="tiny", RUNS=str(folder))
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
     client.execute(env=commands.environment)
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -33,7 +33,7 @@ def locked(path: Path):
 
 @pytest.fixture(scope="module")
 def commands(shared) -> Commands:
-    return Commands(shared / "optimized", shared / "datasets", optimized=True)
+    return Commands(shared / "datasets", optimized=True)
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(uninterrupted, tmp_path, data
         "from ml_collections import ConfigDict\n"
         f"def get_config():\n    return ConfigDict({settings(data_dir)!r})\n"
     )
-    commands = Commands(tmp_path / "cache", data_dir)
+    commands = Commands(data_dir)
     arguments = ("sdistill.train", f"--config={config}", f"--workdir={workdir}")
     commands.kill(*arguments, when=(workdir / "k3_test-000000.jsonl.gz").exists, after=random.uniform(0, 3))
     commands.kill(*arguments, when=(workdir / "checkpoints" / "2").exists, after=random.uniform(0, 0.1))
@@ -500,7 +500,7 @@ def test_the_shipped_base_comes_from_its_config(tmp_path, data_dir):
     """Trains its first 150 steps again: same data, same order, same weights to start from."""
     values = importlib.import_module("configs.signs.pretrain").get_config().to_dict()
     shipped = {r["step"]: r["loss"] for r in read_records(SIGNS_BASE / "metrics.jsonl")}
-    commands = Commands(tmp_path / "cache", data_dir, optimized=True)
+    commands = Commands(data_dir, optimized=True)
     arguments = ["--config=configs/signs/pretrain.py", "--config.steps=150", f"--workdir={tmp_path / 'run'}"]
     commands.succeed("sdistill.train", *arguments)
     again = {r["step"]: r["loss"] for r in read_records(tmp_path / "run" / "metrics.jsonl")}

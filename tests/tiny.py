@@ -73,7 +73,7 @@ def assert_same_bits(ours: object, theirs: object) -> None:
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
-    """A list that grows by one entry with each program that XLA compiles inside the block."""
+    """A list that gains an entry for each program that is compiled in the block, or loaded from a cache."""
     seen: list[str] = []
 
     def listen(event: str, duration: float, **details: object) -> None:

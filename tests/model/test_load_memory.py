@@ -14,7 +14,7 @@ MB = 2**20
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak of its memory")
 def test_the_peak_beyond_the_parameters_is_two_of_the_largest_tensors(tmp_path):
     """One that was read and one that is laid out anew; in a process of its own, and 8 MB for its noise."""
-    commands = Commands(tmp_path / "cache", tmp_path)
+    commands = Commands(tmp_path)
     printed = commands.succeed("tests.benchmarks.bench_load", "--json")
     found = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     assert len(found["files"]) > 3 and sum(found["files"]) > 150 * MB

@@ -11,7 +11,7 @@ from tests.processes import Commands
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("context")
-    commands = Commands(folder / "cache", folder, devices=8)
+    commands = Commands(folder, devices=8)
     printed = commands.succeed("tests.multi_device.compare_context", folder).splitlines()
     facts = json.loads(next(line for line in printed if line.startswith("{")))
     arrays = {}

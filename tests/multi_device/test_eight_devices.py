@@ -12,7 +12,7 @@ from tests.processes import Commands
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    return Commands(folder / "cache", folder, devices=8)
+    return Commands(folder, devices=8)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tests.processes import Commands
 
 @pytest.mark.long
 def test_a_run_that_moves_from_mesh_to_mesh_learns_the_same(tmp_path):
-    commands = Commands(tmp_path / "cache", tmp_path, devices=8)
+    commands = Commands(tmp_path, devices=8)
     printed = commands.succeed("tests.multi_device.elsewhere", tmp_path)
     runs = json.loads(next(line for line in printed.splitlines() if line.startswith('{"moved"')))
     assert [record["step"] for record in runs["moved"]] == [1, 2, 3, 4, 5, 6]

@@ -18,12 +18,12 @@ EVALUATION = ("sdistill.evaluate", "--problems", 5, "--samples", 3, "--max_respo
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, data_dir):
-    return Commands(tmp_path_factory.mktemp("pair"), data_dir, devices=4)
+    return Commands(data_dir, devices=4)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, data_dir):
-    return Commands(tmp_path_factory.mktemp("alone"), data_dir, devices=1)
+    return Commands(data_dir, devices=1)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tests.processes import Commands, assert_same_files
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    commands = Commands(folder / "cache", folder, devices=8)
+    commands = Commands(folder, devices=8)
     commands.succeed("tests.multi_device.compare_models", folder)
     return folder
 

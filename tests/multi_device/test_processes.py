@@ -20,7 +20,7 @@ def start(folder, workdir, packages=(None, None)):
     program, started = "tests.multi_device.beat", []
     for process, first in enumerate(packages):
         path = {"PYTHONPATH": f"{first}:{ROOT}"} if first else {}
-        commands = Commands(folder, folder, JAX_PLATFORMS="cpu", **path)
+        commands = Commands(folder, JAX_PLATFORMS="cpu", **path)
         started.append(commands.start(program, workdir, coordinator, process))
     return started
 

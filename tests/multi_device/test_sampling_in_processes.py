@@ -13,7 +13,7 @@ from tests.processes import Commands
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    one, four_each = Commands(folder, folder, devices=1), Commands(folder, folder, devices=4)
+    one, four_each = Commands(folder, devices=1), Commands(folder, devices=4)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"

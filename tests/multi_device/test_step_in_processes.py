@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def outcomes(tmp_path_factory):
     """What both processes have, and what one device has."""
     folder = tmp_path_factory.mktemp("step")
-    one, four_each = Commands(folder, folder, devices=1), Commands(folder, folder, devices=4)
+    one, four_each = Commands(folder, devices=1), Commands(folder, devices=4)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"

@@ -24,8 +24,8 @@ class Pair:
     """Starts the same training in two processes that find each other."""
 
     def __init__(self, folder, data_dir):
-        self.commands = Commands(folder / "cache", data_dir, devices=4)
-        self.alone = Commands(folder / "alone", data_dir, devices=1)
+        self.commands = Commands(data_dir, devices=4)
+        self.alone = Commands(data_dir, devices=1)
         save_pretrained(bind(WORDS, tiny.parameters(WORDS)), folder / "model")
         self.model = f"--config.init_from={folder / 'model'}"
 
