@@ -10,7 +10,7 @@ from sdistill.config import TrainConfig
 from sdistill.engine.types import Completions
 from sdistill.model.scoring import TokenScores
 from sdistill.settings import parse
-from sdistill.tasks.signs.puzzle import problem_from_text
+from sdistill.tasks.signs_puzzle import problem_from_text
 from sdistill.text.chat import SignsChat
 from tests import tiny
 

@@ -14,7 +14,7 @@ from sdistill.contexts import (
     sibling_contents,
 )
 from sdistill.settings import ConfigError
-from sdistill.tasks.signs.puzzle import problem_from_text
+from sdistill.tasks.signs_puzzle import problem_from_text
 
 FIRST, SECOND, THIRD = (problem_from_text(t) for t in ("1 1 1 = 1", "8 4 7 = 5", "2 2 2 = 6"))
 TRACE = "likely 1 0 + 1 -1 wait so 1 0 </think> + - + -"

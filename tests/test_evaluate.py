@@ -9,7 +9,7 @@ from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Request
 from sdistill.evaluate import judge, requests_for, sample
-from sdistill.tasks.signs.puzzle import SignsTask, make_problem
+from sdistill.tasks.signs_puzzle import SignsTask, make_problem
 from sdistill.text.chat import SignsChat
 from sdistill.types import Response
 from tests import tiny

@@ -91,7 +91,7 @@ def test_the_context_is_rendered(extended):
         "context",
         """
         from sdistill.contexts import ContextConfig, guided_content
-        from sdistill.tasks.signs.puzzle import make_problem
+        from sdistill.tasks.signs_puzzle import make_problem
         problem = make_problem((8, 4, 7), 5)
         print(guided_content(ContextConfig("shuffled"), problem, "so </think> - +"))
         """,
@@ -111,7 +111,7 @@ def test_the_fix_changes_the_loss(extended):
         from sdistill.model.folders import load_chat
         from sdistill.engine.programs import Finish
         from sdistill.engine.types import Completion, Completions
-        from sdistill.tasks.signs.puzzle import SignsTask, make_problem
+        from sdistill.tasks.signs_puzzle import SignsTask, make_problem
         from sdistill.batch import on_policy_batch
         from sdistill.config import TrainConfig
         from tests import tiny

@@ -26,7 +26,7 @@ from sdistill.settings import ConfigError, parse
 from sdistill.state import new_state
 from sdistill.step import compile_gradient, compile_update, grpo_gradient, sdpo_gradient, update
 from sdistill.storage import write_records
-from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.teacher import ema_update
 from sdistill.text.chat import SignsChat
 from sdistill.train import train, training_problems

@@ -11,7 +11,7 @@ from sdistill.generate import DONE, GenerateConfig
 from sdistill.match import match, matched
 from sdistill.settings import ConfigError, parse, to_json
 from sdistill.storage import read_records, write_atomically, write_responses
-from sdistill.tasks.signs.puzzle import question
+from sdistill.tasks.signs_puzzle import question
 from tests import tiny
 from tests.processes import Commands
 

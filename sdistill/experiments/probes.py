@@ -36,7 +36,7 @@ from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
 from sdistill.storage import read_responses, write_responses
 from sdistill.tasks.problem import Problem, Task
-from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.text import words
 from sdistill.train_mesh import mesh_of
 from sdistill.types import Response

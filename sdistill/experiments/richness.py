@@ -13,7 +13,7 @@ from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
 from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem
-from sdistill.tasks.signs.puzzle import problem_from_text
+from sdistill.tasks.signs_puzzle import problem_from_text
 from sdistill.types import Response
 
 

@@ -25,7 +25,7 @@ from sdistill.model.decoder import Decoder
 from sdistill.settings import ConfigError
 from sdistill.storage import read_records, read_responses, write_responses
 from sdistill.tasks.problem import Problem
-from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.text.chat import Chat, conversation
 from sdistill.train import train, training_problems
 from sdistill.train_mesh import mesh_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdistill import command
-from sdistill.tasks.signs.reasoner import vocabulary
+from sdistill.tasks.signs_reasoner import vocabulary
 from sdistill.text.tokenizer import train_word_model
 
 

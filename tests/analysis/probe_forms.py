@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdistill.storage import read_responses
 from sdistill.tasks.problem import THINK_END
-from sdistill.tasks.signs.puzzle import parse_question
+from sdistill.tasks.signs_puzzle import parse_question
 from sdistill.types import Response
 
 

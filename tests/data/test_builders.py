@@ -3,8 +3,8 @@ import pytest
 from sdistill.data.catalogue import open_corpus, open_problems
 from sdistill.data.signs import builders
 from sdistill.settings import ConfigError
-from sdistill.tasks.signs.puzzle import all_questions, parse_question, question, solutions, split_of
-from sdistill.tasks.signs.reasoner import Habits, example
+from sdistill.tasks.signs_puzzle import all_questions, parse_question, question, solutions, split_of
+from sdistill.tasks.signs_reasoner import Habits, example
 
 SPLITS = ("k3_pool", "k4_pool", "k3_test", "k4_test", "k5_test")
 

@@ -15,7 +15,7 @@ from sdistill.tasks.code import CodeTask
 from sdistill.tasks.mathematics import MathematicsTask
 from sdistill.tasks.multiple_choice import MultipleChoiceTask
 from sdistill.tasks.problem import Problem
-from sdistill.tasks.signs.puzzle import SignsTask
+from sdistill.tasks.signs_puzzle import SignsTask
 from tests.data.files import dapo_row, plain_row, write_lines
 
 PROBLEMS = [

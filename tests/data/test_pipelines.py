@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from sdistill.data.pipelines import Share, TokenizeExample, example_batches, problem_batches
 from sdistill.settings import ConfigError
-from sdistill.tasks.signs.puzzle import problem_from_text
-from sdistill.tasks.signs.reasoner import Habits, example, vocabulary
+from sdistill.tasks.signs_puzzle import problem_from_text
+from sdistill.tasks.signs_reasoner import Habits, example, vocabulary
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 
 TOKENIZER = SentencePieceTokenizer(SIGNS_TOKENIZER)

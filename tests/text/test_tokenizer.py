@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdistill.settings import ConfigError
-from sdistill.tasks.signs.reasoner import vocabulary
+from sdistill.tasks.signs_reasoner import vocabulary
 from sdistill.text.tokenizer import (
     SIGNS_TOKENIZER,
     SentencePieceTokenizer,

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from sdistill.tasks.problem import Problem, Task
-from sdistill.tasks.signs.puzzle import (
+from sdistill.tasks.signs_puzzle import (
     SignsTask,
     all_questions,
     problem_from_text,
@@ -19,7 +19,7 @@ from sdistill.tasks.signs.puzzle import (
     random_question,
     split_of,
 )
-from sdistill.tasks.signs.reasoner import Habits, example
+from sdistill.tasks.signs_reasoner import Habits, example
 
 PROBLEM_SPLITS = ("k3_pool", "k4_pool", "k3_test", "k4_test", "k5_test")
 CORPUS_SIZE = {"train": 100_000, "validation": 2_000}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdistill.tasks.problem import THINK_END, strip_thinking
-from sdistill.tasks.signs.puzzle import (
+from sdistill.tasks.signs_puzzle import (
     BLANK,
     SIGNS,
     Pattern,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdistill.tasks.problem import Problem, strip_thinking
-from sdistill.tasks.signs.puzzle import (
+from sdistill.tasks.signs_puzzle import (
     SignsTask,
     all_questions,
     evaluate,

@@ -4,8 +4,8 @@ from typing import NamedTuple
 import pytest
 from scipy import stats
 
-from sdistill.tasks.signs.puzzle import parse_question, patterns, solutions, split_of
-from sdistill.tasks.signs.reasoner import (
+from sdistill.tasks.signs_puzzle import parse_question, patterns, solutions, split_of
+from sdistill.tasks.signs_reasoner import (
     CERTAINTY,
     CONTEXTS,
     DOUBT,
