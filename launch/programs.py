@@ -14,6 +14,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from sdistill.optimizer import make_optimizer
+from sdistill.rows import Rows
+from sdistill.state import TrainState
+from sdistill.teacher import kept_teacher
+from sdistill.updates import compile_steps
 
 from sdistill import flops
 from sdistill.config import TrainConfig
@@ -25,12 +30,7 @@ from sdistill.engine.schedule import Plan, compiled
 from sdistill.losses import OnPolicyBatch, score_rows
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import new_model
-from sdistill.optimizer import make_optimizer
-from sdistill.rows import Rows
-from sdistill.state import TrainState
 from sdistill.step import PackedBatch
-from sdistill.teacher import kept_teacher
-from sdistill.updates import compile_steps
 
 Shapes = Any
 """A tree of `jax.ShapeDtypeStruct`, which know how they are laid out."""

@@ -1,20 +1,36 @@
-"""From judged rollouts to the arrays of an on-policy step."""
+"""How a batch is made: from scored rollouts to the arrays of an update, and how it is cut.
+
+    rollouts with verdicts
+      → contexts          what the teacher sees of the siblings                    contexts.py
+      → sequences         student and teacher prompts, the same responses          `layout`
+      → token weights     what each token counts in the objective                  `losses.token_weights`
+      → mini-batches      one an update                                            `mini_batches`
+      → micro-batches     rows whose gradient is computed at a time                `micro_batches`
+
+Arrays stay on the host until `place_batch` puts a micro-batch on the mesh; annotations name what they become.
+"""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sdistill.analysis.epistemic import token_mask
-from sdistill.config import TrainConfig
+from sdistill.config import (
+    Aggregation,
+    AntiSelfDistillation,
+    ContrastiveHints,
+    GRPOConfig,
+    OnPolicyConfig,
+    SDPOConfig,
+    TeacherConfig,
+)
 from sdistill.contexts import contrastive_contents, sibling_contents
 from sdistill.engine.types import Completions
 from sdistill.fixes import (
-    AntiSelfDistillation,
-    ContrastiveHints,
     anti_advantages,
     contrastive_advantages,
     contrastive_evidence,
@@ -23,335 +39,503 @@ from sdistill.fixes import (
     without_words,
 )
 from sdistill.losses import (
-    Aggregation,
-    DistillationConfig,
-    GRPOConfig,
-    OnPolicyBatch,
-    SDPOConfig,
+    GRPOBatch,
+    PackedBatch,
+    SDPOBatch,
+    Sequences,
     group_advantages,
+    response_ids,
     token_weights,
 )
 from sdistill.model.scoring import TokenScores
-from sdistill.rows import Rows, check_same_responses, layout, listed
 from sdistill.tasks.problem import Problem
 from sdistill.text.chat import Chat, conversation
 from sdistill.types import Response
 
 logger = logging.getLogger(__name__)
 
-Score = Callable[[Rows], TokenScores]
-"""Scores of the response tokens of rows, on the host, at the temperature of the rollouts."""
+QUARTERS = 4
+"""A micro-batch keeps as many quarters of its columns as its longest row needs: four shapes at most."""
 
-Figures = dict[str, float]
+Score = Callable[[Sequences], TokenScores]
+"""Scores the response tokens of sequences, at the temperature of the rollouts; arrays on the host."""
+
+Metrics = dict[str, float]
+OnPolicyBatch = SDPOBatch | GRPOBatch
+
+MicroBatch = tuple[Int[np.ndarray, " b"], Any]
+"""Row numbers in the update's batch, and the rows."""
+
+MAX_NAMED_ROWS = 8
+"""Rows that an error names one by one."""
+
+# ── Rollouts and sequences ───────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The rollouts of a step, as both objectives need them: B of them, G a problem.
+class ScoredRollouts:
+    """The rollouts of a step: Q problems × G samples = B rows, those of a problem adjacent.
 
     Attributes:
-      config: Of the run.
-      chat: How prompts are made.
       problems: One a group.
-      texts: The responses, groups × samples.
-      feedback: What their verifier says of them.
-      correct_QG: Verdicts on them.
-      prompts: The student's, one a rollout.
-      student: Its rows.
-      rollouts: The tokens, and what the sampler says of them.
-      names: What an error calls a rollout.
+      responses: Text and verdict of each row.
+      completions: Tokens and the sampler's log-probabilities of each row.
+      prompts: The student's prompt of each row, without context.
+      student: Prompts and responses, laid out.
     """
 
-    config: TrainConfig
-    chat: Chat
     problems: Sequence[Problem]
-    texts: list[list[str]]
-    feedback: list[list[str]]
-    correct_QG: Bool[np.ndarray, "Q G"]
+    responses: Sequence[Response]
+    completions: Completions
     prompts: list[list[int]]
-    student: Rows
-    rollouts: Completions
-    names: list[str]
+    student: Sequences
+
+    @classmethod
+    def of(
+        cls,
+        config: OnPolicyConfig,
+        problems: Sequence[Problem],
+        responses: Sequence[Response],
+        completions: Completions,
+        chat: Chat,
+    ) -> "ScoredRollouts":
+        """Lays out what was sampled in response to the problems.
+
+        Raises:
+          FloatingPointError: if a response ended because logits were not finite; names the rollouts.
+        """
+        if errors := [response for response in responses if response.finish == "error"]:
+            raise FloatingPointError(f"the student's logits are not finite in {list_rows(row_names(errors))}")
+        settings = config.rollouts
+        prompts = [
+            chat.prompt(problem.messages, thinking=settings.thinking)
+            for problem in problems
+            for _ in range(settings.num_samples)
+        ]
+        student = layout(prompts, completions.ids, completions.lengths, settings.max_prompt_length)
+        return cls(problems, responses, completions, prompts, student)
+
+    @property
+    def groups(self) -> list[Sequence[Response]]:
+        """The responses by problem."""
+        size = len(self.responses) // len(self.problems)
+        return [self.responses[i : i + size] for i in range(0, len(self.responses), size)]
+
+    @property
+    def correct_QG(self) -> Bool[np.ndarray, "Q G"]:
+        """Verdicts."""
+        return np.asarray([[response.correct for response in group] for group in self.groups])
 
     @property
     def mask_BT(self) -> Float[np.ndarray, "B T"]:
         """1 on response tokens."""
         return np.asarray(self.student.response_mask)
 
+    def metrics(self) -> Metrics:
+        """How the rollouts look."""
+        return {
+            "train_accuracy": float(self.correct_QG.mean()),
+            "solved_groups": float(self.correct_QG.any(axis=1).mean()),
+            "length": float(self.completions.lengths.mean()),
+            "num_epistemic": float(np.mean([response.num_epistemic for response in self.responses])),
+            "finished": float(self.completions.finished.mean()),
+        }
 
-class Taught(NamedTuple):
-    """The rollouts of a step, each after a prompt with its context.
+
+class TeacherSequences(NamedTuple):
+    """The rollouts, each after a prompt with its context.
 
     Attributes:
-      rows: Laid out; where there is no context, fillers.
-      shown_B: 1 where there is one.
-      cut: How many prompts were longer than `rollouts.max_teacher_prompt`.
+      sequences: Laid out; filler where there is no context.
+      has_teacher_B: 1 where there is one.
+      num_cut: Prompts that were longer than the teacher's `max_prompt_length`.
     """
 
-    rows: Rows
-    shown_B: Float[np.ndarray, " B"]
-    cut: int
+    sequences: Sequences
+    has_teacher_B: Float[np.ndarray, " B"]
+    num_cut: int
 
-    def figures(self) -> Figures:
-        """What the record of a step says of them."""
-        return {"teacher_fraction": float(self.shown_B.mean()), "cut_teacher_prompts": float(self.cut)}
+    def metrics(self) -> Metrics:
+        """How many rollouts have a teacher, and how many of its prompts were cut."""
+        return {
+            "teacher_fraction": float(self.has_teacher_B.mean()),
+            "cut_teacher_prompts": float(self.num_cut),
+        }
 
 
-def on_policy_batch(
-    config: TrainConfig,
-    problems: Sequence[Problem],
-    generations: Sequence[Response],
-    rollouts: Completions,
+def list_rows(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED_ROWS} more" if len(names) > MAX_NAMED_ROWS else ""
+    return f"{', '.join(names[:MAX_NAMED_ROWS])}{more}"
+
+
+def row_names(responses: Sequence[Response]) -> list[str]:
+    """What an error calls the rollouts."""
+    return [f"{response.problem!r} (sample {response.sample})" for response in responses]
+
+
+def layout(
+    prompts: Sequence[Sequence[int]],
+    responses: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, " B"],
+    max_prompt_length: int,
+) -> Sequences:
+    """Lays out B prompts and the first `lengths` tokens of their responses.
+
+    Raises:
+      ValueError: if a prompt is empty or longer than `max_prompt_length`.
+    """
+    batch, response_length = responses.shape
+    tokens = np.zeros((batch, max_prompt_length + response_length), np.int32)
+    segment_ids = np.zeros_like(tokens)
+    starts_B = np.empty(batch, np.int32)
+    for row, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= max_prompt_length:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; it must have 1 to {max_prompt_length} "
+                "(raise max_prompt_length)"
+            )
+        starts_B[row] = max_prompt_length - len(prompt)
+        tokens[row, starts_B[row] : max_prompt_length] = prompt
+        segment_ids[row, starts_B[row] : max_prompt_length + lengths[row]] = 1
+    mask_BT = np.arange(response_length) < lengths[:, None]
+    tokens[:, max_prompt_length:] = np.where(mask_BT, responses, 0)
+    positions = (np.arange(tokens.shape[1]) - starts_B[:, None]) * segment_ids
+    columns: Any = (tokens, positions.astype(np.int32), segment_ids, mask_BT.astype(np.float32))
+    return Sequences(*columns)
+
+
+def teacher_sequences(
+    rollouts: ScoredRollouts, contents: Sequence[str | None], teacher: TeacherConfig, chat: Chat
+) -> TeacherSequences:
+    """The rollouts after the teacher's prompts, whose user turns are `contents`; None for no context.
+
+    Prompts that are too long are cut on the right, as in the released code: counted, with a warning.
+    """
+    group_size = len(rollouts.responses) // len(rollouts.problems)
+    prompts = [
+        prompt
+        if content is None
+        else chat.prompt(
+            conversation(rollouts.problems[row // group_size], content), thinking=teacher.context.thinking
+        )
+        for row, (prompt, content) in enumerate(zip(rollouts.prompts, contents, strict=True))
+    ]
+    limit, longest = teacher.max_prompt_length, max(map(len, prompts))
+    if num_cut := sum(len(prompt) > limit for prompt in prompts):
+        logger.warning(
+            "%d of %d teacher prompts were cut on the right to teacher.max_prompt_length=%d tokens; the "
+            "longest has %d",
+            num_cut,
+            len(prompts),
+            limit,
+            longest,
+        )
+    completions = rollouts.completions
+    sequences = layout([prompt[:limit] for prompt in prompts], completions.ids, completions.lengths, limit)
+    check_same_responses(rollouts.student, sequences)
+    has_teacher_B = np.asarray([content is not None for content in contents], np.float32)
+    return TeacherSequences(sequences, has_teacher_B, num_cut)
+
+
+def check_same_responses(student: Sequences, teacher: Sequences) -> None:
+    """Refuses sequences with other responses than the student's: the teacher would score other tokens.
+
+    Raises:
+      ValueError: naming the first row and response position that differ.
+    """
+    ours, theirs = np.asarray(response_ids(student)), np.asarray(response_ids(teacher))
+    if ours.shape != theirs.shape:
+        raise ValueError(f"responses of shape {theirs.shape} beside those of shape {ours.shape}")
+    masks = np.asarray(student.response_mask), np.asarray(teacher.response_mask)
+    differs_BT = (ours != theirs) | (masks[0] != masks[1])
+    if differs_BT.any():
+        row, t = np.argwhere(differs_BT)[0]
+        tokens = [
+            int(ids[row, t]) if mask[row, t] else None
+            for ids, mask in zip((ours, theirs), masks, strict=True)
+        ]
+        raise ValueError(
+            f"row {row}: the student's and the teacher's response differ at position {t}: token {tokens[0]} "
+            f"and token {tokens[1]}; lay both rows out from the same rollout"
+        )
+
+
+# ── SDPO ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sdpo_batch(config: SDPOConfig, rollouts: ScoredRollouts, chat: Chat) -> tuple[SDPOBatch, Metrics]:
+    """The rollouts with the teacher's view of them, and metrics of both."""
+    contents = sibling_contents(config.teacher.context, rollouts.problems, rollouts.groups)
+    teacher = teacher_sequences(rollouts, contents, config.teacher, chat)
+    batch: Any = SDPOBatch(  # arrays on the host
+        student=rollouts.student,
+        teacher=teacher.sequences,
+        has_teacher=teacher.has_teacher_B,  # type: ignore[arg-type]
+        token_weights=_sdpo_weights(config, rollouts, teacher, chat),  # type: ignore[arg-type]
+        rollout_log_probs=rollouts.completions.full_log_probs,  # type: ignore[arg-type]
+        epistemic_mask=_word_mask(rollouts, chat),  # type: ignore[arg-type]
+    )
+    return batch, rollouts.metrics() | teacher.metrics()
+
+
+def _word_mask(rollouts: ScoredRollouts, chat: Chat, *words: tuple[str, ...]) -> Float[np.ndarray, "B T"]:
+    completions = rollouts.completions
+    return token_mask(chat.tokenizer, completions.ids, completions.lengths, *words)
+
+
+def _sdpo_weights(
+    config: SDPOConfig, rollouts: ScoredRollouts, teacher: TeacherSequences, chat: Chat
+) -> Float[np.ndarray, "B T"]:
+    """Token weights, changed by the fixes and by the correction for truncated sampling."""
+    loss = config.loss
+    mask_BT = rollouts.mask_BT * teacher.has_teacher_B[:, None]
+    if loss.masked_words:
+        mask_BT = without_words(mask_BT, _word_mask(rollouts, chat, loss.masked_words))
+    weights_BT = _update_weights(config, mask_BT, loss.aggregation)
+    if loss.pass_rate_weight:  # relative to all problems of the step
+        rates_Q = pass_rate_weights(rollouts.correct_QG)
+        weights_BT = weights_BT * np.repeat(rates_Q, rollouts.correct_QG.shape[1])[:, None]
+    if loss.rollout_correction_cap is not None:
+        completions = rollouts.completions
+        kept_BT = np.exp(completions.full_log_probs - completions.log_probs)
+        weights_BT = weights_BT * np.minimum(kept_BT, loss.rollout_correction_cap)
+    return weights_BT
+
+
+def _update_weights(
+    config: OnPolicyConfig, mask_BT: Float[np.ndarray, "B T"], mode: Aggregation
+) -> Float[np.ndarray, "B T"]:
+    """Token weights: each update has an objective of its own, over its own rows."""
+    size = config.update_size
+    parts = [token_weights(mask_BT[i : i + size], mode) for i in range(0, len(mask_BT), size)]
+    return np.concatenate(parts)
+
+
+# ── GRPO ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def grpo_batch(
+    config: GRPOConfig,
+    rollouts: ScoredRollouts,
     chat: Chat,
     *,
-    teacher: Score,
-    reference: Score,
+    score_teacher: Score,
+    score_reference: Score,
     past: Sequence[Mapping[str, float]],
-) -> tuple[OnPolicyBatch, Figures]:
-    """Lays out judged rollouts for the step, and says how the batch looks.
+) -> tuple[GRPOBatch, Metrics]:
+    """The rollouts with their advantages, and metrics.
 
-    What GRPO takes from a teacher or from the initial weights is scored here, once for all that is learned
-    from these rollouts, as advantages are: with the weights that sampled them. Only what a token counts in
-    the objective is made for each mini-batch by itself, since each has an objective of its own.
+    Scores under the teacher or the initial weights are computed here, once for all updates of the step.
 
     Args:
       config: Of the run.
-      problems: One a group.
-      generations: Judged responses, the samples of a problem next to each other.
-      rollouts: Their tokens.
+      rollouts: Of the step.
       chat: How prompts are made.
-      teacher: Scores with the teacher's weights.
-      reference: Scores with the initial weights.
-      past: The records of the steps before this one.
+      score_teacher: Scores with the teacher's weights.
+      score_reference: Scores with the initial weights.
+      past: Metrics of the steps before.
 
     Raises:
       FloatingPointError: if a score of a response token is not finite; names the rollouts.
     """
-    judged = _judged(config, problems, generations, rollouts, chat)
-    figures = {
-        "train_accuracy": float(judged.correct_QG.mean()),
-        "solved_groups": float(judged.correct_QG.any(axis=1).mean()),
-        "length": float(rollouts.lengths.mean()),
-        "num_epistemic": float(np.mean([g.num_epistemic for g in generations])),
-        "finished": float(rollouts.finished.mean()),
-    }
-    # On the host until `place_batch`: hence `Any`.
-    columns: dict[str, Any] = {
-        "student": judged.student,
-        "rollout_log_probs": rollouts.full_log_probs,
-        "markers": token_mask(chat.tokenizer, rollouts.ids, rollouts.lengths),
-    }
-    if config.sdpo is not None:
-        more, shaping = _for_sdpo(config.sdpo, judged)
-    else:
-        assert config.grpo is not None
-        more, shaping = _for_grpo(config.grpo, judged, teacher, reference, past)
-    return OnPolicyBatch(**columns, **more), figures | shaping
-
-
-def row_names(generations: Sequence[Response]) -> list[str]:
-    """What an error calls the rollouts."""
-    return [f"{g.problem!r} (sample {g.sample})" for g in generations]
-
-
-def check_sampled(generations: Sequence[Response]) -> None:
-    """Raises FloatingPointError, naming the rollouts, if some ended because logits were not numbers."""
-    errors = [g for g in generations if g.finish == "error"]
-    if errors:
-        raise FloatingPointError(f"the student's logits are not finite in {listed(row_names(errors))}")
-
-
-def _judged(
-    config: TrainConfig,
-    problems: Sequence[Problem],
-    generations: Sequence[Response],
-    rollouts: Completions,
-    chat: Chat,
-) -> Judged:
-    settings = config.rollouts
-    assert settings is not None
-    starts = range(0, len(generations), settings.samples)
-    groups = [generations[i : i + settings.samples] for i in starts]
-    prompts = [
-        chat.prompt(p.messages, thinking=settings.thinking) for p in problems for _ in range(settings.samples)
-    ]
-    return Judged(
-        config,
-        chat,
-        problems,
-        texts=[[g.text for g in group] for group in groups],
-        feedback=[[g.feedback for g in group] for group in groups],
-        correct_QG=np.asarray([[g.correct for g in group] for group in groups]),
-        prompts=prompts,
-        student=layout(prompts, rollouts.ids, rollouts.lengths, settings.max_prompt),
-        rollouts=rollouts,
-        names=row_names(generations),
+    loss, mask_BT, correct_QG = config.loss, rollouts.mask_BT, rollouts.correct_QG
+    reference_log_probs = None
+    if loss.kl_coefficient is not None:
+        scores = _checked_scores(rollouts, score_reference, rollouts.student, 1.0, "the initial weights")
+        reference_log_probs = np.asarray(scores.log_prob_BT)
+    advantages_QG = group_advantages(correct_QG.astype(np.float32), loss.divide_by_std)
+    advantages_BT = advantages_QG.reshape(-1, 1) * mask_BT
+    metrics = rollouts.metrics()
+    if hints := loss.contrastive_hints:
+        advantages_BT, more = _contrastive(advantages_BT, hints, rollouts, chat, score_teacher)
+        metrics |= more
+    if anti := loss.anti_self_distillation:
+        contents = sibling_contents(anti.teacher.context, rollouts.problems, rollouts.groups)
+        teacher = teacher_sequences(rollouts, contents, anti.teacher, chat)
+        advantages_BT, more = _anti_distilled(advantages_BT, anti, rollouts, teacher, score_teacher, past)
+        metrics |= more
+    batch: Any = GRPOBatch(
+        student=rollouts.student,
+        advantages=advantages_BT,
+        token_weights=_update_weights(config, mask_BT, loss.aggregation),  # type: ignore[arg-type]
+        rollout_log_probs=rollouts.completions.full_log_probs,  # type: ignore[arg-type]
+        reference_log_probs=reference_log_probs,  # type: ignore[arg-type]
     )
+    return batch, metrics
 
 
-def _guided(judged: Judged, contents: Sequence[str | None]) -> Taught:
-    """The rollouts again, each after the prompt with its context.
-
-    Prompts that are too long are cut on the right, as in the released code: counted, with a warning.
-    """
-    config, problems = judged.config, judged.problems
-    assert config.guide is not None and config.rollouts is not None
-    assert config.rollouts.max_teacher_prompt is not None
-    samples, thinking = config.rollouts.samples, config.guide.context.thinking
-    shown = [
-        prompt
-        if content is None
-        else judged.chat.prompt(conversation(problems[i // samples], content), thinking=thinking)
-        for i, (prompt, content) in enumerate(zip(judged.prompts, contents, strict=True))
-    ]
-    limit = config.rollouts.max_teacher_prompt
-    lengths = [len(prompt) for prompt in shown]
-    if cut := sum(length > limit for length in lengths):
-        logger.warning(
-            "%d of %d teacher prompts were cut on the right to rollouts.max_teacher_prompt=%d tokens; the "
-            "longest has %d",
-            cut,
-            len(shown),
-            limit,
-            max(lengths),
-        )
-    shown = [prompt[:limit] for prompt in shown]
-    rows = layout(shown, judged.rollouts.ids, judged.rollouts.lengths, limit)
-    check_same_responses(judged.student, rows)
-    return Taught(rows, np.asarray([content is not None for content in contents], np.float32), cut)
-
-
-def _scored(judged: Judged, score: Score, rows: Rows, counted_B: Any, whose: str) -> TokenScores:
-    """Scores of rows, refused if one that counts is not finite."""
-    scores = score(rows)
-    counted_BT = np.asarray(rows.response_mask) * np.reshape(counted_B, (-1, 1)) > 0
-    finite_BT = np.isfinite(scores.log_prob_BT) & np.isfinite(scores.entropy_BT)
-    bad = np.flatnonzero((counted_BT & ~finite_BT).any(axis=1))
-    if len(bad):
-        names = listed([judged.names[row] for row in bad])
-        raise FloatingPointError(f"scores under {whose} are not finite in {names}")
-    return scores
-
-
-def _weights(
-    config: TrainConfig, mask_BT: Float[np.ndarray, "B T"], mode: Aggregation
-) -> Float[np.ndarray, "B T"]:
-    """What each token counts, in the objective of its own mini-batch."""
-    rows = config.update_rows
-    parts = [token_weights(mask_BT[i : i + rows], mode) for i in range(0, len(mask_BT), rows)]
-    return np.concatenate(parts)
-
-
-def _for_sdpo(config: SDPOConfig, judged: Judged) -> tuple[dict[str, Any], Figures]:
-    """The columns of SDPO: teacher rows, and what each token counts."""
-    turns = sibling_contents(
-        config.context, judged.problems, judged.texts, judged.correct_QG.tolist(), judged.feedback
-    )
-    taught = _guided(judged, _flat(turns))
-    taught_BT = judged.mask_BT * taught.shown_B[:, None]
-    weights_BT = _sdpo_weights(config.loss, judged, taught_BT)
-    columns = {"weights": weights_BT, "teacher": taught.rows, "has_teacher": taught.shown_B}
-    return columns, taught.figures()
-
-
-def _sdpo_weights(
-    config: DistillationConfig,
-    judged: Judged,
-    taught_BT: Float[np.ndarray, "B T"],
-) -> Float[np.ndarray, "B T"]:
-    """Token weights with what the fixes and the correction for truncated sampling make of them.
-
-    Pass rates are compared over all problems of the step.
-    """
-    rollouts = judged.rollouts
-    if config.masked_words:
-        words_BT = token_mask(judged.chat.tokenizer, rollouts.ids, rollouts.lengths, config.masked_words)
-        taught_BT = without_words(taught_BT, words_BT)
-    weights_BT = _weights(judged.config, taught_BT, config.aggregation)
-    if config.pass_rate_weight:
-        samples = judged.correct_QG.shape[1]
-        weights_BT = weights_BT * np.repeat(pass_rate_weights(judged.correct_QG), samples)[:, None]
-    if config.rollout_correction_cap is not None:
-        kept_BT = np.exp(rollouts.full_log_probs - rollouts.log_probs)
-        weights_BT = weights_BT * np.minimum(kept_BT, config.rollout_correction_cap)
-    return weights_BT
-
-
-def _for_grpo(
-    config: GRPOConfig,
-    judged: Judged,
-    teacher: Score,
-    reference: Score,
-    past: Sequence[Mapping[str, float]],
-) -> tuple[dict[str, Any], Figures]:
-    """The columns of GRPO: advantages, what each token counts, and the reference's scores."""
-    mask_BT, correct_QG = judged.mask_BT, judged.correct_QG
-    columns: dict[str, Any] = {"weights": _weights(judged.config, mask_BT, config.aggregation)}
-    figures: Figures = {}
-    if config.kl_coefficient is not None:
-        scores = _scored(judged, reference, judged.student, 1.0, "the initial weights")
-        columns["reference_log_probs"] = np.asarray(scores.log_prob_BT)
-    plain_QG = group_advantages(correct_QG.astype(np.float32), config.divide_by_std)
-    advantages_BT = plain_QG.reshape(-1, 1) * mask_BT
-    texts, verdicts = judged.texts, correct_QG.tolist()
-    if hints := config.contrastive_hints:
-        turns = _flat(contrastive_contents(hints.context, judged.problems, texts, verdicts, hints.hints))
-        hinted = [_guided(judged, contents) for contents in zip(*turns, strict=True)]
-        advantages_BT, figures = _contrasted(advantages_BT, hints, judged, hinted, teacher)
-    if anti := config.anti_self_distillation:
-        turns = _flat(sibling_contents(anti.context, judged.problems, texts, verdicts, judged.feedback))
-        advantages_BT, figures = _repelled(advantages_BT, anti, judged, _guided(judged, turns), teacher, past)
-    return columns | {"advantages": advantages_BT}, figures
-
-
-def _contrasted(
+def _contrastive(
     advantages_BT: Float[np.ndarray, "B T"],
     config: ContrastiveHints,
-    judged: Judged,
-    hinted: Sequence[Taught],
-    teacher: Score,
-) -> tuple[Float[np.ndarray, "B T"], Figures]:
-    """Advantages changed by hints; without a correct and a wrong one a rollout keeps its own."""
-    scores = [_scored(judged, teacher, turn.rows, turn.shown_B, "the teacher") for turn in hinted]
-    log_probs_HBT = np.stack([np.asarray(found.log_prob_BT) for found in scores])
-    shown_HB = np.stack([turn.shown_B for turn in hinted])
-    mask_BT = judged.mask_BT
-    evidence_BT = contrastive_evidence(log_probs_HBT, shown_HB) * mask_BT
+    rollouts: ScoredRollouts,
+    chat: Chat,
+    score: Score,
+) -> tuple[Float[np.ndarray, "B T"], Metrics]:
+    """Advantages changed by hints. A rollout without a correct and a wrong hint keeps its own."""
+    contents = contrastive_contents(config.teacher.context, rollouts.problems, rollouts.groups, config.hints)
+    hinted = [
+        teacher_sequences(rollouts, column, config.teacher, chat) for column in zip(*contents, strict=True)
+    ]
+    scores = [
+        _checked_scores(rollouts, score, each.sequences, each.has_teacher_B, "the teacher") for each in hinted
+    ]
+    log_probs_HBT = np.stack([np.asarray(each.log_prob_BT) for each in scores])
+    has_hint_HB = np.stack([each.has_teacher_B for each in hinted])
+    mask_BT = rollouts.mask_BT
+    evidence_BT = contrastive_evidence(log_probs_HBT, has_hint_HB) * mask_BT
     shaped_BT = contrastive_advantages(advantages_BT, evidence_BT, config).astype(np.float32)
-    both_B = shown_HB[0] * shown_HB[1:].max(axis=0)
+    has_both_B = has_hint_HB[0] * has_hint_HB[1:].max(axis=0)
     return shaped_BT, {
-        "teacher_fraction": float(both_B.mean()),
-        "cut_teacher_prompts": float(sum(turn.cut for turn in hinted)),
+        "teacher_fraction": float(has_both_B.mean()),
+        "cut_teacher_prompts": float(sum(each.num_cut for each in hinted)),
         "shaped": float((shaped_BT != advantages_BT).sum() / mask_BT.sum()),
     }
 
 
-def _repelled(
+def _anti_distilled(
     advantages_BT: Float[np.ndarray, "B T"],
     config: AntiSelfDistillation,
-    judged: Judged,
-    taught: Taught,
-    teacher: Score,
+    rollouts: ScoredRollouts,
+    teacher: TeacherSequences,
+    score: Score,
     past: Sequence[Mapping[str, float]],
-) -> tuple[Float[np.ndarray, "B T"], Figures]:
-    """Advantages turned away from the teacher while the gate is open, in rows that have one.
+) -> tuple[Float[np.ndarray, "B T"], Metrics]:
+    """Advantages moved away from the teacher while the gate is open, in rows that have one.
 
-    The gate's state is the teacher's entropy at every step, which the run records anyway: a run that
-    continues reads it back, to the bit, and no checkpoint has to hold it.
+    The gate's state is the teacher's entropy at every step, which is in the metrics. So a resumed run reads
+    it back exactly, and no checkpoint has to hold it.
     """
-    scores = _scored(judged, teacher, taught.rows, taught.shown_B, "the teacher")
-    mask_BT = judged.mask_BT * taught.shown_B[:, None]
+    scores = _checked_scores(rollouts, score, teacher.sequences, teacher.has_teacher_B, "the teacher")
+    mask_BT = rollouts.mask_BT * teacher.has_teacher_B[:, None]
     entropy = float((np.asarray(scores.entropy_BT) * mask_BT).sum() / max(mask_BT.sum(), 1.0))
-    now = taught.figures() | {"teacher_entropy": entropy}
+    now = teacher.metrics() | {"teacher_entropy": entropy}
     entropies = [step["teacher_entropy"] for step in (*past, now) if step["teacher_fraction"] > 0]
     is_open = len(entropies) > 0 and gate_is_open(entropies, config)
-    gap_BT = np.asarray(scores.log_prob_BT) - judged.rollouts.full_log_probs
+    gap_BT = np.asarray(scores.log_prob_BT) - rollouts.completions.full_log_probs
     shaped_BT = anti_advantages(advantages_BT, gap_BT, config.scale).astype(np.float32)
     shaped_BT = np.where(mask_BT * is_open > 0, shaped_BT, advantages_BT)
-    share = float((mask_BT * is_open).sum() / judged.mask_BT.sum())
-    return shaped_BT, {**now, "shaped": share}
+    return shaped_BT, {**now, "shaped": float((mask_BT * is_open).sum() / rollouts.mask_BT.sum())}
 
 
-def _flat(groups: Sequence[Sequence[Any]]) -> list[Any]:
-    """The items of all groups, one after the other."""
-    return [item for group in groups for item in group]
+def _checked_scores(
+    rollouts: ScoredRollouts, score: Score, sequences: Sequences, counted_B: Any, whose: str
+) -> TokenScores:
+    """Scores of sequences, refused if one that counts is not finite."""
+    scores = score(sequences)
+    counted_BT = np.asarray(sequences.response_mask) * np.reshape(counted_B, (-1, 1)) > 0
+    finite_BT = np.isfinite(scores.log_prob_BT) & np.isfinite(scores.entropy_BT)
+    bad = np.flatnonzero((counted_BT & ~finite_BT).any(axis=1))
+    if len(bad):
+        names = list_rows(row_names([rollouts.responses[int(row)] for row in bad]))
+        raise FloatingPointError(f"scores under {whose} are not finite in {names}")
+    return scores
+
+
+# ── Examples ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def packed_batch(rows: Mapping[str, Any]) -> PackedBatch:
+    """A batch of `data.pipelines.example_batches` whose token weights sum to 1."""
+    return PackedBatch(
+        tokens=rows["tokens"],
+        targets=rows["targets"],
+        token_weights=rows["weights"] / max(rows["weights"].sum(), 1.0),
+        segment_ids=rows["segment_ids"],
+        positions=rows["positions"],
+    )
+
+
+# ── Mini-batches and micro-batches ───────────────────────────────────────────────────────────────
+
+
+def mini_batches(batch: OnPolicyBatch, size: int) -> Iterator[OnPolicyBatch]:
+    """The rows of one update after the other, in the order of the batch, which is shuffled already.
+
+    Args:
+      batch: On the host; its number of rows is a multiple of `size`.
+      size: Rows of an update.
+    """
+    for start in range(0, len(batch.token_weights), size):
+        yield _select(batch, slice(start, start + size))
+
+
+def micro_batches(batch: OnPolicyBatch | PackedBatch, size: int) -> Iterator[MicroBatch]:
+    """The rows of an update in parts of `size`, with their numbers: rollouts by length, the longest first.
+
+    The order of rows does not matter to the objective, since each token carries its weight.
+
+    Args:
+      batch: On the host; its number of rows is a multiple of `size`.
+      size: Rows of a micro-batch.
+    """
+    if isinstance(batch, PackedBatch):  # its rows are full
+        for start in range(0, len(batch.tokens), size):
+            rows = np.arange(start, start + size)
+            yield rows, PackedBatch(*(column[rows] for column in batch))
+        return
+    quarters_B = _quarters(batch)
+    order_B = np.argsort(-quarters_B, kind="stable")
+    for start in range(0, len(order_B), size):
+        rows = order_B[start : start + size]
+        yield rows, _trim(_select(batch, rows), int(quarters_B[rows[0]]))
+
+
+def sequence_lengths(batch: Sequences) -> list[tuple[int, int]]:
+    """Tokens of each sequence, prompt and response together, and of its response."""
+    columns = batch.segment_ids, batch.response_mask
+    lengths, responses = (np.asarray(x).sum(axis=1).astype(int).tolist() for x in columns)
+    return list(zip(lengths, responses, strict=True))
+
+
+def example_lengths(batch: PackedBatch) -> list[tuple[int, int]]:
+    """Tokens of each example in the rows, and how many of them have a weight."""
+    found: list[tuple[int, int]] = []
+    for segment_ids, weights in zip(
+        np.asarray(batch.segment_ids), np.asarray(batch.token_weights), strict=True
+    ):
+        lengths = np.bincount(segment_ids)
+        counted = np.bincount(segment_ids[weights > 0], minlength=len(lengths))
+        found += zip(lengths[1:].tolist(), counted[1:].tolist(), strict=True)  # segment 0 is padding
+    return found
+
+
+def _select(batch: OnPolicyBatch, rows: slice | Int[np.ndarray, " b"]) -> OnPolicyBatch:
+    """A batch of these rows."""
+
+    def select(column: Any) -> Any:
+        if column is None:
+            return None
+        return Sequences(*(x[rows] for x in column)) if isinstance(column, Sequences) else column[rows]
+
+    return batch._replace(**{name: select(column) for name, column in batch._asdict().items()})
+
+
+def _quarters(batch: OnPolicyBatch) -> Int[np.ndarray, " B"]:
+    """Quarters of the columns that a row needs: of responses or of either prompt, whichever needs most."""
+    mask = batch.student.response_mask
+    shares = [np.asarray(mask.sum(axis=1)) / mask.shape[1]]
+    for sequences in (x for x in batch if isinstance(x, Sequences)):
+        columns = sequences.tokens.shape[1] - mask.shape[1]
+        shares.append(np.asarray(sequences.segment_ids[:, :columns].sum(axis=1)) / columns)
+    return np.maximum(1, np.ceil(np.max(shares, axis=0) * QUARTERS)).astype(int)
+
+
+def _trim(batch: OnPolicyBatch, quarters: int) -> OnPolicyBatch:
+    """Drops columns beyond so many quarters: the ends of responses, the beginnings of prompts."""
+    response_length = batch.student.response_mask.shape[1]
+    kept = -(-response_length * quarters // QUARTERS)
+
+    def trim(column: Any) -> Any:
+        if isinstance(column, Sequences):
+            prompt = column.tokens.shape[1] - response_length
+            columns = slice(prompt - -(-prompt * quarters // QUARTERS), prompt + kept)
+            return Sequences(
+                column.tokens[:, columns],
+                column.positions[:, columns],
+                column.segment_ids[:, columns],
+                column.response_mask[:, :kept],
+            )
+        return column if column is None or column.ndim == 1 else column[:, :kept]
+
+    return batch._replace(**{name: trim(column) for name, column in batch._asdict().items()})

@@ -1,12 +1,17 @@
-"""Orbax checkpoints of everything that decides a run's future, and the way back from damaged ones."""
+"""Checkpoints of everything that decides a run's future, the way back from damaged ones, and preemption."""
 
 import logging
 import shutil
+import signal
+import threading
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+
+from sdistill.distributed.processes import any_process
 
 logger = logging.getLogger(__name__)
 
@@ -106,3 +111,38 @@ class Checkpoints:
 
 def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class Preempted(Exception):
+    """The run was told to end. What it had is kept: the same command resumes it."""
+
+
+class PreemptionNotice:
+    """Whether SIGTERM has arrived, inside its `with` block: TPU VMs and schedulers send it before they take a
+    machine.
+
+    Several processes get it at different times, and must act on it at the same point: all of them must call
+    `check` equally often, and get the same answer. (JAX's `reached_preemption_sync_point` does not serve:
+    Orbax calls it as well, with counters of its own.)
+    """
+
+    def __init__(self) -> None:
+        self._arrived = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._arrived = True
+
+    def check(self, *_: object) -> None:
+        """Raises `Preempted` if it has arrived at any process. Arguments of callbacks are ignored."""
+        if any_process(self._arrived):
+            raise Preempted

@@ -1,4 +1,4 @@
-"""What a step takes: seconds and arithmetic, by what for, and what the engine did meanwhile."""
+"""Where the time and the arithmetic of a step go."""
 
 import contextlib
 import time
@@ -8,70 +8,61 @@ from typing import NamedTuple
 from sdistill.engine.types import EngineStats
 
 
-class Spent(NamedTuple):
-    """What something took.
+class StepCost(NamedTuple):
+    """What a step took.
 
     Attributes:
-      seconds: By what for; no second is in two of them.
-      flops: Arithmetic of the model over all devices, by the same names (see `parallel.flops`): what there
-        is to compute, not what padding and rematerialisation make of it.
-      usage: What the engine did; None where nothing was sampled.
+      seconds: By stage; no second counts twice.
+      flops: Arithmetic of the model over all devices, by stage (`flops`): what has to be computed, without
+        padding and rematerialisation.
+      engine: What the engine did; None where nothing was sampled.
     """
 
     seconds: Mapping[str, float]
     flops: Mapping[str, float]
-    usage: EngineStats | None
+    engine: EngineStats | None
 
 
 class Clock:
-    """Adds up what a step takes.
-
-    Attributes:
-      doing: What time goes to at this moment; "" outside of all blocks.
-    """
+    """Adds up what the stages of a step take."""
 
     def __init__(self) -> None:
-        self.doing = ""
+        self._stage = ""
         self._since = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._flops: dict[str, float] = {}
-        self._usage: EngineStats | None = None
+        self._engine: EngineStats | None = None
 
     @contextlib.contextmanager
-    def spent_on(self, what: str) -> Iterator[None]:
-        """Adds the time of the block, without that of blocks within it."""
-        outer = self.doing
-        self._turn_to(what)
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the time of the block, without that of blocks inside it."""
+        outer = self._stage
+        self._switch(stage)
         try:
             yield
         finally:
-            self._turn_to(outer)
+            self._switch(outer)
 
-    def _turn_to(self, what: str) -> None:
+    def _switch(self, stage: str) -> None:
         now = time.perf_counter()
-        if self.doing:
-            self._seconds[self.doing] = self._seconds.get(self.doing, 0.0) + now - self._since
-        self.doing, self._since = what, now
+        if self._stage:
+            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage, now
 
-    @property
-    def seconds(self) -> float:
-        """For how long it has been doing that."""
-        return time.perf_counter() - self._since
-
-    def computed(self, what: str, flops: float) -> None:
+    def add_flops(self, stage: str, flops: float) -> None:
         """Adds arithmetic."""
-        self._flops[what] = self._flops.get(what, 0.0) + flops
+        self._flops[stage] = self._flops.get(stage, 0.0) + flops
 
-    def see(self, usage: EngineStats) -> None:
-        """Takes note of what the engine has done so far; the last note of a step counts."""
-        self._usage = usage
+    def observe(self, stats: EngineStats) -> None:
+        """Keeps the engine's latest figures."""
+        self._engine = stats
 
-    def read(self) -> Spent:
-        """What was spent since the last reading."""
+    def read(self) -> StepCost:
+        """What was measured since the last reading."""
         seconds = self._seconds
-        if self._usage is not None:  # the engine begins with it
-            seconds["generate"] -= self._usage.reshard_seconds
-            seconds["reshard"] = self._usage.reshard_seconds
-        spent = Spent(seconds, self._flops, self._usage)
-        self._seconds, self._flops, self._usage = {}, {}, None
-        return spent
+        if self._engine is not None:  # resharding is the first part of generation
+            seconds["generate"] -= self._engine.reshard_seconds
+            seconds["reshard"] = self._engine.reshard_seconds
+        cost = StepCost(seconds, self._flops, self._engine)
+        self._seconds, self._flops, self._engine = {}, {}, None
+        return cost

@@ -7,27 +7,15 @@ advantage. Two fixes more are contexts (`distill.contexts`): `other_problem` (OP
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from sdistill.contexts import ContextConfig
-from sdistill.settings import require, require_positive
-from sdistill.teacher import TeacherConfig
+from sdistill.config import AntiSelfDistillation, ContrastiveHints, ForkAware
 
 # ── Of the distillation loss (SDPO) ──────────────────────────────────────────────────────────────
-
-
-def clip_pointwise(terms: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
-    """What each id adds to a token's divergence, at most `cap`, in nats; no gradient where it is capped.
-
-    OPSD (arXiv 2601.18734): style tokens carry 6 to 15 times the divergence of mathematical ones. Terms
-    may be negative and are left alone there, so that a token's loss can become negative.
-    """
-    return jnp.where(terms < cap, terms, cap)
 
 
 def without_words(
@@ -52,23 +40,6 @@ def pass_rate_weights(correct_QG: Bool[np.ndarray, "Q G"]) -> Float[np.ndarray, 
     return weights_Q / weights_Q.mean() if weights_Q.any() else weights_Q
 
 
-@dataclass(frozen=True)
-class ForkAware:
-    """Fork-aware weights; see `fork_weights`.
-
-    Attributes:
-      threshold: Entropy of the student in nats, above which a token is a fork.
-      repulsion: Weight of forks, away from the teacher, where that of other tokens is 1; β.
-    """
-
-    threshold: float
-    repulsion: float
-
-    def __post_init__(self) -> None:
-        require_positive(self, "threshold")
-        require(self.repulsion >= 0, f"repulsion={self.repulsion} must be 0 or more; it is subtracted")
-
-
 def fork_weights(entropy_BT: Float[Array, "B T"], config: ForkAware) -> Float[Array, "B T"]:
     """+1, towards the teacher, at tokens of which the student is sure; -β, away from it, at forks.
 
@@ -79,47 +50,6 @@ def fork_weights(entropy_BT: Float[Array, "B T"], config: ForkAware) -> Float[Ar
 
 
 # ── Of advantages (GRPO) ─────────────────────────────────────────────────────────────────────────
-
-
-def check_guide(teacher: TeacherConfig) -> None:
-    """Raises ConfigError for a teacher that has no weights of its own to score rollouts with."""
-    require(
-        teacher.weights != "trust_region",
-        "teacher.weights='trust_region' is for SDPO; use 'live', 'fixed' or 'ema'",
-    )
-
-
-@dataclass(frozen=True)
-class ContrastiveHints:
-    """Contrastive hints (RLCSD, arXiv 2606.11709, constants as published).
-
-    Attributes:
-      context: How a sibling's response is shown as a hint: all of it, or the answer.
-      teacher: Whose weights read the hints; the student's own by default.
-      hints: Wrong hints of a rollout, at most; K.
-      temperature: Evidence that counts as much, in nats; τ.
-      scale: What a token's advantage changes by at most; βλ, with β = 1.
-      threshold: Smaller changes are left out; δ.
-    """
-
-    context: ContextConfig = field(default_factory=lambda: ContextConfig("solution"))
-    teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig("live"))
-    hints: int = 4
-    temperature: float = 0.02
-    scale: float = 0.5
-    threshold: float = 0.02
-
-    def __post_init__(self) -> None:
-        check_guide(self.teacher)
-        require(
-            self.context.kind in ("solution", "answer"),
-            f"context.kind={self.context.kind!r} cannot be right or wrong; use 'solution' or 'answer'",
-        )
-        require_positive(self, "hints", "temperature", "scale")
-        require(
-            0 <= self.threshold < self.scale,
-            f"threshold={self.threshold} must be 0 or more and below scale={self.scale}, the largest change",
-        )
 
 
 def contrastive_evidence(
@@ -152,31 +82,6 @@ def contrastive_advantages(
     change_BT = np.where(np.abs(change_BT) > config.threshold, change_BT, 0.0)
     sign_BT = np.sign(advantages_BT)
     return sign_BT * np.maximum(sign_BT * (advantages_BT + change_BT), 0.0)
-
-
-@dataclass(frozen=True)
-class AntiSelfDistillation:
-    """Anti-self-distillation (arXiv 2605.11609).
-
-    Of the constants only `gate` was available; the scale and the length of the warm-up are ours.
-
-    Attributes:
-      context: What the teacher sees.
-      teacher: Whose weights it has; the student's own by default.
-      scale: Weight of the term; λ.
-      gate: The term is switched off while the teacher's entropy is below so much of its warm-up mean.
-      warmup: Steps with a teacher, from the first on, that the warm-up mean is over.
-    """
-
-    context: ContextConfig = field(default_factory=lambda: ContextConfig("solution"))
-    teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig("live"))
-    scale: float = 0.5
-    gate: float = 0.93
-    warmup: int = 10
-
-    def __post_init__(self) -> None:
-        check_guide(self.teacher)
-        require_positive(self, "scale", "gate", "warmup")
 
 
 def anti_advantages(

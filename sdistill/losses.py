@@ -1,194 +1,158 @@
-"""On-policy objectives: SDPO and GRPO, from hidden states to a scalar."""
+"""The losses: from a batch to a scalar.
+
+    SDPO            mean over tokens of D(S ‖ T), S the student and T the same model with a context
+    GRPO            clipped policy gradient with group-relative advantages
+    cross-entropy   pretraining and SFT
+
+The objective is Σ weight × token loss, with weights made on the host (`token_weights`). So micro-batches can
+be computed one after the other, and their gradients add up to that of the whole batch. Metrics are (sum,
+count) pairs, which add up in the same way before they are divided.
+"""
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from sdistill.contexts import ContextConfig
-from sdistill.divergence.chunked import Support, Tail, check_divergence, chunked_token_divergence
-from sdistill.fixes import AntiSelfDistillation, ContrastiveHints, ForkAware, fork_weights
+from sdistill.config import Aggregation, GRPOLossConfig, SDPOLossConfig
+from sdistill.divergence.chunked import chunked_token_divergence
+from sdistill.fixes import fork_weights
 from sdistill.model.config import ModelConfig
-from sdistill.model.decoder import bind
+from sdistill.model.decoder import Decoder, bind
 from sdistill.model.scoring import TokenScores, score_tokens
-from sdistill.rows import Rows, response_hidden, response_ids
-from sdistill.settings import require
-from sdistill.teacher import Outputs, TeacherConfig, mixed
 
-Aggregation = Literal["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"]
+MAX_LOG_RATIO = 20.0  # keeps importance ratios finite
 
-
-@dataclass(frozen=True)
-class DistillationConfig:
-    """The loss of SDPO (arXiv 2601.20802, defaults as released).
-
-    Attributes:
-      alpha: Divergence: 0 is KL(T‖S), 1 is KL(S‖T), between them a generalised Jensen-Shannon.
-      support: Ids the divergence is summed over.
-      top_k: Size of the `topk` support.
-      tail: What `topk` does with the other ids.
-      pointwise_clip: What each id adds to a divergence at most; see `fixes.clip_pointwise`.
-      importance_cap: Largest weight S/S_old of a token, S_old being the student that sampled it; None for
-        no weights.
-      rollout_correction_cap: Largest weight S_old/S_rollout of a token, S_rollout being the distribution
-        that top-k, top-p and min-p left to the sampler, which never gives a token less; None for no weights.
-      aggregation: From tokens to the objective. Rows without a teacher count as zero in
-        `seq_mean_*` and not at all in `token_mean`.
-      masked_words: No loss at the tokens of these words; with the epistemic ones see `fixes.without_words`.
-      pass_rate_weight: Weigh problems by their pass rate; see `fixes.pass_rate_weights`.
-      fork_aware: Away from the teacher where the student is uncertain; see `fixes.fork_weights`.
-    """
-
-    alpha: float = 0.5
-    support: Support = "topk"
-    top_k: int | None = 100
-    tail: Tail | None = "bucket"
-    pointwise_clip: float | None = None
-    importance_cap: float | None = 2.0
-    rollout_correction_cap: float | None = None
-    aggregation: Aggregation = "seq_mean_token_mean"
-    masked_words: tuple[str, ...] = ()
-    pass_rate_weight: bool = False
-    fork_aware: ForkAware | None = None
-
-    def __post_init__(self) -> None:
-        check_divergence(
-            alpha=self.alpha,
-            support=self.support,
-            top_k=self.top_k,
-            tail=self.tail,
-            pointwise_clip=self.pointwise_clip,
-        )
-        for name in ("importance_cap", "rollout_correction_cap"):
-            cap = getattr(self, name)
-            require(cap is None or cap > 0, f"{name}={cap} must be positive, or None")
-        require(all(self.masked_words), f"masked_words={self.masked_words}: a word must not be empty")
+# ── Batches ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class SDPOConfig:
-    """Self-distillation policy optimisation.
+class Sequences(NamedTuple):
+    """B sequences of P prompt and T response columns.
+
+    Prompts are padded on the left and end at column P; responses are padded on the right. So response token t
+    is predicted at column P - 1 + t. Student and teacher sequences differ in P and share the response
+    columns.
 
     Attributes:
-      context: What the teacher sees.
-      teacher: Whose weights it has.
-      loss: How far the student is from it.
+      tokens: Ids; padding is 0.
+      positions: Position of each token in its own sequence; 0 on padding.
+      segment_ids: 1 on tokens, 0 on padding, which attends to nothing and is attended by nothing.
+      response_mask: 1.0 on response tokens, the stop token included; 0.0 on padding.
     """
 
-    context: ContextConfig
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    loss: DistillationConfig = field(default_factory=DistillationConfig)
+    tokens: Int[Array, "B P+T"]
+    positions: Int[Array, "B P+T"]
+    segment_ids: Int[Array, "B P+T"]
+    response_mask: Float[Array, "B T"]
 
 
-@dataclass(frozen=True)
-class GRPOConfig:
-    """Group-relative policy optimisation, defaults as the paper's comparison runs; see also `PRESETS`.
+class SDPOBatch(NamedTuple):
+    """Rollouts with their teacher's view of them.
 
     Attributes:
-      clip_low: The probability ratio is clipped to [1 - clip_low, 1 + clip_high].
-      clip_high: See `clip_low`.
-      divide_by_std: Divide advantages by the group's standard deviation.
-      aggregation: From tokens to the objective.
-      kl_coefficient: Weight of the divergence from the initial weights (`k3`); None for no such term.
-      contrastive_hints: Advantages by token, from right and wrong hints; see `fixes`.
-      anti_self_distillation: Advantages by token, away from a teacher; see `fixes`.
+      student: Prompts without context, and responses.
+      teacher: Prompts with context, and the same responses.
+      has_teacher: 1 where there is a context. Elsewhere the teacher's sequence is filler.
+      token_weights: What each response token counts in the objective.
+      rollout_log_probs: Log-probabilities of the response tokens under the student that sampled them.
+      epistemic_mask: 1 on tokens of epistemic words.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    divide_by_std: bool = False
-    aggregation: Aggregation = "seq_mean_token_mean"
-    kl_coefficient: float | None = None
-    contrastive_hints: ContrastiveHints | None = None
-    anti_self_distillation: AntiSelfDistillation | None = None
-
-    def __post_init__(self) -> None:
-        require(
-            self.kl_coefficient is None or self.kl_coefficient > 0,
-            f"kl_coefficient={self.kl_coefficient} must be positive, or None",
-        )
-        require(
-            self.contrastive_hints is None or self.anti_self_distillation is None,
-            "contrastive_hints and anti_self_distillation each need the one teacher; remove one of them",
-        )
-
-
-PRESETS: Mapping[str, GRPOConfig] = {
-    "dr_grpo": GRPOConfig(clip_high=0.2, aggregation="seq_mean_token_sum"),
-    "dapo": GRPOConfig(divide_by_std=True, aggregation="token_mean"),
-}
-"""Named settings of GRPO, as `configs/signs/grpo.py:NAME` takes them.
-
-- `dr_grpo` (arXiv 2503.20783): neither the group's standard deviation nor the response's length divides.
-- `dapo` (arXiv 2503.14476): its clip-higher, 0.2 and 0.28, and its mean over tokens. Its dynamic sampling,
-  which samples on until no group is all right or all wrong, and its overlong shaping, which punishes
-  responses near the limit, are not included.
-"""
-
-
-class OnPolicyBatch(NamedTuple):
-    """Rollouts laid out for a step.
-
-    Attributes:
-      student: Prompts without context, and the responses.
-      rollout_log_probs: Log-probabilities that the student that sampled them gave the response tokens.
-      markers: 1 on response tokens that are epistemic words.
-      weights: What each response token counts in the objective; see `token_weights`.
-      advantages: Of each response token (GRPO).
-      teacher: Prompts with context, and the same responses (SDPO).
-      has_teacher: 1 where there is a context; the teacher row is a filler elsewhere (SDPO).
-      reference_log_probs: Log-probabilities of the response tokens under the initial weights (GRPO with a
-        KL term).
-    """
-
-    student: Rows
+    student: Sequences
+    teacher: Sequences
+    has_teacher: Float[Array, " B"]
+    token_weights: Float[Array, "B T"]
     rollout_log_probs: Float[Array, "B T"]
-    markers: Float[Array, "B T"]
-    weights: Float[Array, "B T"]
-    advantages: Float[Array, "B T"] | None = None
-    teacher: Rows | None = None
-    has_teacher: Float[Array, " B"] | None = None
+    epistemic_mask: Float[Array, "B T"]
+
+
+class GRPOBatch(NamedTuple):
+    """Rollouts with their advantages.
+
+    Attributes:
+      student: Prompts and responses.
+      advantages: Of each response token.
+      token_weights: What each response token counts in the objective.
+      rollout_log_probs: Log-probabilities of the response tokens under the student that sampled them.
+      reference_log_probs: The same under the initial weights; only with a KL term.
+    """
+
+    student: Sequences
+    advantages: Float[Array, "B T"]
+    token_weights: Float[Array, "B T"]
+    rollout_log_probs: Float[Array, "B T"]
     reference_log_probs: Float[Array, "B T"] | None = None
 
 
+class PackedBatch(NamedTuple):
+    """Rows into which one or several examples are packed (`data.pipelines.example_batches`).
+
+    Attributes:
+      tokens: Ids.
+      targets: The id to predict at each column.
+      token_weights: What each target counts in the objective; they sum to 1 over a batch.
+      segment_ids: Which example a column belongs to, from 1; 0 on padding.
+      positions: Position in the example.
+    """
+
+    tokens: Int[Array, "B S"]
+    targets: Int[Array, "B S"]
+    token_weights: Float[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+
+
+def response_ids(sequences: Sequences) -> Int[Array, "B T"]:
+    """The response columns."""
+    return sequences.tokens[:, -sequences.response_mask.shape[1] :]
+
+
+def response_hidden(model: Decoder, sequences: Sequences) -> Float[Array, "B T D"]:
+    """Final hidden states that predict the response tokens."""
+    hidden_BSD = model(sequences.tokens, sequences.positions, sequences.segment_ids)
+    response_length = sequences.response_mask.shape[1]
+    return hidden_BSD[:, -response_length - 1 : -1]
+
+
+# ── Reports ──────────────────────────────────────────────────────────────────────────────────────
+
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
+"""Name → (sum, count)."""
 
 
 class Finite(NamedTuple):
-    """Which rows of a batch have finite hidden states at all response tokens.
+    """Which rows have finite hidden states at all response tokens.
 
     Attributes:
-      student_B: Under the student.
-      teacher_B: Under the teacher, which has a say only where there is a context; None without a teacher.
+      student: Under the student.
+      teacher: Under the teacher, where there is a context; None without a teacher.
     """
 
-    student_B: Bool[Array, " B"]
-    teacher_B: Bool[Array, " B"] | None = None
+    student: Bool[Array, " B"]
+    teacher: Bool[Array, " B"] | None = None
 
 
 class PerToken(NamedTuple):
-    """What is known of each response token of a batch, where a run asks for it (`TrainConfig.attribution`).
+    """Figures of each response token, for runs with `attribution`.
 
     Attributes:
-      entropy_BT: Of the student, in nats, at the temperature of the rollouts.
-      divergence_BT: Between teacher and student, in nats; None without a teacher.
-      signal_BT: Size of what the token sends back into the network: the norm of the gradient of the objective
-        in the final hidden state that predicts it. The loss leaves it to the gradient (`steps`).
+      entropy: Of the student, in nats, at the temperature of the rollouts.
+      divergence: Between teacher and student, in nats; None without a teacher.
+      signal: Norm of the objective's gradient in the final hidden state that predicts the token. The gradient
+        fills it in (`step.compute_gradient`).
     """
 
-    entropy_BT: Float[Array, "B T"]
-    divergence_BT: Float[Array, "B T"] | None = None
-    signal_BT: Float[Array, "B T"] | None = None
+    entropy: Float[Array, "B T"]
+    divergence: Float[Array, "B T"] | None = None
+    signal: Float[Array, "B T"] | None = None
 
 
-class Report(NamedTuple):
-    """What a loss says about its batch, besides its value; of each token only where that is asked for."""
+class LossReport(NamedTuple):
+    """What a loss reports besides its value."""
 
     metrics: Metrics
     finite: Finite
@@ -201,25 +165,29 @@ def finite_rows(hidden_BTD: Float[Array, "B T D"], mask_BT: Float[Array, "B T"])
 
 
 def masked_sum(values: Float[Array, "..."], mask: Float[Array, "..."]) -> tuple[jax.Array, jax.Array]:
-    """A metric: the sum of the values where the mask is set, and how many there are."""
+    """A metric: sum and count of the values where the mask is set."""
     return jnp.sum(jnp.where(mask > 0, values, 0.0)), jnp.sum(mask)
 
 
-def objective(value: Float[Array, ""]) -> tuple[jax.Array, jax.Array]:
-    """A metric that is a mean already: it adds up over the parts of an update, and so has no count."""
+def weighted_sum(values_BT: Float[Array, "B T"], weights_BT: Float[Array, "B T"]) -> Float[Array, ""]:
+    """Σ weight × value. A value with weight 0 does not count, even if it is NaN."""
+    return jnp.sum(weights_BT * jnp.where(weights_BT != 0, values_BT, 0.0))
+
+
+def _is_sum(value: Float[Array, ""]) -> tuple[jax.Array, jax.Array]:
+    """A metric without a count: the objective of an update, which adds up over its micro-batches."""
     return value, jnp.zeros(())
 
 
+# ── Weights and advantages, on the host ──────────────────────────────────────────────────────────
+
+
 def token_weights(mask_BT: Float[np.ndarray, "B T"], mode: Aggregation) -> Float[np.ndarray, "B T"]:
-    """What each token counts in the objective, which is the sum of weights × losses; 0 where masked.
+    """What each token counts in the objective Σ weight × loss of an update of B rows; 0 where masked.
 
-    Made once from the masks of all rows of an update: so parts of them can be computed one after the
-    other, and the sum of their gradients is the gradient of the whole. Where rollouts are learned from in
-    several updates, the rows are those of one mini-batch: each has an objective of its own.
-
-    - `seq_mean_token_mean`: mean over all B rows of each row's mean over its unmasked tokens. Rows with
-      none contribute 0 and stay in the denominator: what the released code in fact computes.
-    - `token_mean`: mean over all unmasked tokens.
+    - `seq_mean_token_mean`: mean over all B rows of each row's mean over its tokens. Empty rows contribute 0
+      and stay in the denominator, as in the released code.
+    - `token_mean`: mean over all tokens.
     - `seq_mean_token_sum`: mean over all B rows of each row's sum.
     """
     if mode == "token_mean":
@@ -229,150 +197,195 @@ def token_weights(mask_BT: Float[np.ndarray, "B T"], mode: Aggregation) -> Float
     return mask_BT / len(mask_BT)
 
 
-def weighted_sum(values_BT: Float[Array, "B T"], weights_BT: Float[Array, "B T"]) -> Float[Array, ""]:
-    """Sum of weights × values; a value without weight may be anything, NaN too."""
-    return jnp.sum(weights_BT * jnp.where(weights_BT != 0, values_BT, 0.0))
-
-
 def group_advantages(rewards_QG: Float[np.ndarray, "Q G"], divide_by_std: bool) -> Float[np.ndarray, "Q G"]:
-    """Reward minus the group's mean, over its standard deviation if asked; 0 where all are equal."""
+    """Reward minus the group's mean, over its standard deviation if asked for; 0 where all are equal."""
     advantages = rewards_QG - rewards_QG.mean(axis=1, keepdims=True)
     if divide_by_std:
         advantages = advantages / (rewards_QG.std(axis=1, keepdims=True) + 1e-6)
     return advantages
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "chunk"))
-def score_rows(
-    params: nnx.State, rows: Rows, *, model: ModelConfig, temperature: float, chunk: int
-) -> TokenScores:
-    """Scores of the response tokens, compiled: for what is scored once for all updates of a step."""
-    decoder = bind(model, params)
-    hidden_BTD = response_hidden(decoder, rows)
-    return score_tokens(hidden_BTD, decoder.head(), response_ids(rows), chunk=chunk, temperature=temperature)
+# ── The losses ───────────────────────────────────────────────────────────────────────────────────
 
 
-def k3(log_prob_BT: Float[Array, "B T"], reference_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """KL(p ‖ p_reference) by token, r - log r - 1 with r = p_reference/p, which is never negative.
+class Outputs(NamedTuple):
+    """What a model's logits are made of: `hidden @ head`."""
 
-    Unbiased for tokens drawn from p (Schulman, "Approximating KL divergence", 2020).
+    hidden_BTE: Float[Array, "B T E"]
+    head_EV: Float[Array, "E V"]
+
+
+def mix_outputs(initial: Outputs, own: Outputs, mix: float) -> Outputs:
+    """The outputs whose logits are (1 - mix) · initial + mix · own: a trust-region teacher.
+
+    Hidden states are concatenated and heads stacked, so that no array of logits is needed for the mixture.
     """
-    log_r_BT = jnp.clip(reference_BT - log_prob_BT, -20.0, 20.0)
-    return jnp.expm1(log_r_BT) - log_r_BT
+    hidden_BTE = jnp.concatenate([initial.hidden_BTE, own.hidden_BTE], axis=-1)
+    head_EV = jnp.concatenate([(1 - mix) * initial.head_EV, mix * own.head_EV], axis=0)
+    return Outputs(hidden_BTE, head_EV.astype(hidden_BTE.dtype))
 
 
 def sdpo_loss(
     params: nnx.State,
     teacher_params: nnx.State | None,
-    batch: OnPolicyBatch,
-    nudge_BTD: Float[Array, "B T D"] | None = None,
+    batch: SDPOBatch,
+    perturbation_BTD: Float[Array, "B T D"] | None = None,
     *,
     model: ModelConfig,
-    config: DistillationConfig,
+    config: SDPOLossConfig,
     mix: float | None = None,
     temperature: float,
-    chunk: int,
-) -> tuple[Float[Array, ""], Report]:
-    """Divergence from the teacher on the student's own rollouts, as configured; and its report.
+    logits_chunk_size: int,
+) -> tuple[Float[Array, ""], LossReport]:
+    """Divergence between teacher and student on the student's own rollouts (SDPO, arXiv 2601.20802).
 
-    No `teacher_params` means the student's own (a `live` teacher); `mix` is that of a `trust_region`. Zeros
-    to add to the student's hidden states, whose gradient is that of the hidden states, ask for a report of
-    each token.
+    Args:
+      params: The student's.
+      teacher_params: None takes the student's own (a `live` teacher).
+      batch: The rollouts.
+      perturbation_BTD: Zeros added to the student's hidden states, whose gradient is then that of the hidden
+        states. Their presence asks for a report of each token.
+      model: Shape of both.
+      config: The loss.
+      mix: Share of the student's logits in a `trust_region` teacher.
+      temperature: Of the rollouts.
+      logits_chunk_size: Positions of a row whose logits exist at the same time.
     """
-    assert batch.teacher is not None and batch.has_teacher is not None
+    # Forward passes over the same responses: the student without, the teacher with the context.
     student = bind(model, params)
     teacher = student if teacher_params is None else bind(model, teacher_params)
-    student_BTD = _nudged(response_hidden(student, batch.student), nudge_BTD)
-    shown = Outputs(response_hidden(teacher, batch.teacher), teacher.head())
+    student_BTD = _perturbed(response_hidden(student, batch.student), perturbation_BTD)
+    teacher_outputs = Outputs(response_hidden(teacher, batch.teacher), teacher.head())
     if mix is not None:
-        shown = mixed(shown, Outputs(response_hidden(student, batch.teacher), student.head()), mix)
+        own = Outputs(response_hidden(student, batch.teacher), student.head())
+        teacher_outputs = mix_outputs(teacher_outputs, own, mix)
+
+    # Divergence of each token, in chunks of logits.
     divergence_BT, student_scores, teacher_scores = chunked_token_divergence(
         student_BTD,
         student.head(),
-        *jax.lax.stop_gradient(shown),
+        *jax.lax.stop_gradient(teacher_outputs),
         response_ids(batch.student),
-        alpha=config.alpha,
-        support=config.support,
-        top_k=config.top_k,
-        tail=config.tail,
-        pointwise_clip=config.pointwise_clip,
+        **vars(config.divergence),
         temperature=temperature,
-        chunk_size=chunk * len(student_BTD),
+        chunk_size=logits_chunk_size * len(student_BTD),
     )
+
+    # Importance weights and fixes.
     response_BT = batch.student.response_mask
     mask_BT = response_BT * batch.has_teacher[:, None]
     log_ratio_BT = student_scores.log_prob_BT - batch.rollout_log_probs
-    ratio_BT = jax.lax.stop_gradient(jnp.exp(jnp.clip(log_ratio_BT, -20.0, 20.0)))
-    weighted_BT = divergence_BT
-    metrics = {}
+    ratio_BT = jax.lax.stop_gradient(jnp.exp(jnp.clip(log_ratio_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
+    loss_BT, metrics = divergence_BT, Metrics()
     if config.importance_cap is not None:
-        weighted_BT = divergence_BT * jnp.minimum(ratio_BT, config.importance_cap)
-        metrics["capped"] = masked_sum(ratio_BT > config.importance_cap, mask_BT)
-    if config.pointwise_clip is not None:
+        loss_BT = divergence_BT * jnp.minimum(ratio_BT, config.importance_cap)
+        metrics["is_clipped_frac"] = masked_sum(ratio_BT > config.importance_cap, mask_BT)
+    if config.divergence.pointwise_clip is not None:
         metrics["negative"] = masked_sum(divergence_BT < 0, mask_BT)
     if config.fork_aware is not None:
         signs_BT = fork_weights(student_scores.entropy_BT, config.fork_aware)
-        weighted_BT = weighted_BT * signs_BT
+        loss_BT = loss_BT * signs_BT
         metrics["forks"] = masked_sum(signs_BT < 1, mask_BT)
-    loss = weighted_sum(weighted_BT, batch.weights)
+    loss = weighted_sum(loss_BT, batch.token_weights)
+
     metrics |= {
-        "loss": objective(loss),
+        "loss": _is_sum(loss),
         "divergence": masked_sum(divergence_BT, mask_BT),
-        "divergence_epistemic": masked_sum(divergence_BT, mask_BT * batch.markers),
-        "divergence_other": masked_sum(divergence_BT, mask_BT * (1 - batch.markers)),
+        "divergence_epistemic": masked_sum(divergence_BT, mask_BT * batch.epistemic_mask),
+        "divergence_other": masked_sum(divergence_BT, mask_BT * (1 - batch.epistemic_mask)),
         "teacher_entropy": masked_sum(teacher_scores.entropy_BT, mask_BT),
         "teacher_advantage": masked_sum(teacher_scores.log_prob_BT - student_scores.log_prob_BT, mask_BT),
         "entropy": masked_sum(student_scores.entropy_BT, response_BT),
-        "sampler_gap": masked_sum(jnp.abs(log_ratio_BT), response_BT),
+        "logprob_diff": masked_sum(jnp.abs(log_ratio_BT), response_BT),
     }
-    finite = Finite(finite_rows(student_BTD, response_BT), finite_rows(shown.hidden_BTE, mask_BT))
-    tokens = None if nudge_BTD is None else PerToken(student_scores.entropy_BT, divergence_BT)
-    return loss, Report(metrics, finite, tokens)
-
-
-def _nudged(
-    hidden_BTD: Float[Array, "B T D"], nudge_BTD: Float[Array, "B T D"] | None
-) -> Float[Array, "B T D"]:
-    return hidden_BTD if nudge_BTD is None else hidden_BTD + nudge_BTD
+    finite = Finite(finite_rows(student_BTD, response_BT), finite_rows(teacher_outputs.hidden_BTE, mask_BT))
+    tokens = None if perturbation_BTD is None else PerToken(student_scores.entropy_BT, divergence_BT)
+    return loss, LossReport(metrics, finite, tokens)
 
 
 def grpo_loss(
     params: nnx.State,
-    batch: OnPolicyBatch,
-    nudge_BTD: Float[Array, "B T D"] | None = None,
+    batch: GRPOBatch,
+    perturbation_BTD: Float[Array, "B T D"] | None = None,
     *,
     model: ModelConfig,
-    config: GRPOConfig,
+    config: GRPOLossConfig,
     temperature: float,
-    chunk: int,
-) -> tuple[Float[Array, ""], Report]:
-    """Clipped policy gradient with the batch's advantages, and what it may cost to leave the reference.
+    logits_chunk_size: int,
+) -> tuple[Float[Array, ""], LossReport]:
+    """Clipped policy gradient with the batch's advantages, and a KL penalty if configured.
 
-    `nudge_BTD` is as in `sdpo_loss`.
+    Arguments are those of `sdpo_loss`.
     """
-    assert batch.advantages is not None
+    # Log-probabilities of the rollouts under the current weights.
     student = bind(model, params)
-    hidden_BTD = _nudged(response_hidden(student, batch.student), nudge_BTD)
-    ids_BT = response_ids(batch.student)
-    scores = score_tokens(hidden_BTD, student.head(), ids_BT, chunk=chunk, temperature=temperature)
-    mask_BT = batch.student.response_mask
+    hidden_BTD = _perturbed(response_hidden(student, batch.student), perturbation_BTD)
+    ids_BT, mask_BT = response_ids(batch.student), batch.student.response_mask
+    scores = score_tokens(
+        hidden_BTD, student.head(), ids_BT, chunk=logits_chunk_size, temperature=temperature
+    )
+
+    # Clipped surrogate.
     log_ratio_BT = scores.log_prob_BT - batch.rollout_log_probs
-    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -20.0, 20.0))
+    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped_BT = jnp.clip(ratio_BT, 1 - config.clip_low, 1 + config.clip_high)
     gain_BT = jnp.minimum(ratio_BT * batch.advantages, clipped_BT * batch.advantages)
-    loss_BT, metrics = -gain_BT, {}
-    if config.kl_coefficient is not None:
-        assert batch.reference_log_probs is not None
+    loss_BT, metrics = -gain_BT, Metrics()
+    if config.kl_coefficient is not None and batch.reference_log_probs is not None:
         kl_BT = k3(scores.log_prob_BT, batch.reference_log_probs)
         loss_BT = loss_BT + config.kl_coefficient * kl_BT
         metrics["kl"] = masked_sum(kl_BT, mask_BT)
-    loss = weighted_sum(loss_BT, batch.weights)
+    loss = weighted_sum(loss_BT, batch.token_weights)
+
     metrics |= {
-        "loss": objective(loss),
-        "clipped": masked_sum(ratio_BT != clipped_BT, mask_BT),
+        "loss": _is_sum(loss),
+        "clip_frac": masked_sum(ratio_BT != clipped_BT, mask_BT),
         "entropy": masked_sum(scores.entropy_BT, mask_BT),
-        "sampler_gap": masked_sum(jnp.abs(log_ratio_BT), mask_BT),
-        "signal": (jnp.sum(jnp.any(batch.advantages != 0, axis=1)), jnp.full((), float(len(mask_BT)))),
+        "logprob_diff": masked_sum(jnp.abs(log_ratio_BT), mask_BT),
+        "nonzero_advantage": (
+            jnp.sum(jnp.any(batch.advantages != 0, axis=1)),
+            jnp.full((), float(len(mask_BT))),
+        ),
     }
-    tokens = None if nudge_BTD is None else PerToken(scores.entropy_BT)
-    return loss, Report(metrics, Finite(finite_rows(hidden_BTD, mask_BT)), tokens)
+    tokens = None if perturbation_BTD is None else PerToken(scores.entropy_BT)
+    return loss, LossReport(metrics, Finite(finite_rows(hidden_BTD, mask_BT)), tokens)
+
+
+def cross_entropy_loss(
+    params: nnx.State, batch: PackedBatch, *, model: ModelConfig, logits_chunk_size: int
+) -> tuple[Float[Array, ""], LossReport]:
+    """Weighted cross-entropy of the targets, in nats."""
+    decoder = bind(model, params)
+    hidden_BSD = decoder(batch.tokens, batch.positions, batch.segment_ids)
+    scores = score_tokens(hidden_BSD, decoder.head(), batch.targets, chunk=logits_chunk_size)
+    loss = weighted_sum(-scores.log_prob_BT, batch.token_weights)
+    mask_BS = (batch.token_weights > 0).astype(jnp.float32)
+    metrics = {"loss": _is_sum(loss), "entropy": masked_sum(scores.entropy_BT, mask_BS)}
+    return loss, LossReport(metrics, Finite(finite_rows(hidden_BSD, mask_BS)))
+
+
+def k3(log_prob_BT: Float[Array, "B T"], reference_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """Estimate r - log r - 1 of KL(p ‖ p_reference), r = p_reference/p, for tokens drawn from p; never
+    negative.
+
+    Unbiased (Schulman, "Approximating KL divergence", 2020).
+    """
+    log_r_BT = jnp.clip(reference_BT - log_prob_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.expm1(log_r_BT) - log_r_BT
+
+
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "logits_chunk_size"))
+def score_responses(
+    params: nnx.State, sequences: Sequences, *, model: ModelConfig, temperature: float, logits_chunk_size: int
+) -> TokenScores:
+    """Log-probability and entropy at each response token."""
+    decoder = bind(model, params)
+    hidden_BTD = response_hidden(decoder, sequences)
+    ids_BT = response_ids(sequences)
+    return score_tokens(hidden_BTD, decoder.head(), ids_BT, chunk=logits_chunk_size, temperature=temperature)
+
+
+def _perturbed(
+    hidden_BTD: Float[Array, "B T D"], perturbation_BTD: Float[Array, "B T D"] | None
+) -> Float[Array, "B T D"]:
+    return hidden_BTD if perturbation_BTD is None else hidden_BTD + perturbation_BTD

@@ -1,4 +1,4 @@
-"""Matched training sets from generations: the same problems, as many correct responses each (section 4).
+"""Matched training sets from generations: the same problems, equally many correct responses each (section 4).
 
     python -m sdistill.match runs/unguided runs/guided --responses 800 --per_problem 8 --out runs/matched
 
@@ -26,10 +26,9 @@ from sdistill.data.catalogue import open_problems
 from sdistill.generate import GenerateConfig, responses_by_problem
 from sdistill.model.folders import load_chat
 from sdistill.settings import ConfigError, parse, require
-from sdistill.storage import write_atomically, write_records
+from sdistill.storage import CONFIG_FILE, write_atomically, write_records
 from sdistill.tasks.problem import THINK_START, Problem
 from sdistill.text.chat import Chat
-from sdistill.train import CONFIG_FILE
 from sdistill.types import Response
 
 Correct = Mapping[str, Sequence[Response]]

@@ -5,18 +5,24 @@ Times are shown here and kept nowhere else: `metrics.jsonl` is the same, to the 
 
 import contextlib
 import importlib.util
+import itertools
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from sdistill.chips import peak_flops
-from sdistill.clock import Spent
+from sdistill.clock import StepCost
 from sdistill.distributed.processes import is_writer
-from sdistill.events import EventFile
+
+logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -33,7 +39,7 @@ class Monitor:
 
             self._wandb = wandb.init(dir=str(workdir), name=workdir.name, config=dict(config), resume="allow")
 
-    def show(self, step: int, record: Mapping[str, float], spent: Spent) -> None:
+    def show(self, step: int, record: Mapping[str, float], cost: StepCost) -> None:
         """Adds the figures of a step, what it took, and the most memory that a device has had in use.
 
         Model FLOPs utilisation, `mfu`, is the arithmetic of the model that a step, or a part of it, has to do
@@ -43,23 +49,23 @@ class Monitor:
         Args:
           step: Its number, from 1.
           record: Its figures.
-          spent: On the step.
+          cost: What it took.
         """
         if self._tensorboard is None:
             return
         shown = {f"train/{name}": value for name, value in record.items()}
-        total = sum(spent.seconds.values())
-        seconds = {**spent.seconds, "step": total}
+        total = sum(cost.seconds.values())
+        seconds = {**cost.seconds, "step": total}
         shown |= {f"seconds/{name}": value for name, value in seconds.items()}
-        for name, flops in {**spent.flops, "step": sum(spent.flops.values())}.items():
+        for name, flops in {**cost.flops, "step": sum(cost.flops.values())}.items():
             rate = flops / seconds[name] / self._devices
             shown[f"teraflops_per_second_and_device/{name}"] = rate / 1e12
             if self._peak is not None:
                 shown[f"mfu/{name}"] = rate / self._peak
-        if (usage := spent.usage) is not None:
-            shown["speed/sampled_tokens_per_second_and_device"] = usage.tokens / total / self._devices
-            if usage.occupancy:  # 0 where no response has ever waited for a slot
-                shown["speed/slots_busy"] = usage.occupancy
+        if (stats := cost.engine) is not None:
+            shown["speed/sampled_tokens_per_second_and_device"] = stats.tokens / total / self._devices
+            if stats.occupancy:  # 0 where no response has ever waited for a slot
+                shown["speed/slots_busy"] = stats.occupancy
         if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
             shown["memory/peak_gb"] = peak / 1e9
         self._tensorboard.add(step, shown)
@@ -104,3 +110,40 @@ class Profiler:
     def _end(self) -> None:
         jax.profiler.stop_trace()
         self._recording = False
+
+
+class EventFile:
+    """TensorBoard's file of metrics, written by the thread that adds to it, and on disk at once.
+
+    The usual writer hands metrics to a thread of its own. If that cannot write, on a full disk for instance,
+    it ends, and the run waits for it forever. Here such metrics are lost, with a warning, and the run goes
+    on.
+    """
+
+    def __init__(self, directory: Path):
+        """Makes the directory; a file is begun with the first figures, and anew after one that failed."""
+        self._directory = directory
+        self._numbers = itertools.count()
+        self._writer: EventsWriter | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        """Adds the figures of a step, or warns that they could not be written."""
+        event = Event(step=step, wall_time=time.time())
+        for name, value in figures.items():
+            event.summary.value.add(tag=name, simple_value=value)
+        try:
+            if self._writer is None:
+                self._writer = EventsWriter(str(self._directory / "events"), f".{next(self._numbers)}")
+            self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            logger.warning("%s: step %d is not shown: %s", self._directory, step, error)
+            self.close()
+
+    def close(self) -> None:
+        """Closes the file; the next figures begin another one."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # of what was left to write, which was warned of
+                self._writer.close()
+        self._writer = None

@@ -1,12 +1,11 @@
-"""The training steps: pure functions that tests call and `compile_gradient`, `compile_update` jit.
+"""One update: gradients of micro-batches, AdamW, and the teacher's weights that follow.
 
-A step is the gradient of one micro-batch after the other, added up, and one update. What a token counts is
-in the batch (`weights`), so the sum is the gradient of the whole batch's objective, however it was cut.
-Metrics are (sum, count) pairs, which add up over micro-batches and processes before dividing.
+Everything here is a pure function of its arguments. What an update reports stays on the devices until
+`summarize` reads all reports of a step at once, so that the host never waits in between.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,188 +13,320 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
-from sdistill.losses import (
-    DistillationConfig,
-    Finite,
-    GRPOConfig,
-    Metrics,
-    OnPolicyBatch,
-    Report,
-    finite_rows,
-    grpo_loss,
-    masked_sum,
-    objective,
-    sdpo_loss,
-    weighted_sum,
-)
+from sdistill.batch import MicroBatch, list_rows
+from sdistill.config import OptimizerConfig, TeacherConfig
+from sdistill.distributed.rules import TRAINING, parameter_shardings, place_batch
+from sdistill.losses import Finite, LossReport, Metrics
 from sdistill.model.config import ModelConfig
-from sdistill.model.decoder import bind
-from sdistill.model.scoring import score_tokens
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.state import TrainState, apply_gradients
+from sdistill.model.decoder import is_matrix
+from sdistill.model.weights import parameter_shapes
 
 
-class PackedBatch(NamedTuple):
-    """Rows into which several examples are packed; see `datasets.pipelines.example_batches`.
+class TrainState(NamedTuple):
+    """Everything an update changes.
 
-    `weights` are what each token counts in the objective; they sum to 1 over a whole batch.
+    Attributes:
+      step: Number of updates made, int32 scalar.
+      params: The model's parameters.
+      opt_state: The optimizer's state, laid out like the parameters it belongs to.
     """
 
-    tokens: Int[Array, "B S"]
-    targets: Int[Array, "B S"]
-    weights: Float[Array, "B S"]
-    segment_ids: Int[Array, "B S"]
-    positions: Int[Array, "B S"]
+    step: jax.Array
+    params: nnx.State
+    opt_state: optax.OptState
 
 
-def examples_of(batch: PackedBatch) -> list[tuple[int, int]]:
-    """Tokens of each example in the rows, and how many of them are learned."""
-    found: list[tuple[int, int]] = []
-    for segment_ids, weights in zip(np.asarray(batch.segment_ids), np.asarray(batch.weights), strict=True):
-        lengths = np.bincount(segment_ids)
-        learned = np.bincount(segment_ids[weights > 0], minlength=len(lengths))
-        found += zip(lengths[1:].tolist(), learned[1:].tolist(), strict=True)  # segment 0 is padding
-    return found
+# ── Optimizer and layout ─────────────────────────────────────────────────────────────────────────
 
 
-def cross_entropy_loss(
-    params: nnx.State, batch: PackedBatch, *, model: ModelConfig, chunk: int
-) -> tuple[Float[Array, ""], Report]:
-    """Weighted cross-entropy, in nats."""
-    decoder = bind(model, params)
-    hidden = decoder(batch.tokens, batch.positions, batch.segment_ids)
-    scores = score_tokens(hidden, decoder.head(), batch.targets, chunk=chunk)
-    loss = weighted_sum(-scores.log_prob_BT, batch.weights)
-    mask = (batch.weights > 0).astype(jnp.float32)
-    metrics = {"loss": objective(loss), "entropy": masked_sum(scores.entropy_BT, mask)}
-    return loss, Report(metrics, Finite(finite_rows(hidden, mask)))
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate as a function of the number of updates made."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.decay_steps is not None:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.decay_steps, peak / 100)
+    schedules = [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak)]
+    return optax.join_schedules(schedules, [warmup])
 
 
-def cross_entropy_gradient(
+@functools.cache  # equal settings give the same object, and so the same compiled update
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW on clipped gradients."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mu_dtype=config.first_moment,
+            mask=_matrices,
+        ),
+    )
+
+
+def _matrices(params: nnx.State) -> nnx.State:
+    """True for every matrix, False for norms and biases."""
+    return jax.tree.map(
+        lambda variable: variable.replace(is_matrix(variable)),
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+
+
+@functools.cache
+def state_shardings(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """How a state is laid out: parameters by the rules, moments like their parameters, scalars everywhere."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = parameter_shapes(model)
+    params = parameter_shardings(shapes, mesh, TRAINING)
+    transform = make_optimizer(optimizer)
+    opt_state = optax.tree_map_params(
+        transform,
+        lambda _, sharding: sharding,
+        jax.eval_shape(transform.init, shapes),
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(everywhere, params, opt_state)  # type: ignore[arg-type]
+
+
+def init_state(params: nnx.State, model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """The state before the first update. It is laid out as updates return it, so that none compiles again."""
+    shardings = state_shardings(model, optimizer, mesh)
+    init = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.opt_state)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, init(params))
+
+
+# ── Gradients and updates ────────────────────────────────────────────────────────────────────────
+
+Loss = Callable[..., tuple[jax.Array, LossReport]]
+
+
+def compute_gradient(
     params: nnx.State,
-    batch: PackedBatch,
-    so_far: nnx.State | None = None,
-    *,
+    *inputs: Any,
+    accumulated: nnx.State | None = None,
+    loss: Loss,
     model: ModelConfig,
-    chunk: int,
-) -> tuple[nnx.State, Report]:
-    """Gradient of pretraining and SFT, added to what there is of it so far."""
-    loss = functools.partial(cross_entropy_loss, batch=batch, model=model, chunk=chunk)
-    return _add_gradient(loss, params, so_far)
-
-
-def sdpo_gradient(
-    params: nnx.State,
-    teacher: nnx.State | None,
-    batch: OnPolicyBatch,
-    so_far: nnx.State | None = None,
-    *,
-    model: ModelConfig,
-    config: DistillationConfig,
-    mix: float | None = None,
-    temperature: float,
-    chunk: int,
     attribution: bool = False,
-) -> tuple[nnx.State, Report]:
-    """Gradient of SDPO, added to what there is of it so far; if asked, with a report of each token."""
-    settings: dict[str, Any] = {"config": config, "mix": mix, "temperature": temperature, "chunk": chunk}
+) -> tuple[nnx.State, LossReport]:
+    """Gradient of `loss(params, *inputs)` in the parameters, added to what is accumulated.
 
-    def loss(params: nnx.State, nudge_BTD: jax.Array | None = None) -> tuple[jax.Array, Report]:
-        return sdpo_loss(params, teacher, batch, nudge_BTD, model=model, **settings)
-
-    return _add_gradient(loss, params, so_far, _nudge(batch, model) if attribution else None)
-
-
-def grpo_gradient(
-    params: nnx.State,
-    batch: OnPolicyBatch,
-    so_far: nnx.State | None = None,
-    *,
-    model: ModelConfig,
-    config: GRPOConfig,
-    temperature: float,
-    chunk: int,
-    attribution: bool = False,
-) -> tuple[nnx.State, Report]:
-    """Gradient of GRPO, added to what there is of it so far; if asked, with a report of each token."""
-    settings: dict[str, Any] = {"config": config, "temperature": temperature, "chunk": chunk}
-
-    def loss(params: nnx.State, nudge_BTD: jax.Array | None = None) -> tuple[jax.Array, Report]:
-        return grpo_loss(params, batch, nudge_BTD, model=model, **settings)
-
-    return _add_gradient(loss, params, so_far, _nudge(batch, model) if attribution else None)
-
-
-def _nudge(batch: OnPolicyBatch, model: ModelConfig) -> Float[Array, "B T D"]:
-    """Zeros like the hidden states that predict the response tokens."""
-    return jnp.zeros((*batch.weights.shape, model.hidden_size), model.dtype)
-
-
-def _add_gradient(
-    loss: Callable[..., tuple[jax.Array, Report]],
-    params: nnx.State,
-    so_far: nnx.State | None,
-    nudge_BTD: Float[Array, "B T D"] | None = None,
-) -> tuple[nnx.State, Report]:
-    if nudge_BTD is None:
-        gradient, report = jax.grad(loss, has_aux=True)(params)
-    else:  # the backward pass has this gradient on its way to that of the parameters
-        (gradient, signal_BTD), report = jax.grad(loss, (0, 1), has_aux=True)(params, nudge_BTD)
+    Args:
+      params: What is differentiated.
+      inputs: The loss's other arguments, the batch last.
+      accumulated: The gradient of the micro-batches before.
+      loss: One of `losses`, its settings bound.
+      model: Shape of the model.
+      attribution: Report each token, and the norm of the objective's gradient in its final hidden state:
+        zeros are added there, and the loss is differentiated in them as well. The backward pass computes that
+        gradient anyway.
+    """
+    if attribution:
+        zeros_BTD = jnp.zeros((*inputs[-1].token_weights.shape, model.hidden_size), model.dtype)
+        (gradient, signal_BTD), report = jax.grad(
+            lambda params, zeros_BTD: loss(params, *inputs, zeros_BTD, model=model), (0, 1), has_aux=True
+        )(params, zeros_BTD)
         signal_BT = jnp.linalg.norm(signal_BTD.astype(jnp.float32), axis=-1)
-        report = report._replace(tokens=report.tokens._replace(signal_BT=signal_BT))
-    if so_far is not None:
-        gradient = jax.tree.map(jnp.add, so_far, gradient)
+        report = report._replace(tokens=report.tokens._replace(signal=signal_BT))
+    else:
+        gradient, report = jax.grad(lambda params: loss(params, *inputs, model=model), has_aux=True)(params)
+    if accumulated is not None:
+        gradient = jax.tree.map(jnp.add, accumulated, gradient)
     return gradient, report
 
 
-def update(
+def apply_gradient(
     state: TrainState, gradient: nnx.State, *, optimizer: OptimizerConfig
 ) -> tuple[TrainState, Metrics]:
-    """One update with the gradient of a whole batch; none if the gradient is not finite."""
+    """One optimizer update; none if the gradient is not finite."""
     norm = optax.tree.norm(gradient)
-    updated = apply_gradients(state, gradient, make_optimizer(optimizer))
+    updates, opt_state = make_optimizer(optimizer).update(gradient, state.opt_state, state.params)
+    updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
     state = jax.tree.map(functools.partial(jnp.where, jnp.isfinite(norm)), updated, state)
     return state, {"gradient_norm": (norm, jnp.ones(()))}
 
 
-def compile_gradient(gradient: Callable[..., Any], state: TrainState, **settings: Any) -> Callable[..., Any]:
-    """A `*_gradient` with its settings fixed, jitted; laid out like the parameters, `so_far` donated.
+@functools.cache  # runs with equal settings share the compiled program
+def jit_gradient(
+    loss: Loss, model: ModelConfig, mesh: Mesh, *, attribution: bool = False, **settings: Any
+) -> Callable[..., tuple[nnx.State, LossReport]]:
+    """`compute_gradient` of a loss with its settings, compiled; `accumulated` is donated.
 
-    Equal calls share one compilation. Without the layout fixed, XLA would choose another one for what
-    comes out, and the next call would compile again. Reports come to every device.
+    The gradient is laid out like the parameters. Otherwise XLA would choose another layout, and the next call
+    would compile again. Reports come to every device.
     """
-    return _compile(gradient, state.params, state, ("so_far",), settings)
-
-
-def compile_update(state: TrainState, **settings: Any) -> Callable[..., Any]:
-    """`update` with its settings fixed, jitted; laid out like the state, which is donated."""
-    return _compile(update, state, state, ("state",), settings)
-
-
-def _compile(
-    function: Callable[..., Any],
-    result: Any,
-    state: TrainState,
-    donated: tuple[str, ...],
-    settings: dict[str, Any],
-) -> Callable[..., Any]:
-    """Jits what returns a tree like `result`, and a report that is laid out like the number of updates."""
-    layout = jax.tree.map(lambda leaf: leaf.sharding, (result, state.step))
-    leaves, structure = jax.tree.flatten(layout)
-    return _jit(function, tuple(leaves), structure, donated, tuple(sorted(settings.items())))
+    return jax.jit(
+        functools.partial(
+            compute_gradient,
+            loss=functools.partial(loss, **settings),
+            model=model,
+            attribution=attribution,
+        ),
+        donate_argnames="accumulated",
+        out_shardings=(
+            parameter_shardings(parameter_shapes(model), mesh, TRAINING),
+            NamedSharding(mesh, PartitionSpec()),
+        ),
+    )
 
 
 @functools.cache
-def _jit(
-    function: Callable[..., Any],
-    shardings: tuple[Any, ...],
-    structure: Any,
-    donated: tuple[str, ...],
-    settings: tuple[tuple[str, Any], ...],
-) -> Callable[..., Any]:
-    layout = jax.tree.unflatten(structure, shardings)
+def jit_update(
+    model: ModelConfig, mesh: Mesh, optimizer: OptimizerConfig
+) -> Callable[[TrainState, nnx.State], tuple[TrainState, Metrics]]:
+    """`apply_gradient`, compiled; the state is donated."""
     return jax.jit(
-        functools.partial(function, **dict(settings)), donate_argnames=donated, out_shardings=layout
+        functools.partial(apply_gradient, optimizer=optimizer),
+        donate_argnames="state",
+        out_shardings=(state_shardings(model, optimizer, mesh), NamedSharding(mesh, PartitionSpec())),
     )
+
+
+class UpdateReport(NamedTuple):
+    """What one update reports, on the devices.
+
+    Attributes:
+      micro: Of every micro-batch, its row numbers and the loss's report.
+      metrics: Of the update itself.
+    """
+
+    micro: list[tuple[Int[np.ndarray, " b"], LossReport]]
+    metrics: Metrics
+
+
+def accumulate_gradients(
+    gradient_of: Callable[..., tuple[nnx.State, LossReport]],
+    mesh: Mesh,
+    micro_batches: Iterable[MicroBatch],
+    *weights: nnx.State | None,
+) -> tuple[nnx.State, list[tuple[Int[np.ndarray, " b"], LossReport]]]:
+    """The gradient of an update from those of its micro-batches, and their reports.
+
+    Args:
+      gradient_of: As `jit_gradient` makes it.
+      mesh: Where micro-batches are placed.
+      micro_batches: On the host.
+      weights: The student's parameters, and the teacher's where the loss takes them.
+    """
+    gradient, reports = None, []
+    for rows, micro_batch in micro_batches:
+        gradient, report = gradient_of(*weights, place_batch(micro_batch, mesh), accumulated=gradient)
+        reports.append((rows, report))
+    if gradient is None:
+        raise ValueError("a batch without rows has no gradient")
+    return gradient, reports
+
+
+# ── Reports ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def summarize(updates: Sequence[UpdateReport], names: Sequence[str]) -> dict[str, float]:
+    """The metrics of a step, over all of its updates.
+
+    `logprob_diff` is that of the first update: later ones start from weights that have not sampled.
+
+    Args:
+      updates: Of the step.
+      names: Names of the rows of all updates, for errors.
+
+    Raises:
+      FloatingPointError: if a metric is not finite; names it, the update and the rows.
+    """
+    updates = jax.device_get(list(updates))
+    size, metrics = len(names) // len(updates), list[Metrics]()
+    for number, update in enumerate(updates):
+        found = [*(report.metrics for _, report in update.micro), update.metrics]
+        which = f" in update {number + 1} of {len(updates)}" if len(updates) > 1 else ""
+        _check_finite(to_floats(found), update, names[number * size : (number + 1) * size], which)
+        metrics += [
+            {name: pair for name, pair in each.items() if number == 0 or name != "logprob_diff"}
+            for each in found
+        ]
+    return to_floats(metrics, len(updates))
+
+
+def to_floats(metrics: Sequence[Metrics], updates: int = 1) -> dict[str, float]:
+    """Σ sum / Σ count of each metric; those without a count are averaged over updates."""
+    totals: dict[str, tuple[float, float]] = {}
+    for part in jax.device_get(metrics):
+        for name, (total, count) in part.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + float(total), before[1] + float(count))
+    return {name: total / (count or updates) for name, (total, count) in totals.items()}
+
+
+def _check_finite(metrics: dict[str, float], update: UpdateReport, names: Sequence[str], which: str) -> None:
+    bad = [f"{name}={value}" for name, value in metrics.items() if not np.isfinite(value)]
+    if not bad:
+        return
+    found = []
+    for whose in Finite._fields:
+        rows = sorted(
+            row
+            for rows, report in update.micro
+            if (finite := getattr(report.finite, whose)) is not None
+            for row in rows[~finite]
+        )
+        if rows:
+            named = list_rows([names[row] for row in rows])
+            found.append(f"the {whose}'s hidden states are not finite in {named}")
+    raise FloatingPointError(f"{', '.join(bad)}{which}: {'; '.join(found) or 'all hidden states are finite'}")
+
+
+# ── The teacher's weights ────────────────────────────────────────────────────────────────────────
+
+
+def teacher_shapes(config: TeacherConfig, student: nnx.State) -> nnx.State | None:
+    """Shape, type and sharding of the teacher's copy; None for `live`, which keeps none."""
+    if config.weights == "live":
+        return None
+
+    def shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+        sharding = x.sharding.with_memory_kind(config.memory)
+        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=sharding)
+
+    return jax.tree.map(shape, student)
+
+
+def init_teacher(config: TeacherConfig, student: nnx.State) -> nnx.State | None:
+    """A copy of the student's weights; None for `live`.
+
+    It is made just before the first update, which takes the student's buffers. Until then the teacher is the
+    student, and no second copy exists.
+    """
+    shapes = teacher_shapes(config, student)
+    if shapes is None:
+        return None
+    return _placed_like(shapes, copy_params(student, config.dtype))
+
+
+def copy_params(params: nnx.State, dtype: str = "float32") -> nnx.State:
+    """A copy in another type that shares no buffer."""
+    return jax.tree.map(lambda x: x.astype(dtype, copy=True), params)
+
+
+def update_teacher(config: TeacherConfig, teacher: nnx.State | None, student: nnx.State) -> nnx.State | None:
+    """The teacher after a step: θ_T ← (1 - rate) θ_T + rate θ_S for `ema`, unchanged otherwise."""
+    if config.weights != "ema" or teacher is None:
+        return teacher
+    return _placed_like(teacher, _ema(on_device(config, teacher), student, config.ema_rate))
+
+
+@jax.jit
+def _ema(teacher: nnx.State, student: nnx.State, rate: float) -> nnx.State:
+    return jax.tree.map(lambda t, s: (1 - rate) * t + rate * s, teacher, student)
+
+
+def on_device(config: TeacherConfig, teacher: nnx.State | None) -> nnx.State | None:
+    """The teacher in device memory."""
+    if teacher is None or config.memory == "device":
+        return teacher
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")), teacher)
+
+
+def _placed_like(like: nnx.State, params: nnx.State) -> nnx.State:
+    return jax.tree.map(lambda like, x: jax.device_put(x, like.sharding), like, params)

@@ -1,54 +1,100 @@
-"""One training run: pretrain, SFT, GRPO or SDPO, as the config says.
+"""One training run: pretraining, SFT, GRPO or SDPO, as the config says.
 
     python -m sdistill.train --config configs/signs/sdpo.py --workdir runs/sdpo
 
-What a step does is in `training.learning`. What a run directory holds:
+One on-policy step (`on_policy_step`):
 
-    config.json                    resolved settings; a run is only continued under the same ones, but for
-                                   those of how it is laid out (`PLACEMENT`)
-    metrics.jsonl                  one record a step
-    train-000020.jsonl.gz          the rollouts up to that step, with verdicts
-    k3_test-000020.jsonl.gz        the responses of the evaluation at that step
-    checkpoints/                   state, teacher and iterator position
-    tensorboard/                   the same figures, times, speed and memory, while it runs
-    heartbeats/                    where each process is, if there are several
-    profile/                       what JAX's profiler recorded of `profile_steps`
-    model/                         the final weights, written last: a run that has them is finished
+    1. sample      the student responds to a batch of problems, G times each     sample.py, engine/
+    2. verify      the task judges every response                                tasks/
+    3. context     the teacher sees a sibling's success                          contexts.py
+    4. batch       student and teacher sequences with token weights              batch.py
+    5. loss        divergence from the teacher, or clipped policy gradient       losses.py
+    6. update      AdamW, once a mini-batch, from gradients of micro-batches     step.py
+    7. teacher     its weights follow: fixed, EMA, live or trust region          step.py
+
+Evaluations, checkpoints and records come between steps. docs/files.md lists what a run directory holds.
+Random streams are functions of seed, step, problem and sample, so a run killed at any moment resumes to the
+same bits.
 """
 
 import contextlib
+import functools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from rich.progress import Progress
 
 from sdistill import command
-from sdistill.checkpoints import Checkpoints
-from sdistill.config import RolloutsConfig, TrainConfig
-from sdistill.data.catalogue import open_corpus, open_problems
+from sdistill.attribution import attribute
+from sdistill.batch import (
+    OnPolicyBatch,
+    Score,
+    ScoredRollouts,
+    example_lengths,
+    grpo_batch,
+    micro_batches,
+    mini_batches,
+    packed_batch,
+    row_names,
+    sdpo_batch,
+    sequence_lengths,
+)
+from sdistill.checkpoints import Checkpoints, Preempted, PreemptionNotice
+from sdistill.clock import Clock
+from sdistill.config import (
+    AnyTrainConfig,
+    EvaluationConfig,
+    GRPOConfig,
+    OnPolicyConfig,
+    RolloutsConfig,
+    SDPOConfig,
+    SFTConfig,
+    TeacherConfig,
+)
+from sdistill.data.catalogue import open_corpus, open_problems, task_of
 from sdistill.data.pipelines import example_batches, problem_batches
-from sdistill.distributed.heartbeat import Heartbeat
-from sdistill.distributed.processes import any_process, check_agreement, is_writer
-from sdistill.distributed.rules import TRAINING, place
-from sdistill.evaluation import evaluator
-from sdistill.learning import learn_from_examples, learn_from_rollouts, prepare
+from sdistill.distributed.processes import any_process, check_agreement, is_writer, on_every_host
+from sdistill.distributed.rules import TRAINING, place, place_batch
+from sdistill.flops import BACKWARD, forward_flops_of, sampling_flops
+from sdistill.losses import (
+    SDPOBatch,
+    Sequences,
+    cross_entropy_loss,
+    grpo_loss,
+    score_responses,
+    sdpo_loss,
+)
 from sdistill.model import weights
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind
 from sdistill.model.folders import copy_text_files, find_model, load_chat, load_model
 from sdistill.model.hugging_face import from_hugging_face
+from sdistill.model.scoring import TokenScores
 from sdistill.monitor import Monitor, Profiler
-from sdistill.optimizer import make_optimizer
-from sdistill.preemption import Preempted, PreemptionNotice
+from sdistill.sample import Sampler, queries_for
 from sdistill.settings import ConfigError, parse, to_json
-from sdistill.state import TrainState, new_state
+from sdistill.step import (
+    TrainState,
+    UpdateReport,
+    accumulate_gradients,
+    copy_params,
+    init_state,
+    init_teacher,
+    jit_gradient,
+    jit_update,
+    on_device,
+    summarize,
+    teacher_shapes,
+    update_teacher,
+)
 from sdistill.storage import (
     CONFIG_FILE,
     check_workdir,
@@ -57,8 +103,7 @@ from sdistill.storage import (
     write_records,
     write_responses,
 )
-from sdistill.tasks.problem import Problem
-from sdistill.teacher import kept_teacher
+from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.tokenizer import Tokenizer, check_vocabulary
 from sdistill.train_mesh import mesh_of
@@ -66,23 +111,30 @@ from sdistill.types import Response
 
 logger = logging.getLogger(__name__)
 
-PLACEMENT = ("mesh", "micro_rows", "chunk", "slots", "evaluation.slots", "profile_steps")
-"""Settings of how a run is computed and not of what: it may go on under others, on another slice."""
-STEPS_WITHOUT_SUCCESS = 20  # after so many in a row the run is reported as going nowhere
+PLACEMENT = ("mesh", "micro_batch_size", "logits_chunk_size", "slots", "evaluation.slots", "profile_steps")
+"""Settings of how a run is computed, not of what: a run may resume under others, on another slice."""
+STEPS_WITHOUT_SUCCESS = 20
+"""A run is warned of when no rollout was correct for so many steps."""
+TRAINED = "trained"
+"""Names the run's own training problems as an evaluation data set."""
 WAY_OUT = (
     "lower optimizer.learning_rate or clip_norm, or look at the weights of init_from. Nothing of this step "
     "was kept: the last checkpoint is from before"
 )
 
 
-def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = None) -> Decoder:
-    """Runs, or continues, the training that `config` describes; returns the trained model.
+# ── The run ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = None) -> Decoder:
+    """Runs, or resumes, the training that `config` describes; returns the trained model.
 
     Raises:
-      ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
-      FloatingPointError: naming step, figures and rows, if the loss or the gradient is not finite.
-      Preempted: after everything was kept, if the process has been told to end (SIGTERM).
+      ConfigError: before any work, if the settings cannot be used or `workdir` holds another run.
+      FloatingPointError: naming step, metrics and rows, if the loss or the gradient is not finite.
+      Preempted: after everything was kept, if the process received SIGTERM.
     """
+    # Refuse what cannot work, before anything is written.
     check_agreement(to_json(config))
     check_workdir(workdir, to_json(config), may_differ=PLACEMENT)
     if (workdir / "model" / weights.CONFIG_FILE).exists():  # the last file that a run writes
@@ -92,67 +144,66 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
     mesh = mesh_of(config)
 
     # Data: an iterator whose position is part of every checkpoint.
-    problems = training_problems(config.rollouts, config.data_dir) if config.rollouts else ()
-    iterator = batches(config, problems, chat.tokenizer)
+    problems = () if isinstance(config, SFTConfig) else training_problems(config.rollouts, config.data_dir)
+    iterator = open_iterator(config, problems, chat.tokenizer)
 
-    # Model and state: resume, else init_from, else scratch.
+    # Model and state: from a checkpoint, else from init_from, else drawn.
     model, state = initial_state(config, mesh, chat.tokenizer)
-    write_atomically(workdir / CONFIG_FILE, to_json(config).encode())  # all is well: the directory is ours
+    write_atomically(
+        workdir / CONFIG_FILE, to_json(config).encode()
+    )  # all checks passed: the directory is ours
     notice = PreemptionNotice()
     run = prepare(config, model, mesh, chat, problems, state, on_round=notice.check)
     checkpoints = Checkpoints(workdir / "checkpoints")
     start, state, teacher, metrics = resume(config, workdir, checkpoints, state, iterator)
 
-    # Loop. A notice of preemption ends it between two steps, or while responses are sampled.
-    learn = learn_from_examples if config.rollouts is None else learn_from_rollouts
-    rollouts: dict[int, list[Response]] = {}  # not yet on disk, by the step after which they are written
+    # What is kept between steps.
+    monitor, profiler = Monitor(workdir, asdict(config), mesh), Profiler(workdir, config.profile_steps)
+    rollouts: dict[int, list[Response]] = {}  # not yet on disk, by the step at which they are due
     progress = progress or Progress(disable=True)
     bar = progress.add_task(workdir.name, total=config.steps, completed=start)
 
     def keep(step: int, position: dict[str, Any]) -> None:
-        """Writes what there is of the run; if it cannot, all of it stays for the next time."""
+        """Writes what there is of the run; if that fails, all of it stays for the next time."""
         failed = False
         try:
-            for last in sorted(rollouts):
-                write_responses(workdir / f"train-{min(last, step):06d}.jsonl.gz", rollouts[last])
-                del rollouts[last]
+            for due in sorted(rollouts):
+                write_responses(workdir / f"train-{min(due, step):06d}.jsonl.gz", rollouts[due])
+                del rollouts[due]
             write_records(workdir / "metrics.jsonl", metrics)
         except OSError as error:
             failed = True
             logger.warning("step %d is not kept: %s; make room, the next one is tried as usual", step, error)
-        if not any_process(failed):  # without its records a checkpoint could not be continued from
+        if not any_process(failed):  # a run cannot resume from a checkpoint without its records
             checkpoints.save(step, (state, teacher), position)
 
-    evaluate = evaluator(config, model, mesh, chat, problems, workdir, on_round=notice.check)
-    monitor, profiler = Monitor(workdir, asdict(config), mesh), Profiler(workdir, config.profile_steps)
     step, kept = start, start
-
-    def doing() -> tuple[str, float]:
-        return f"step {step + 1}: {run.clock.doing or 'between steps'}", run.clock.seconds
-
-    heartbeat = Heartbeat(workdir, doing)
-    with jax.set_mesh(mesh), notice, contextlib.closing(monitor), heartbeat:
+    with jax.set_mesh(mesh), notice, contextlib.closing(monitor):
         try:
             while step < config.steps:
                 position = iterator.get_state()
                 notice.check()
-                evaluate(state.params, step)
+                run.evaluate(state.params, step, workdir)
                 with profiler.step(step + 1):
-                    state, teacher, record, generations = learn(
-                        run, state, teacher, next(iterator), step, metrics
-                    )
+                    responses: list[Response] = []
+                    if isinstance(run, OnPolicyRun):
+                        state, teacher, record, responses = on_policy_step(
+                            run, state, teacher, next(iterator), step, metrics
+                        )
+                    else:
+                        state, record = example_step(run, state, next(iterator))
                 step += 1
                 metrics.append({"step": step, **record})
-                if generations:
+                if responses:
                     due = -(-step // config.checkpoint_every) * config.checkpoint_every
-                    rollouts.setdefault(due, []).extend(generations)
+                    rollouts.setdefault(due, []).extend(responses)
                 monitor.show(step, record, run.clock.read())
-                warn_if_barren(config, workdir, metrics)
+                warn_if_nothing_is_solved(config, workdir, metrics)
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     keep(step, iterator.get_state())
                     kept = step
                 progress.update(bar, completed=step, description=describe(workdir, record))
-            evaluate(state.params, config.steps)
+            run.evaluate(state.params, config.steps, workdir)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step + 1}: {error}; {WAY_OUT}") from error
         except Preempted:
@@ -161,30 +212,389 @@ def train(config: TrainConfig, workdir: Path, *, progress: Progress | None = Non
             checkpoints.close()
             raise
     checkpoints.close()
+
+    # The final weights are written last: a run that has them is finished.
     final = bind(model, state.params)
-    if is_writer() and (spoken := config.tokenizer or config.init_from):
-        copy_text_files(spoken, workdir / "model")
+    if is_writer() and (source := config.tokenizer or config.init_from):
+        copy_text_files(source, workdir / "model")
     weights.save_pretrained(final, workdir / "model")
     progress.remove_task(bar)
     return final
 
 
+# ── One step ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all steps of a run share.
+
+    Attributes:
+      config: Of the run.
+      model: The model's shape.
+      mesh: Where it is.
+      chat: Tokenizer and chat template.
+      problems: Training problems; none for examples.
+      gradient: Of a micro-batch, compiled.
+      update: With the gradient of all micro-batches, compiled.
+      evaluator: Samples evaluations; None where there are none.
+      clock: Stages: generate, reshard, verify, layout, score, train.
+      on_round: Called after every round of decoding; may raise.
+    """
+
+    config: AnyTrainConfig
+    model: ModelConfig
+    mesh: Mesh
+    chat: Chat
+    problems: Sequence[Problem]
+    gradient: Callable[..., Any]
+    update: Callable[..., Any]
+    evaluator: Sampler | None
+    clock: Clock
+    on_round: Callable[..., None] | None
+
+    def evaluate(self, params: nnx.State, step: int, workdir: Path) -> None:
+        """Writes the evaluations that are due at this step."""
+        settings = self.config.evaluation
+        if settings is None or self.evaluator is None:
+            return
+        if step % settings.every and step != self.config.steps:
+            return
+        datasets = evaluation_problems(settings, self.problems, self.config.data_dir)
+        for name in settings.at_start if step == 0 else settings.datasets:
+            path = workdir / f"{name}-{step:06d}.jsonl.gz"
+            if not path.exists():
+                source = self.config.rollouts.split if name == TRAINED else name  # type: ignore[union-attr]
+                responses, _ = self.evaluator(
+                    params,
+                    queries_for(datasets[name], settings.num_samples),
+                    task_of(source),
+                    seed=self.config.seed,
+                    step=step,
+                    progress=self.on_round,
+                )
+                write_responses(path, responses)
+
+
+@dataclass(frozen=True)
+class OnPolicyRun(Run):
+    """What all steps of GRPO or SDPO share.
+
+    Attributes:
+      sampler: Of rollouts.
+      task: Verifies them.
+      reference: The initial weights, for a KL term; None without one.
+    """
+
+    config: GRPOConfig | SDPOConfig
+    sampler: Sampler
+    task: Task
+    reference: nnx.State | None
+
+
+def prepare(
+    config: AnyTrainConfig,
+    model: ModelConfig,
+    mesh: Mesh,
+    chat: Chat,
+    problems: Sequence[Problem],
+    state: TrainState,
+    *,
+    on_round: Callable[..., None] | None = None,
+) -> Run | OnPolicyRun:
+    """The run that steps are made in: programs compiled, engines opened.
+
+    Args:
+      config: Of the run.
+      model: The model's shape.
+      mesh: Where it is.
+      chat: Tokenizer and chat template.
+      problems: Training problems.
+      state: Before the first step.
+      on_round: Called after every round of decoding; may raise.
+    """
+    clock, evaluated = Clock(), config.evaluation
+    shared: dict[str, Any] = {
+        "model": model,
+        "mesh": mesh,
+        "chat": chat,
+        "problems": problems,
+        "gradient": compiled_gradient(config, model, mesh),
+        "update": jit_update(model, mesh, config.optimizer),
+        "evaluator": sampler_of(evaluated, evaluated.slots, model, mesh, chat) if evaluated else None,
+        "clock": clock,
+        "on_round": on_round,
+    }
+    if isinstance(config, SFTConfig):
+        return Run(config=config, **shared)
+    warn_of_positions(config, model)
+    has_reference = isinstance(config, GRPOConfig) and config.loss.kl_coefficient is not None
+    return OnPolicyRun(
+        config=config,
+        sampler=sampler_of(config.rollouts, config.slots, model, mesh, chat, clock),
+        task=task_of(config.rollouts.split),
+        reference=copy_params(state.params) if has_reference else None,
+        **shared,
+    )
+
+
+def compiled_gradient(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled gradient of the run's objective."""
+    chunk = {"logits_chunk_size": config.logits_chunk_size}
+    if isinstance(config, SFTConfig):
+        return jit_gradient(cross_entropy_loss, model, mesh, **chunk)
+    sampled = {"temperature": config.rollouts.sampling.temperature, "attribution": config.attribution}
+    if isinstance(config, SDPOConfig):
+        mix = config.teacher.mix
+        return jit_gradient(sdpo_loss, model, mesh, config=config.loss, mix=mix, **sampled, **chunk)
+    return jit_gradient(grpo_loss, model, mesh, config=config.loss, **sampled, **chunk)
+
+
+def example_step(run: Run, state: TrainState, rows: Mapping[str, Any]) -> tuple[TrainState, dict[str, float]]:
+    """A step of pretraining or SFT: one update. The state's buffers are given away."""
+    batch = packed_batch(rows)
+    run.clock.add_flops("train", (1 + BACKWARD) * forward_flops_of(run.model, example_lengths(batch)))
+    with run.clock.measure("train"):
+        size = run.config.micro_batch_size or run.config.update_size
+        gradient, reports = accumulate_gradients(
+            run.gradient, run.mesh, micro_batches(batch, size), state.params
+        )
+        state, update_metrics = run.update(state, gradient)
+        names = [f"row {row}" for row in range(len(batch.tokens))]
+        return state, summarize([UpdateReport(reports, update_metrics)], names)
+
+
+def on_policy_step(
+    run: OnPolicyRun,
+    state: TrainState,
+    teacher: nnx.State | None,
+    indices: Sequence[int],
+    step: int,
+    past: Sequence[Mapping[str, float]],
+) -> tuple[TrainState, nnx.State | None, dict[str, float], list[Response]]:
+    """A step of GRPO or SDPO: state, teacher, metrics and rollouts after it.
+
+    Args:
+      run: Of that objective.
+      state: Its buffers are given away.
+      teacher: The copy of weights that is kept; None before the first step, and where none is.
+      indices: Of the step's problems.
+      step: Number of the step, from 0.
+      past: Metrics of the steps before.
+    """
+    config = run.config
+    # Sample and verify.
+    problems = [run.problems[i] for i in indices]
+    queries = queries_for(problems, config.rollouts.num_samples)
+    responses, completions = run.sampler(
+        state.params, queries, run.task, seed=config.seed, step=step, progress=run.on_round
+    )
+
+    # Teacher weights: copied before the first update takes the student's buffers.
+    teacher_params = None  # the student's own
+    if config.teacher is not None:
+        if teacher is None:
+            teacher = init_teacher(config.teacher, state.params)
+        teacher_params = on_device(config.teacher, teacher)
+
+    # Contexts and batch.
+    batch: OnPolicyBatch
+    with run.clock.measure("layout"):
+        rollouts = ScoredRollouts.of(config, problems, responses, completions, run.chat)
+        if isinstance(config, SDPOConfig):
+            batch, metrics = sdpo_batch(config, rollouts, run.chat)
+        else:
+            batch, metrics = grpo_batch(
+                config,
+                rollouts,
+                run.chat,
+                score_teacher=scorer(run, state.params if teacher_params is None else teacher_params),
+                score_reference=scorer(run, run.reference),
+                past=past,
+            )
+    add_flops(run, batch)
+
+    # Loss, gradient and update: once a mini-batch, from gradients of micro-batches.
+    reports = []
+    with run.clock.measure("train"):
+        for mini_batch in mini_batches(batch, config.update_size):
+            micro = micro_batches(mini_batch, config.micro_batch_size or config.update_size)
+            params = (state.params, teacher_params) if isinstance(config, SDPOConfig) else (state.params,)
+            gradient, micro_reports = accumulate_gradients(run.gradient, run.mesh, micro, *params)
+            state, update_metrics = run.update(state, gradient)
+            reports.append(UpdateReport(micro_reports, update_metrics))
+        metrics |= summarize(reports, row_names(responses))
+
+    # Where the signal fell, and the teacher's next weights.
+    if config.attribution:
+        with run.clock.measure("attribution"):
+            has_teacher = np.asarray(batch.has_teacher) if isinstance(batch, SDPOBatch) else None
+            responses, shares = attribute(
+                responses,
+                completions,
+                has_teacher,
+                reports,
+                run.chat.tokenizer,
+            )
+            metrics |= shares
+    if config.teacher is not None:
+        teacher = update_teacher(config.teacher, teacher, state.params)
+    return state, teacher, metrics, [replace(response, step=step + 1) for response in responses]
+
+
+def scorer(run: OnPolicyRun, params: nnx.State | None) -> Score:
+    """Scores responses with these weights, as many at a time as gradients are computed for."""
+    config = run.config
+    size = config.micro_batch_size or config.update_size
+    score_part = functools.partial(
+        score_responses,
+        model=run.model,
+        temperature=config.rollouts.sampling.temperature,
+        logits_chunk_size=config.logits_chunk_size,
+    )
+
+    def score(sequences: Sequences) -> TokenScores:
+        found = []
+        run.clock.add_flops("score", forward_flops_of(run.model, sequence_lengths(sequences)))
+        with run.clock.measure("score"):
+            for start in range(0, len(sequences.tokens), size):
+                part = Sequences(*(x[start : start + size] for x in sequences))
+                found.append(on_every_host(score_part(params, place_batch(part, run.mesh))))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    return score
+
+
+def add_flops(run: OnPolicyRun, batch: OnPolicyBatch) -> None:
+    """Records the arithmetic of sampling and training on a batch; `scorer` records its own."""
+    student = sequence_lengths(batch.student)
+    run.clock.add_flops("generate", sampling_flops(run.model, student, run.config.rollouts.num_samples))
+    run.clock.add_flops("train", (1 + BACKWARD) * forward_flops_of(run.model, student))
+    if isinstance(batch, SDPOBatch):
+        lengths = zip(sequence_lengths(batch.teacher), np.asarray(batch.has_teacher), strict=True)
+        run.clock.add_flops("train", forward_flops_of(run.model, (row for row, has in lengths if has)))
+
+
+# ── Data ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_iterator(
+    config: AnyTrainConfig, problems: Sequence[Problem], tokenizer: Tokenizer
+) -> grain.DatasetIterator:
+    """Endless batches of examples, or of indices into `problems`."""
+    if not isinstance(config, SFTConfig):
+        return problem_batches(problems, batch=config.rollouts.num_prompts, seed=config.seed)
+    settings = config.examples
+    source: Sequence[Mapping[str, Any]]
+    if settings.source == "signs_corpus":
+        source = open_corpus("train", config.data_dir)
+    else:
+        source = read_records(Path(settings.source))
+    if len(source) == 0:
+        raise ConfigError(f"config.examples.source={settings.source!r} holds no examples")
+    return example_batches(
+        source,
+        tokenizer,
+        rows=settings.batch_size,
+        row_length=settings.sequence_length,
+        packed=settings.packed,
+        seed=config.seed,
+    )
+
+
+def training_problems(config: RolloutsConfig, data_dir: str | None) -> Sequence[Problem]:
+    """The |D| problems to train on."""
+    problems = open_problems(config.split, data_dir)
+    if config.num_problems is not None and config.num_problems > len(problems):
+        raise ConfigError(
+            f"config.rollouts.num_problems={config.num_problems}: {config.split} has only {len(problems)}"
+        )
+    return problems[: config.num_problems]
+
+
+def evaluation_problems(
+    settings: EvaluationConfig, problems: Sequence[Problem], data_dir: str | None
+) -> dict[str, Sequence[Problem]]:
+    """The problems of each evaluation data set; `problems` are those trained on."""
+    datasets: dict[str, Sequence[Problem]] = {}
+    for name in {*settings.datasets, *settings.at_start}:
+        if name == TRAINED:
+            distinct = list(problems[: settings.num_problems])
+            copies = -(-settings.num_problems // len(distinct))
+            datasets[name] = (distinct * copies)[: settings.num_problems]
+        else:
+            datasets[name] = open_problems(name, data_dir)[: settings.num_problems]
+    return datasets
+
+
+# ── Model and state ──────────────────────────────────────────────────────────────────────────────
+
+
+def initial_state(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> tuple[ModelConfig, TrainState]:
+    """The model's shape and the state before training; nothing else refers to the initial weights."""
+    model = initial_model(config, mesh, tokenizer)
+    params = nnx.state(model, nnx.Param)
+    return model.config, init_state(params, model.config, config.optimizer, mesh)
+
+
+def initial_model(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> Decoder:
+    """The model before training, laid out on the mesh.
+
+    Raises:
+      ConfigError: before loading, if the tokenizer has more tokens than the model.
+    """
+    if config.init_from is None:
+        assert config.model is not None  # TrainConfig has checked
+        check_vocabulary(tokenizer, config.model.vocab_size)
+        model = weights.new_model(config.model, config.seed)
+        params = jax.tree.map(lambda x: x.astype(config.param_dtype), nnx.state(model, nnx.Param))
+        nnx.update(model, place(params, mesh, TRAINING))
+    else:
+        folder = find_model(config.init_from)
+        check_vocabulary(tokenizer, from_hugging_face(folder / weights.CONFIG_FILE).vocab_size)
+        model = load_model(folder, mesh=mesh, dtype=config.param_dtype)
+    return bind(replace(model.config, compute=config.compute), nnx.state(model, nnx.Param))
+
+
+def sampler_of(
+    settings: RolloutsConfig | EvaluationConfig,
+    slots: int,
+    model: ModelConfig,
+    mesh: Mesh,
+    chat: Chat,
+    clock: Clock | None = None,
+) -> Sampler:
+    """The sampler of rollouts or evaluations."""
+    return Sampler(
+        model,
+        mesh,
+        chat,
+        max_prompt_length=settings.max_prompt_length,
+        max_response_length=settings.max_response_length,
+        slots=slots,
+        sampling=settings.sampling,
+        thinking=settings.thinking,
+        clock=clock,
+    )
+
+
 def resume(
-    config: TrainConfig,
+    config: AnyTrainConfig,
     workdir: Path,
     checkpoints: Checkpoints,
     state: TrainState,
     iterator: grain.DatasetIterator,
 ) -> tuple[int, TrainState, nnx.State | None, list[dict[str, Any]]]:
-    """Steps made, state, teacher and records of the newest checkpoint, and the iterator put where it was.
+    """Step, state, teacher and metrics of the newest checkpoint; the iterator is moved to its position.
 
-    Without a checkpoint: those of a run that begins, whose teacher shares the student's weights.
+    Without a checkpoint, those of a run that starts.
 
     Raises:
-      ConfigError: if the records of these steps are not all there.
+      ConfigError: if the metrics of the steps made are not all there.
     """
-    kept = kept_teacher(config.guide.teacher, state.params) if config.guide else None
-    restored = checkpoints.restore((state, kept))
+    teacher_config = teacher_of(config)
+    teacher = teacher_shapes(teacher_config, state.params) if teacher_config else None
+    restored = checkpoints.restore((state, teacher))
     if restored is None:
         return 0, state, None, []
     start, (state, teacher), position = restored
@@ -196,105 +606,80 @@ def resume(
     return start, state, teacher, metrics
 
 
-def warn_if_barren(config: TrainConfig, workdir: Path, metrics: Sequence[Mapping[str, float]]) -> None:
-    """Warns, once, when no rollout has been correct for `STEPS_WITHOUT_SUCCESS` steps."""
-    barren = 0
-    while barren < len(metrics) and metrics[-1 - barren].get("train_accuracy") == 0:
-        barren += 1
-    if barren == STEPS_WITHOUT_SUCCESS:
-        logger.warning(
-            "%s: no rollout was correct for %d steps, so there is nothing to learn from; look at "
-            "rollouts.max_response=%s, at optimizer.learning_rate=%s, or start from a better model",
-            workdir,
-            barren,
-            config.rollouts.max_response if config.rollouts else None,
-            config.optimizer.learning_rate,
-        )
+def teacher_of(config: AnyTrainConfig) -> TeacherConfig | None:
+    """The settings of the run's teacher, if it has one."""
+    return None if isinstance(config, SFTConfig) else config.teacher
 
 
-def check_thinking(config: TrainConfig, chat: Chat) -> None:
+# ── Checks and messages ──────────────────────────────────────────────────────────────────────────
+
+
+def check_thinking(config: AnyTrainConfig, chat: Chat) -> None:
     """Refuses settings of thinking that the model's prompts cannot express."""
-    guide = "sdpo"
-    if config.grpo is not None:
-        guide = "grpo." + ("contrastive_hints" if config.grpo.contrastive_hints else "anti_self_distillation")
-    settings = {
-        "rollouts.thinking": config.rollouts,
-        f"{guide}.context.thinking": config.guide.context if config.guide else None,
-        "evaluation.thinking": config.evaluation,
-    }
+    settings: dict[str, Any] = {"evaluation": config.evaluation}
+    if isinstance(config, OnPolicyConfig):
+        settings["rollouts"] = config.rollouts
+    if (teacher := teacher_of(config)) is not None:
+        settings["teacher.context"] = teacher.context
     for name, where in settings.items():
         if where is not None:
             try:
                 chat.render([{"role": "user", "content": ""}], thinking=where.thinking)
             except ConfigError as error:
-                raise ConfigError(f"config.{name}: {error}") from error
+                raise ConfigError(f"config.{name}.thinking: {error}") from error
 
 
-def initial_state(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> tuple[ModelConfig, TrainState]:
-    """The model's shape and the state before training: all that refers to the weights it begins with."""
-    model = initial_model(config, mesh, tokenizer)
-    params = nnx.state(model, nnx.Param)
-    return model.config, new_state(params, make_optimizer(config.optimizer), mesh)
+def warn_of_positions(config: GRPOConfig | SDPOConfig, model: ModelConfig) -> None:
+    """Warns if a teacher's sequence may have more tokens than the model has positions.
 
-
-def initial_model(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> Decoder:
-    """The model before training, laid out on the mesh; refused before loading if the tokenizer is larger."""
-    if config.init_from is None:
-        assert config.model is not None  # TrainConfig has checked
-        check_vocabulary(tokenizer, config.model.vocab_size)
-        model = weights.new_model(config.model, config.seed)
-        params = jax.tree.map(lambda x: x.astype(config.parameters), nnx.state(model, nnx.Param))
-        nnx.update(model, place(params, mesh, TRAINING))
-    else:
-        folder = find_model(config.init_from)
-        check_vocabulary(tokenizer, from_hugging_face(folder / weights.CONFIG_FILE).vocab_size)
-        model = load_model(folder, mesh=mesh, dtype=config.parameters)
-    return bind(replace(model.config, compute=config.compute), nnx.state(model, nnx.Param))
-
-
-def batches(config: TrainConfig, problems: Sequence[Problem], tokenizer: Tokenizer) -> grain.DatasetIterator:
-    """Batches of examples, or of indices into `problems`."""
-    if config.rollouts is not None:
-        return problem_batches(problems, batch=config.rollouts.prompts, seed=config.seed)
-    settings = config.examples
-    assert settings is not None
-    if settings.source == "signs_corpus":
-        source: Sequence[dict[str, Any]] = open_corpus("train", config.data_dir)
-    else:
-        source = read_records(Path(settings.source))
-    if len(source) == 0:
-        raise ConfigError(f"config.examples.source={settings.source!r} holds no examples")
-    return example_batches(
-        source,
-        tokenizer,
-        rows=settings.rows,
-        row_length=settings.row_length,
-        packed=settings.packed,
-        seed=config.seed,
-    )
-
-
-def training_problems(config: RolloutsConfig, data_dir: str | None) -> Sequence[Problem]:
-    """The |D| problems to train on."""
-    problems = open_problems(config.split, data_dir)
-    if config.problems is not None and config.problems > len(problems):
-        raise ConfigError(
-            f"config.rollouts.problems={config.problems}: {config.split} has only {len(problems)}"
+    The released runs do that (22,528 + 20,480 tokens, where Qwen3-8B has 40,960 positions). The engine
+    refuses student sequences that are too long.
+    """
+    if config.teacher is None:
+        return
+    response = config.rollouts.max_response_length
+    longest, most = config.teacher.max_prompt_length + response, model.max_position_embeddings
+    if longest > most:
+        logger.warning(
+            "teacher sequences may have teacher.max_prompt_length + max_response_length = %d tokens, and the "
+            "model was made for max_position_embeddings=%d; max_prompt_length=%d would cut prompts instead",
+            longest,
+            most,
+            most - response,
         )
-    return problems[: config.problems]
 
 
-def describe(workdir: Path, record: dict[str, float]) -> str:
+def warn_if_nothing_is_solved(
+    config: AnyTrainConfig, workdir: Path, metrics: Sequence[Mapping[str, float]]
+) -> None:
+    """Warns, once, when no rollout has been correct for `STEPS_WITHOUT_SUCCESS` steps."""
+    if isinstance(config, SFTConfig):
+        return
+    barren = 0
+    while barren < len(metrics) and metrics[-1 - barren]["train_accuracy"] == 0:
+        barren += 1
+    if barren == STEPS_WITHOUT_SUCCESS:
+        logger.warning(
+            "%s: no rollout was correct for %d steps, so there is nothing to learn from; look at "
+            "rollouts.max_response_length=%s, at optimizer.learning_rate=%s, or start from a better model",
+            workdir,
+            barren,
+            config.rollouts.max_response_length,
+            config.optimizer.learning_rate,
+        )
+
+
+def describe(workdir: Path, record: Mapping[str, float]) -> str:
     """The progress bar's text."""
-    shown = "train_accuracy" if "train_accuracy" in record else "loss"
-    return f"{workdir.parent.name}/{workdir.name} {shown} {record[shown]:.3f}"
+    name = "train_accuracy" if "train_accuracy" in record else "loss"
+    return f"{workdir.parent.name}/{workdir.name} {name} {record[name]:.3f}"
 
 
 def main(values: dict[str, Any], workdir: Path) -> None:
     """Trains."""
     try:
         with Progress() as progress:
-            train(parse(TrainConfig, values), workdir, progress=progress)
+            train(parse(AnyTrainConfig, values), workdir, progress=progress)
     except Preempted:
         print(f"told to end; everything is kept, and the same command continues: {workdir}")
         return

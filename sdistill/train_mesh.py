@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sdistill.auto_mesh import Load
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig, SFTConfig
 from sdistill.engine.schedule import PREFILL_TOKENS
 from sdistill.engine_mesh import mesh_for
 from sdistill.model.config import ModelConfig
@@ -15,7 +15,7 @@ from sdistill.model.hugging_face import from_hugging_face
 from sdistill.model.weights import CONFIG_FILE
 
 
-def mesh_of(config: TrainConfig) -> Mesh:
+def mesh_of(config: AnyTrainConfig) -> Mesh:
     """The mesh over this job's devices.
 
     Raises:
@@ -33,34 +33,35 @@ def mesh_of(config: TrainConfig) -> Mesh:
     return mesh_for(config.mesh, load)
 
 
-def load_of(config: TrainConfig, model: ModelConfig) -> Load:
-    """What the run asks of its devices."""
-    own = jnp.dtype(config.parameters).itemsize
+def load_of(config: AnyTrainConfig, model: ModelConfig) -> Load:
+    """What the run needs of its devices."""
+    own = jnp.dtype(config.param_dtype).itemsize
     state = 2 * own + jnp.dtype(config.optimizer.first_moment).itemsize
-    if config.guide is not None and config.guide.teacher.weights != "live":
-        state += jnp.dtype(config.guide.teacher.dtype).itemsize
-    if config.rollouts is not None:
-        sampled, slots = config.rollouts, config.slots
-        student = sampled.max_prompt + sampled.max_response
-        longest = (sampled.max_teacher_prompt or sampled.max_prompt) + sampled.max_response
-        cached, prompt = slots * student, sampled.max_prompt
+    slots = cached = prompt = 0
+    if isinstance(config, SFTConfig):
+        student = longest = config.examples.sequence_length
     else:
-        assert config.examples is not None
-        student = longest = config.examples.row_length
-        slots = cached = prompt = 0
-    if (evaluated := config.evaluation) is not None:
-        length = evaluated.max_prompt + evaluated.max_response
-        slots, cached = slots or evaluated.slots, max(cached, evaluated.slots * length)
-        prompt = max(prompt, evaluated.max_prompt)
+        rollouts, teacher = config.rollouts, config.teacher
+        if teacher is not None and teacher.weights != "live":
+            state += jnp.dtype(teacher.dtype).itemsize
+        prompt = rollouts.max_prompt_length
+        student = prompt + rollouts.max_response_length
+        longest = (teacher.max_prompt_length if teacher else prompt) + rollouts.max_response_length
+        slots = config.slots
+        cached = slots * student
+    if (evaluation := config.evaluation) is not None:
+        length = evaluation.max_prompt_length + evaluation.max_response_length
+        slots, cached = slots or evaluation.slots, max(cached, evaluation.slots * length)
+        prompt = max(prompt, evaluation.max_prompt_length)
     return Load(
         replace(model, compute=config.compute),
         state=state,
         gradient=own,
-        rows=config.update_rows,
-        micro_rows=config.micro_rows or config.update_rows,
+        rows=config.update_size,
+        micro_rows=config.micro_batch_size or config.update_size,
         student=student,
         longest=longest,
-        chunk=config.chunk,
+        chunk=config.logits_chunk_size,
         slots=slots,
         cached=cached,
         prompts=max(1, PREFILL_TOKENS // prompt) if prompt else 0,

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sdistill.micro import mini_batches, on_policy_micro_batches
+from sdistill.rows import response_hidden, response_ids
+from sdistill.updates import UpdateReport, add_up
 
 from sdistill.analysis.token_classes import CLASSES
 from sdistill.attribution import attribute, rounded, tokens_of
@@ -23,12 +26,9 @@ from sdistill.losses import (
     sdpo_loss,
     token_weights,
 )
-from sdistill.micro import mini_batches, on_policy_micro_batches
 from sdistill.model.decoder import bind
-from sdistill.rows import response_hidden, response_ids
 from sdistill.settings import ConfigError, parse
 from sdistill.step import grpo_gradient, sdpo_gradient
-from sdistill.updates import UpdateReport, add_up
 from tests import tiny
 from tests.test_micro import CONFIG, batch
 

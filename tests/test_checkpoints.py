@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sdistill.optimizer import OptimizerConfig, make_optimizer
+from sdistill.state import new_state
 
 from sdistill.checkpoints import Checkpoints
 from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.state import new_state
 from tests import tiny
 
 # What Orbax leaves unfinished when a read fails is none of ours.

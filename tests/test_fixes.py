@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sdistill.teacher import TeacherConfig
 
 from sdistill.contexts import ContextConfig
 from sdistill.fixes import (
@@ -24,7 +25,6 @@ from sdistill.fixes import (
     without_words,
 )
 from sdistill.settings import ConfigError
-from sdistill.teacher import TeacherConfig
 
 
 def test_terms_are_capped_from_above_and_have_no_gradient_there():

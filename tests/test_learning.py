@@ -9,6 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sdistill.learning import learn_from_rollouts, prepare, scorer
+from sdistill.micro import on_policy_micro_batches
+from sdistill.optimizer import OptimizerConfig, make_optimizer
+from sdistill.problem_sampler import rollout_sampler
+from sdistill.state import new_state
+from sdistill.teacher import ema_update
 
 from sdistill.batch import on_policy_batch
 from sdistill.config import TrainConfig
@@ -16,18 +22,12 @@ from sdistill.data.catalogue import open_problems
 from sdistill.data.pipelines import problem_batches
 from sdistill.distributed.rules import TRAINING, place, place_batch
 from sdistill.fixes import pass_rate_weights
-from sdistill.learning import learn_from_rollouts, prepare, scorer
 from sdistill.losses import token_weights
-from sdistill.micro import on_policy_micro_batches
 from sdistill.model.weights import SIGNS_BASE, load_pretrained, new_model, save_pretrained
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.problem_sampler import rollout_sampler
 from sdistill.settings import ConfigError, parse
-from sdistill.state import new_state
 from sdistill.step import compile_gradient, compile_update, grpo_gradient, sdpo_gradient, update
 from sdistill.storage import write_records
 from sdistill.tasks.signs_puzzle import SignsTask
-from sdistill.teacher import ema_update
 from sdistill.text.chat import SignsChat
 from sdistill.train import train, training_problems
 from tests import tiny

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from sdistill.rows import layout
 
 from sdistill.fixes import AntiSelfDistillation, ContrastiveHints, ForkAware
 from sdistill.losses import (
@@ -24,7 +25,6 @@ from sdistill.losses import (
 )
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
-from sdistill.rows import layout
 from sdistill.settings import ConfigError
 
 MODEL = ModelConfig(12, 8, 12, 1, 2, 1, 4, initializer_range=0.7)

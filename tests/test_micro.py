@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sdistill.micro import on_policy_micro_batches, packed_micro_batches
+from sdistill.rows import layout
+from sdistill.teacher import Outputs, TeacherConfig, first_teacher, mixed, next_teacher, on_device
+from sdistill.updates import add_up, to_floats
 
 from sdistill.distributed.rules import TRAINING, place
 from sdistill.losses import DistillationConfig, OnPolicyBatch, token_weights
-from sdistill.micro import on_policy_micro_batches, packed_micro_batches
-from sdistill.rows import layout
 from sdistill.step import PackedBatch, cross_entropy_gradient, sdpo_gradient
-from sdistill.teacher import Outputs, TeacherConfig, first_teacher, mixed, next_teacher, on_device
-from sdistill.updates import add_up, to_floats
 from tests import tiny
 from tests.tiny import assert_same_bits, leaves, parameters
 

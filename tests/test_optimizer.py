@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-
 from sdistill.optimizer import OptimizerConfig, make_optimizer
 
 

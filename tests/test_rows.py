@@ -5,10 +5,10 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from sdistill.rows import check_same_responses, layout, response_hidden, response_ids
 
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
-from sdistill.rows import check_same_responses, layout, response_hidden, response_ids
 
 
 def test_prompts_end_and_responses_begin_at_the_same_column():

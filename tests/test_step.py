@@ -9,6 +9,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from sdistill.optimizer import OptimizerConfig, make_optimizer
+from sdistill.rows import layout
+from sdistill.state import new_state
+from sdistill.teacher import TeacherConfig, first_teacher, next_teacher
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.losses import (
@@ -21,9 +25,6 @@ from sdistill.losses import (
     token_weights,
 )
 from sdistill.model.decoder import is_matrix
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.rows import layout
-from sdistill.state import new_state
 from sdistill.step import (
     PackedBatch,
     cross_entropy_gradient,
@@ -33,7 +34,6 @@ from sdistill.step import (
     sdpo_gradient,
     update,
 )
-from sdistill.teacher import TeacherConfig, first_teacher, next_teacher
 from tests import reference, tiny
 from tests.tiny import assert_same_bits, leaves, parameters
 

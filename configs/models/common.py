@@ -39,7 +39,7 @@ def preset(arg: str, name: str, family: str, **fields: object) -> ConfigDict:
     return ConfigDict(
         {
             **start,
-            "parameters": "float32",
+            "param_dtype": "float32",
             "compute": {"dtype": "bfloat16", "remat": "full", "attention": "auto"},
         }
     )

@@ -35,10 +35,10 @@ def get_config(arg: str = "walk") -> ConfigDict:
             "init_from": "signs_base" if tiny else MODEL,
             "dtype": "float32" if tiny else "bfloat16",
             "split": "k3_pool" if tiny else SPLIT,
-            "problems": None,
-            "samples": 4,
-            "max_prompt": prompt + (response if guided else 0),
-            "max_response": response,
+            "num_problems": None,
+            "num_samples": 4,
+            "max_prompt_length": prompt + (response if guided else 0),
+            "max_response_length": response,
             "sampling": {"temperature": 1.0},  # the distribution that bits are defined on
             "slots": 8 if guided else 16,
             "seed": int(step != "walk"),  # fresh answers: the walk's were chosen for how many are right
@@ -48,7 +48,7 @@ def get_config(arg: str = "walk") -> ConfigDict:
         }
     )
     if step == "walk":
-        config.walk = {"problems": 4 if tiny else 8, "min_correct": 1, "max_correct": 3, "stride": 8}
+        config.walk = {"num_problems": 4 if tiny else 8, "min_correct": 1, "max_correct": 3, "stride": 8}
     if guided:
-        config.context = {"kind": step} if tiny else {"kind": step, "template": TEMPLATE}
+        config.context = {"kind": step, **(CONTEXT if tiny else {"template": TEMPLATE})}
     return config

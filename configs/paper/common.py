@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from configs.models import olmo3_7b, qwen3_1p7b, qwen3_8b, r1_distill_qwen_7b
+from configs.signs.common import CONTEXT
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
 
@@ -20,7 +21,7 @@ def laid_out(
 ) -> dict[str, object]:
     """How a run lies on a slice: each row on as many chips as `context` says, and a row each at a time."""
     mesh = ONE | {"fsdp": fsdp, "tensor": tensor, "context": context}
-    return {"mesh": mesh, "micro_rows": fsdp, "chunk": chunk, "slots": slots, **others}
+    return {"mesh": mesh, "micro_batch_size": fsdp, "logits_chunk_size": chunk, "slots": slots, **others}
 
 
 ROUNDED = {"optimizer": {"first_moment": "bfloat16"}}
@@ -135,12 +136,12 @@ def on_policy(model: str, where: str, *, split: str, prompts: int, mini_batch: i
             "optimizer": {"warmup_steps": 10},
             "rollouts": {
                 "split": split,
-                "problems": None,
-                "prompts": prompts,
-                "samples": 8,
-                "max_prompt": MAX_PROMPT,
-                "max_response": MAX_RESPONSE,
-                "mini_batch": mini_batch,
+                "num_problems": None,
+                "num_prompts": prompts,
+                "num_samples": 8,
+                "max_prompt_length": MAX_PROMPT,
+                "max_response_length": MAX_RESPONSE,
+                "mini_batch_size": mini_batch,
                 "sampling": {"temperature": 1.0},
                 "thinking": thinking,
             },
@@ -148,10 +149,10 @@ def on_policy(model: str, where: str, *, split: str, prompts: int, mini_batch: i
                 "every": 10,
                 "at_start": ["aime24", "aime25", "amc23", "math500"],
                 "datasets": ["aime24", "aime25", "amc23", "math500"],
-                "problems": 500,
-                "samples": 16,
-                "max_prompt": MAX_PROMPT,
-                "max_response": EVALUATED_RESPONSE,
+                "num_problems": 500,
+                "num_samples": 16,
+                "max_prompt_length": MAX_PROMPT,
+                "max_response_length": EVALUATED_RESPONSE,
                 "sampling": sampling,
                 "thinking": thinking,
             },
@@ -169,15 +170,17 @@ def sdpo(config: ConfigDict) -> ConfigDict:
     config.objective = "sdpo"
     config.optimizer.learning_rate = 1e-5
     tiny = config.init_from is None
-    config.rollouts.max_teacher_prompt = 64 if tiny else MAX_TEACHER_PROMPT
-    context = {"kind": "solution", "thinking": config.rollouts.thinking}
-    config.sdpo = ConfigDict(
-        {
-            "context": context if tiny else {**context, "template": TEMPLATE},
-            "teacher": {"weights": "fixed", "dtype": "bfloat16"},
-            "loss": {"alpha": 0.5, "support": "topk", "top_k": 100, "tail": "bucket", "importance_cap": 2.0},
-        }
-    )
+    texts = CONTEXT if tiny else {"template": TEMPLATE}
+    config.teacher = {
+        "context": {"kind": "solution", "thinking": config.rollouts.thinking, **texts},
+        "max_prompt_length": 64 if tiny else MAX_TEACHER_PROMPT,
+        "weights": "fixed",
+        "dtype": "bfloat16",
+    }
+    config.loss = {
+        "divergence": {"alpha": 0.5, "support": "topk", "top_k": 100, "tail": "bucket"},
+        "importance_cap": 2.0,
+    }
     return config
 
 
@@ -185,7 +188,7 @@ def grpo(config: ConfigDict) -> ConfigDict:
     """The config with the paper's GRPO: no standard deviation in advantages, clip 0.2 / 0.28, no KL term."""
     config.objective = "grpo"
     config.optimizer.learning_rate = 1e-6
-    config.grpo = ConfigDict({"clip_low": 0.2, "clip_high": 0.28, "divide_by_std": False})
+    config.loss = {"clip_low": 0.2, "clip_high": 0.28, "divide_by_std": False}
     return config
 
 
@@ -198,18 +201,18 @@ def _tiny(preset: ConfigDict) -> ConfigDict:
             "optimizer": {"warmup_steps": 0},
             "rollouts": {
                 "split": "k3_pool",
-                "problems": None,
-                "prompts": 4,
-                "samples": 4,
-                "max_prompt": 8,
-                "max_response": 16,
-                "mini_batch": 2,
+                "num_problems": None,
+                "num_prompts": 4,
+                "num_samples": 4,
+                "max_prompt_length": 8,
+                "max_response_length": 16,
+                "mini_batch_size": 2,
                 "thinking": True,  # as the puzzle's prompt always does
             },
             "checkpoint_every": 2,
             "mesh": ONE,
-            "micro_rows": 4,
-            "chunk": 16,
+            "micro_batch_size": 4,
+            "logits_chunk_size": 16,
             "slots": 16,
         }
     )

@@ -25,6 +25,7 @@ next. `walk`: 1 and 7 for each 64 problems, and how many it passes over until it
 from ml_collections import ConfigDict
 
 from configs.paper.common import ONE, slice_of
+from configs.signs.common import CONTEXT
 
 STEPS = ("walk", "unguided", "solution", "answer", "regenerated", "regenerated_again")
 SHOWN_FROM = {"regenerated": "solution", "regenerated_again": "regenerated"}
@@ -47,9 +48,9 @@ def get_config(arg: str = "walk") -> ConfigDict:
     where = slice_of(where, SLICES)
     config = _tiny() if where == "tiny" else _paper(where)
     if step == "walk":
-        config.walk = {"problems": 100, "min_correct": 1, "max_correct": 4, "stride": 64}
+        config.walk = {"num_problems": 100, "min_correct": 1, "max_correct": 4, "stride": 64}
         if where == "tiny":
-            config.walk.update({"problems": 4, "max_correct": 7, "stride": 8})
+            config.walk.update({"num_problems": 4, "max_correct": 7, "stride": 8})
         return config
     config.after = f"runs/section3/{SHOWN_FROM.get(step, 'walk')}"
     config.seed = 1  # fresh answers: those of the walk were chosen for how many are right
@@ -61,10 +62,9 @@ def get_config(arg: str = "walk") -> ConfigDict:
 
 def guide(config: ConfigDict, kind: str, *, tiny: bool) -> None:
     """Shows a correct answer, or the end of one, before the problem is answered."""
-    config.max_prompt += config.max_response
-    config.context = {"kind": kind}
+    config.max_prompt_length += config.max_response_length
+    config.context = {"kind": kind, **(CONTEXT if tiny else {"template": TEMPLATE})}
     if not tiny:
-        config.context.template = TEMPLATE
         config.slots //= 2
 
 
@@ -75,10 +75,10 @@ def _paper(where: str) -> ConfigDict:
             "tokenizer": None,
             "dtype": "bfloat16",
             "split": "dapo_math_17k",
-            "problems": None,
-            "samples": 8,
-            "max_prompt": 2048,
-            "max_response": 32_768,
+            "num_problems": None,
+            "num_samples": 8,
+            "max_prompt_length": 2048,
+            "max_response_length": 32_768,
             "sampling": {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
             "seed": 0,
             "after": None,
@@ -90,8 +90,8 @@ def _paper(where: str) -> ConfigDict:
 
 def _tiny() -> ConfigDict:
     config = _paper("v5e_8")
-    changes = {"init_from": "signs_base", "dtype": "float32", "split": "k3_pool", "problems": 32}
-    lengths = {"max_prompt": 16, "max_response": 112}
+    changes = {"init_from": "signs_base", "dtype": "float32", "split": "k3_pool", "num_problems": 32}
+    lengths = {"max_prompt_length": 16, "max_response_length": 112}
     config.update(
         {
             **changes,

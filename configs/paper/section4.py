@@ -27,7 +27,7 @@ def get_config(arg: str = "unguided") -> ConfigDict:
     if step not in ("unguided", "guided"):
         raise ValueError(f"unknown argument {arg!r}; give unguided or guided, or one of them and :WHERE")
     config = section3.get_config(f"unguided:{where}")
-    config.update({"problems": 32 if where == "tiny" else 400, "samples": 4, "seed": 0})
+    config.update({"num_problems": 32 if where == "tiny" else 400, "num_samples": 4, "seed": 0})
     config.after = None
     if step == "guided":
         config.after = "runs/section4/unguided"

@@ -36,15 +36,15 @@ def get_config(arg: str = "guided") -> ConfigDict:
             "optimizer": {"learning_rate": 1e-5, "warmup_steps": 10},
             "examples": {
                 "source": f"runs/section4/matched/{name}.jsonl.gz",
-                "rows": 4 if tiny else 16,
-                "row_length": 256 if tiny else 2048 + 32_768,
+                "batch_size": 4 if tiny else 16,
+                "sequence_length": 256 if tiny else 2048 + 32_768,
                 "packed": True,
             },
             "checkpoint_every": 2 if tiny else 25,
         }
     )
     if not tiny:
-        config.update(layouts[where])
+        config.update({name: value for name, value in layouts[where].items() if name != "slots"})
         on_policy = common.on_policy("deepseek_7b", where, split="math500", prompts=8, mini_batch=8)
         config.evaluation = on_policy.evaluation
         config.evaluation.every = 150

@@ -12,12 +12,12 @@ The argument is MODEL or MODEL:WHERE. MODEL and WHERE, the first of which is the
     olmo3_7b                     v5p_4, v5p_8
 
 or `tiny`, which makes two steps of the puzzle with random weights of the same architecture. The context is
-the whole solution, c = s; `--config.sdpo.context.kind=answer` takes its thinking away. Changes against the
+the whole solution, c = s; `--config.teacher.context.kind=answer` takes its thinking away. Changes against the
 base on AIME24, as the paper reports them: −40.7 % (DeepSeek), −12.1 % (Qwen3-8B), −45.9 % (Qwen3-1.7B, all
 with c = s), below the base for Olmo-3.
 
 A teacher's row has up to 22,528 + 20,480 = 43,008 tokens, which is beyond Qwen3's 40,960 positions: the
-released runs go there, so this does too; `--config.rollouts.max_teacher_prompt=20480` does not.
+released runs go there, so this does too; `--config.teacher.max_prompt_length=20480` does not.
 
 Estimates. A step learns from 2,048 responses of at most 20,480 tokens: 42 million, 4.2 billion in 100 steps.
 Were all that long, a step would take at least 2,048 / rows × the seconds of a gradient, and 2,048 / slots ×

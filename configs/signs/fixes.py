@@ -12,6 +12,7 @@ import copy
 from ml_collections import ConfigDict
 
 from configs.signs import study
+from configs.signs.common import CONTEXT
 from sdistill.analysis.epistemic import WORDS
 
 # Of these constants no published value was available.
@@ -29,24 +30,22 @@ def get_config(arg: str = "") -> ConfigDict:
 
     def on_sdpo(**loss: object) -> ConfigDict:
         run = copy.deepcopy(sdpo)
-        run.sdpo.loss.update(loss)
+        run.loss.update(loss)
         return run
 
-    def with_context(max_teacher_prompt: int, **context: object) -> ConfigDict:
+    def with_context(max_prompt_length: int, **context: object) -> ConfigDict:
         run = copy.deepcopy(sdpo)
-        run.sdpo.context = ConfigDict(context)
-        run.rollouts.max_teacher_prompt = max_teacher_prompt
+        run.teacher = {"context": {**context, **CONTEXT}, "max_prompt_length": max_prompt_length}
         return run
 
     def on_grpo(**fix: object) -> ConfigDict:
         run = copy.deepcopy(grpo)
-        run.grpo = ConfigDict(fix)
-        run.rollouts.max_teacher_prompt = sdpo.rollouts.max_teacher_prompt
+        run.loss = ConfigDict(fix)
         return run
 
-    solution = {"context": {"kind": "solution"}}
+    solution = {"teacher": {**sdpo.teacher.to_dict(), "weights": "live"}}
     fixes = {
-        "sdpo_pointwise_clip": on_sdpo(pointwise_clip=0.05),
+        "sdpo_pointwise_clip": on_sdpo(divergence={"pointwise_clip": 0.05}),
         "sdpo_marker_mask": on_sdpo(masked_words=WORDS),
         "sdpo_pass_rate": on_sdpo(pass_rate_weight=True),
         "sdpo_fork_aware": on_sdpo(fork_aware=FORKS),
@@ -58,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "seeds": paper.seeds,
-            "max_prompt": paper.max_prompt,
+            "max_prompt_length": paper.max_prompt,
             "grpo": grpo,
             "sdpo": sdpo,
             "fixes": [{"condition": name, "train": run.to_dict()} for name, run in fixes.items()],

@@ -20,6 +20,8 @@ Each takes seconds to a minute on a laptop's CPU. The argument `tiny` asks for 1
 
 from ml_collections import ConfigDict
 
+from configs.signs.common import CONTEXT, MODEL
+
 KINDS = ("solution", "answer", "partial", "other_problem")
 STEPS = ("plain", "walk", "unguided", *KINDS, "regenerated", "tiny")
 
@@ -31,27 +33,29 @@ def get_config(arg: str = "plain") -> ConfigDict:
     config = ConfigDict(
         {
             "split": "k3_pool" if arg == "tiny" else "k4_pool",  # the base solves most of three numbers
-            "problems": {"tiny": 8, "plain": 200}.get(arg),
-            "samples": 2 if arg == "tiny" else 8,
-            "max_prompt": 16,
-            "max_response": 112,
+            "num_problems": {"tiny": 8, "plain": 200}.get(arg),
+            "num_samples": 2 if arg == "tiny" else 8,
+            "max_prompt_length": 16,
+            "max_response_length": 112,
             "sampling": {"temperature": 1.0},
             "slots": 256,
             "stop": (),
             "seed": 0,
+            "init_from": MODEL["init_from"],
+            "mesh": MODEL["mesh"],
             "after": None,
             "data_dir": None,
         }
     )
     if arg == "walk":
-        config.walk = {"problems": 100, "min_correct": 1, "max_correct": 4}
+        config.walk = {"num_problems": 100, "min_correct": 1, "max_correct": 4}
     elif arg not in ("plain", "tiny"):
         config.after = "runs/solution" if arg == "regenerated" else "runs/walk"
         config.seed = 1  # fresh responses: those of the walk were chosen for how many are right
     if arg in (*KINDS, "regenerated"):
-        config.context = {"kind": "solution" if arg == "regenerated" else arg}
+        config.context = {"kind": "solution" if arg == "regenerated" else arg, **CONTEXT}
         config.first_if_none = arg == "regenerated"
-        config.max_prompt = 128  # a solution with its thinking, or two problems
+        config.max_prompt_length = 128  # a solution with its thinking, or two problems
     if arg == "partial":
         config.context.fraction = 0.5
     return config

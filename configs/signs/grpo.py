@@ -3,7 +3,7 @@
     python -m sdistill.train --config configs/signs/grpo.py --workdir runs/grpo
     python -m sdistill.train --config configs/signs/grpo.py:dapo --workdir runs/dapo
 
-The argument is one of `sdistill.losses.PRESETS`, by default none of them: the settings of the
+The argument is one of `sdistill.config.GRPO_PRESETS`, by default none of them: the settings of the
 paper. `tiny` makes two steps of a small batch.
 """
 
@@ -12,7 +12,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs.signs import sdpo
-from sdistill.losses import PRESETS
+from sdistill.config import GRPO_PRESETS as PRESETS
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -23,7 +23,6 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     config = sdpo.get_config("tiny" if arg == "tiny" else "solution")
     config.objective = "grpo"
-    config.grpo = ConfigDict(dataclasses.asdict(PRESETS[arg]) if arg in PRESETS else {})
-    del config.sdpo
-    del config.rollouts.max_teacher_prompt
+    config.loss = ConfigDict(dataclasses.asdict(PRESETS[arg]) if arg in PRESETS else {})
+    del config.teacher
     return config

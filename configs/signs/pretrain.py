@@ -9,6 +9,8 @@ of 40 packed rows of 192 tokens. The result is shipped in `sdistill/model/assets
 
 from ml_collections import ConfigDict
 
+from configs.signs.common import MODEL
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings; `tiny` for two steps of a small batch."""
@@ -16,6 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     steps = 2 if tiny else 1000
     return ConfigDict(
         {
+            **MODEL,
             "objective": "pretrain",
             "seed": 0,
             "steps": steps,
@@ -40,8 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "examples": {
                 "source": "signs_corpus",
-                "rows": 4 if tiny else 40,
-                "row_length": 192,
+                "batch_size": 4 if tiny else 40,
+                "sequence_length": 192,
                 "packed": True,
             },
             "checkpoint_every": 200,

@@ -25,14 +25,14 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "seeds": [0],
-            "max_prompt": paper.max_prompt,
+            "max_prompt_length": paper.max_prompt,
             "grpo": paper.grpo,
             "sdpo": paper.sdpo,
             "probes": {
                 "split": "k4_test",
-                "problems": PROBLEMS[arg],
-                "samples": {"quick": 4}.get(arg, 2),
-                "max_response": 144,
+                "num_problems": PROBLEMS[arg],
+                "num_samples": {"quick": 4}.get(arg, 2),
+                "max_response_length": 144,
                 "cue": "wait",
                 "extra_attempts": 1 if arg == "tiny" else 2,
             },

@@ -10,6 +10,8 @@ makes two steps of a small batch.
 
 from ml_collections import ConfigDict
 
+from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL
+
 
 def get_config(arg: str = "solution") -> ConfigDict:
     """Settings of one run; `arg` is the context or `tiny`."""
@@ -17,34 +19,33 @@ def get_config(arg: str = "solution") -> ConfigDict:
     kind = "solution" if tiny else arg
     return ConfigDict(
         {
+            **MODEL,
             "objective": "sdpo",
             "seed": 0,
-            "init_from": "signs_base",
             "steps": 2 if tiny else 60,
             "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10},
             "rollouts": {
                 "split": "k3_pool",
-                "problems": None,
-                "prompts": 4 if tiny else 16,
-                "samples": 4 if tiny else 8,
-                "max_prompt": 8,
-                "max_response": 48,
-                "max_teacher_prompt": 64 if kind == "solution" else 16,
+                "num_problems": None,
+                "num_prompts": 4 if tiny else 16,
+                "num_samples": 4 if tiny else 8,
+                "max_prompt_length": 8,
+                "max_response_length": 48,
             },
-            "sdpo": {
-                "context": {"kind": kind},
-                "teacher": {"weights": "fixed"},
-                # 168 words are few enough to compare all of them.
-                "loss": {"support": "full", "top_k": None, "tail": None},
+            "teacher": {
+                "context": {"kind": kind, **CONTEXT},
+                "max_prompt_length": 64 if kind == "solution" else 16,
+                "weights": "fixed",
             },
+            "loss": {"divergence": FULL_DIVERGENCE},
             "evaluation": {
+                **EVALUATION,
                 "every": 2 if tiny else 20,
                 "at_start": ["k3_test", "k4_test"],
                 "datasets": ["k3_test", "k4_test"],
-                "problems": 8 if tiny else 128,
+                "num_problems": 8 if tiny else 128,
             },
             "checkpoint_every": 2 if tiny else 20,
             "slots": 16 if tiny else 128,
-            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "context": 1},
         }
     )

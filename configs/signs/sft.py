@@ -10,27 +10,30 @@ pretraining corpus.
 
 from ml_collections import ConfigDict
 
+from configs.signs.common import EVALUATION, MODEL
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings of one run; `tiny` for two steps of a small batch."""
     tiny = arg == "tiny"
     return ConfigDict(
         {
+            **MODEL,
             "objective": "sft",
             "seed": 0,
-            "init_from": "signs_base",
             "steps": 2 if tiny else 37,
             "optimizer": {"learning_rate": 3e-4, "warmup_steps": 4},
             "examples": {
                 "source": "signs_corpus",
-                "rows": 4 if tiny else 64,
-                "row_length": 192,
+                "batch_size": 4 if tiny else 64,
+                "sequence_length": 192,
                 "packed": False,
             },
             "evaluation": {
+                **EVALUATION,
                 "every": 1000,
                 "datasets": ["k3_test", "k4_test"],
-                "problems": 8 if tiny else 128,
+                "num_problems": 8 if tiny else 128,
             },
         }
     )

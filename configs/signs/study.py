@@ -9,6 +9,8 @@ exercises the code. What comes out of the full study, and what both take, is in 
 
 from ml_collections import ConfigDict
 
+from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL
+
 SIZES = {
     "": {
         "seeds": [0, 1, 2],
@@ -20,7 +22,7 @@ SIZES = {
         "sft_steps": 37,
         "steps": 40,
         "every": 10,
-        "problems": 128,
+        "num_problems": 128,
         "coverage": [1, 8, 64, 512],
     },
     "quick": {
@@ -33,7 +35,7 @@ SIZES = {
         "sft_steps": 9,
         "steps": 16,
         "every": 8,
-        "problems": 32,
+        "num_problems": 32,
         "coverage": [8, 64],
     },
     "tiny": {
@@ -46,7 +48,7 @@ SIZES = {
         "sft_steps": 2,
         "steps": 2,
         "every": 1,
-        "problems": 8,
+        "num_problems": 8,
         "coverage": [8],
     },
 }
@@ -58,52 +60,48 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"unknown argument {arg!r} of study.py; known: {', '.join(map(repr, SIZES))}")
     size = SIZES[arg]
     evaluation = {
+        **EVALUATION,
         "every": size["every"],
         "datasets": ["trained", "k3_test", "k4_test"],
-        "problems": size["problems"],
+        "num_problems": size["problems"],
     }
     on_policy = {
+        **MODEL,
         "seed": 0,  # the study's seeds take its place
         "steps": size["steps"],
         "rollouts": {
             "split": "k3_pool",
-            "problems": None,
-            "prompts": 16,
-            "samples": 8,
-            "max_prompt": 8,
-            "max_response": 48,
+            "num_problems": None,
+            "num_prompts": 16,
+            "num_samples": 8,
+            "max_prompt_length": 8,
+            "max_response_length": 48,
         },
         "evaluation": evaluation,
+        "slots": 128,
         "attribution": True,
         "checkpoint_every": size["every"],
     }
     grpo = ConfigDict(on_policy)
     grpo.objective = "grpo"
-    grpo.grpo = ConfigDict()
     grpo.optimizer = ConfigDict({"learning_rate": 1e-4, "warmup_steps": 10})
     sdpo = ConfigDict(on_policy)
     sdpo.objective = "sdpo"
-    sdpo.rollouts.max_teacher_prompt = 64
-    sdpo.sdpo = ConfigDict(
-        {
-            "context": {"kind": "solution"},
-            # 168 words are few enough to compare all of them.
-            "loss": {"support": "full", "top_k": None, "tail": None},
-        }
-    )
+    sdpo.teacher = {"context": {"kind": "solution", **CONTEXT}, "max_prompt_length": 64}
+    sdpo.loss = {"divergence": FULL_DIVERGENCE}
     sdpo.optimizer = ConfigDict({"learning_rate": 1e-4, "warmup_steps": 10})
     return ConfigDict(
         {
             "seeds": size["seeds"],
             "coverage_seeds": size["coverage_seeds"],
-            "max_prompt": 144,
+            "max_prompt_length": 144,
             "richness": {
                 "splits": ["k3_pool", "k4_pool"],
-                "problems": size["walk"],
+                "num_problems": size["walk"],
                 "walk_samples": 8,
                 "min_correct": 1,
                 "max_correct": 4,
-                "samples": 8,
+                "num_samples": 8,
                 "answer_fractions": size["answer_fractions"],
                 "solution_fractions": [0.5],
                 "models": size["richness_models"],
@@ -112,13 +110,19 @@ def get_config(arg: str = "") -> ConfigDict:
                 "split": "k3_pool",
                 "responses": size["responses"],
                 "per_problem": 2,
-                "samples": 8,
+                "num_samples": 8,
                 "train": {
+                    **MODEL,
                     "objective": "sft",
                     "seed": 0,
                     "steps": size["sft_steps"],  # three epochs
                     "optimizer": {"learning_rate": 3e-4, "warmup_steps": 4},
-                    "examples": {"source": "filled in", "rows": 64, "row_length": 64, "packed": False},
+                    "examples": {
+                        "source": "filled in",
+                        "batch_size": 64,
+                        "sequence_length": 64,
+                        "packed": False,
+                    },
                     "evaluation": {**evaluation, "datasets": ["k3_test", "k4_test"], "every": 1000},
                     "checkpoint_every": 20,
                 },
@@ -126,8 +130,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "grpo": grpo,
             "sdpo": sdpo,
             "contexts": [
-                {"kind": "solution", "max_teacher_prompt": 64},
-                {"kind": "answer", "max_teacher_prompt": 16},
+                {"kind": "solution", "max_prompt_length": 64},
+                {"kind": "answer", "max_prompt_length": 16},
             ],
             "ema_rate": 0.05,
             "coverage": size["coverage"],

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdistill.fixes import clip_pointwise
 from sdistill.model.chunks import PlacesOf, read_by_chunks, total
 from sdistill.model.scoring import (
     NOTHING,
@@ -118,6 +117,15 @@ def token_divergence(
         log_s, log_t = (take(x, sampled_ids_BT[..., None])[..., 0] for x in (log_s, log_t))
         return _sampled(log_s, log_t)
     return _divergence(log_s, log_t, alpha, pointwise_clip)
+
+
+def clip_pointwise(terms: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+    """What each id adds to a token's divergence, at most `cap`, in nats; no gradient where it is capped.
+
+    OPSD (arXiv 2601.18734): style tokens carry 6 to 15 times the divergence of mathematical ones. Terms
+    may be negative and are left alone there, so that a token's loss can become negative.
+    """
+    return jnp.where(terms < cap, terms, cap)
 
 
 class Comparison(NamedTuple):

@@ -1,10 +1,9 @@
 """The settings of the studies: of the paper's sections, and of the fixes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sdistill.analysis.epistemic import WORDS, count_words
-from sdistill.config import TrainConfig
-from sdistill.contexts import Kind
+from sdistill.config import EvaluationConfig, GRPOConfig, Kind, SDPOConfig, SFTConfig
 from sdistill.settings import require, require_positive
 
 
@@ -14,22 +13,22 @@ class RichnessConfig:
 
     Attributes:
       splits: Walked in turns, a problem of each after the other.
-      problems: Problems to keep.
+      num_problems: Problems to keep.
       walk_samples: Responses a problem on the walk.
       min_correct: A problem is kept if at least so many of them are right…
       max_correct: …and at most so many.
-      samples: Fresh responses a kept problem and context.
+      num_samples: Fresh responses a kept problem and context.
       answer_fractions: Shares of the answer that contexts reveal, besides all of it. 0 is its form alone.
       solution_fractions: Shares of a worked solution that contexts reveal, besides all of it.
       models: Conditions of section 5 that answer the same problems under the same contexts.
     """
 
     splits: tuple[str, ...]
-    problems: int
+    num_problems: int
     walk_samples: int
     min_correct: int
     max_correct: int
-    samples: int
+    num_samples: int
     answer_fractions: tuple[float, ...]
     solution_fractions: tuple[float, ...]
     models: tuple[str, ...]
@@ -50,15 +49,15 @@ class SFTStudyConfig:
       split: Problems to sample training responses from.
       responses: Size of each training set.
       per_problem: Responses of one problem in a training set, at most.
-      samples: Responses sampled a problem, of which the correct ones can be used.
+      num_samples: Responses sampled a problem, of which the correct ones can be used.
       train: The SFT runs; `examples.source` and the seed are filled in.
     """
 
     split: str
     responses: int
     per_problem: int
-    samples: int
-    train: TrainConfig
+    num_samples: int
+    train: SFTConfig
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,11 @@ class TeacherContext:
 
     Attributes:
       kind: `solution` (c = s) or `answer` (c = s∖think).
-      max_teacher_prompt: Tokens of the teacher's prompt, at most.
+      max_prompt_length: Longest prompt of the teacher, in tokens.
     """
 
     kind: Kind
-    max_teacher_prompt: int
+    max_prompt_length: int
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,15 @@ class RunsConfig:
 
     Attributes:
       seeds: Each condition is run under each; they take the place of the runs' own.
-      max_prompt: Tokens of a prompt with any context, at most.
+      max_prompt_length: Longest prompt with any context, in tokens.
       grpo: The GRPO runs.
       sdpo: The SDPO runs.
     """
 
     seeds: tuple[int, ...]
-    max_prompt: int
-    grpo: TrainConfig
-    sdpo: TrainConfig
+    max_prompt_length: int
+    grpo: GRPOConfig
+    sdpo: SDPOConfig
 
     def __post_init__(self) -> None:
         require(len(self.seeds) > 0, "seeds=() must not be empty")
@@ -147,7 +146,7 @@ class FixRun:
     """
 
     condition: str
-    train: TrainConfig
+    train: GRPOConfig | SDPOConfig
 
     def __post_init__(self) -> None:
         require(
@@ -176,7 +175,7 @@ class FixesConfig(RunsConfig):
                 f"fixes: {condition} has other steps, rollouts or evaluation than grpo; make them equal",
             )
 
-    def runs(self) -> dict[str, TrainConfig]:
+    def runs(self) -> dict[str, GRPOConfig | SDPOConfig]:
         """Condition → run, the plain ones first."""
         return {"grpo": self.grpo, "sdpo": self.sdpo, **{fix.condition: fix.train for fix in self.fixes}}
 
@@ -187,23 +186,26 @@ class ProbingConfig:
 
     Attributes:
       split: Problems, harder than those trained on.
-      problems: Only the first so many; None for all.
-      samples: Responses a problem.
-      max_response: Tokens of a response, at most, what is forced on it included.
+      num_problems: The first of the split. None takes all.
+      num_samples: Responses a problem.
+      max_response_length: Longest response, in tokens, what is forced on it included.
       cue: The word of doubt that is put into responses.
       extra_attempts: How often a response is kept from ending its thinking, at most.
     """
 
     split: str
-    problems: int | None
-    samples: int
-    max_response: int
+    num_problems: int | None
+    num_samples: int
+    max_response_length: int
     cue: str
     extra_attempts: int
 
     def __post_init__(self) -> None:
-        require_positive(self, "samples", "max_response", "extra_attempts")
-        require(self.problems is None or self.problems > 0, f"problems={self.problems} must be positive")
+        require_positive(self, "num_samples", "max_response_length", "extra_attempts")
+        require(
+            self.num_problems is None or self.num_problems > 0,
+            f"num_problems={self.num_problems} must be positive",
+        )
         require(count_words(self.cue) == 1, f"cue={self.cue!r} must be one of {', '.join(WORDS)}")
 
 
@@ -219,13 +221,16 @@ class ProbesConfig(RunsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.sdpo.sdpo is not None and not self.sdpo.sdpo.loss.masked_words,
-            "sdpo.sdpo.loss.masked_words is filled in; leave it empty",
-        )
+        require(not self.sdpo.loss.masked_words, "sdpo.loss.masked_words is filled in; leave it empty")
 
 
-def _comparable(run: TrainConfig) -> tuple[object, ...]:
+def _comparable(run: GRPOConfig | SDPOConfig) -> tuple[object, ...]:
     """What runs must share for their difference to be one of objectives."""
-    rollouts = run.rollouts and replace(run.rollouts, max_teacher_prompt=None)
-    return run.init_from, run.steps, rollouts, run.evaluation
+    return run.init_from, run.steps, run.rollouts, run.evaluation
+
+
+def evaluation_of(config: RunsConfig) -> EvaluationConfig:
+    """The evaluation that all runs of a study share."""
+    evaluation = config.grpo.evaluation
+    assert evaluation is not None  # RunsConfig has checked
+    return evaluation

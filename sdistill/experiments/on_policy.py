@@ -3,28 +3,32 @@
 import dataclasses
 
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.config import TrainConfig
+from sdistill.config import GRPOConfig, SDPOConfig
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
-from sdistill.teacher import TeacherConfig
 
 
-def runs(study: Study, seed: int, problems: int | None) -> dict[str, TrainConfig]:
+def runs(study: Study, seed: int, problems: int | None) -> dict[str, GRPOConfig | SDPOConfig]:
     """Condition → training run, on the first `problems` problems of the pool."""
     config = study.config
     grpo, sdpo = config.grpo, config.sdpo
-    assert grpo.rollouts is not None and sdpo.rollouts is not None and sdpo.sdpo is not None
-    rollouts = dataclasses.replace(grpo.rollouts, problems=problems)
-    chosen = {"grpo": dataclasses.replace(grpo, seed=seed, rollouts=rollouts)}
-    teachers = {"fixed": TeacherConfig("fixed"), "ema": TeacherConfig("ema", config.ema_rate)}
+    rollouts = dataclasses.replace(grpo.rollouts, num_problems=problems)
+    chosen: dict[str, GRPOConfig | SDPOConfig] = {
+        "grpo": dataclasses.replace(grpo, seed=seed, rollouts=rollouts)
+    }
+    rollouts = dataclasses.replace(sdpo.rollouts, num_problems=problems)
     for context in config.contexts:
-        rollouts = dataclasses.replace(
-            sdpo.rollouts, problems=problems, max_teacher_prompt=context.max_teacher_prompt
+        teacher = dataclasses.replace(
+            sdpo.teacher,
+            context=dataclasses.replace(sdpo.teacher.context, kind=context.kind),
+            max_prompt_length=context.max_prompt_length,
         )
-        shown = dataclasses.replace(sdpo.sdpo.context, kind=context.kind)
-        for weights, teacher in teachers.items():
-            objective = dataclasses.replace(sdpo.sdpo, context=shown, teacher=teacher)
+        teachers = {
+            "fixed": dataclasses.replace(teacher, weights="fixed"),
+            "ema": dataclasses.replace(teacher, weights="ema", ema_rate=config.ema_rate),
+        }
+        for weights, each in teachers.items():
             chosen[f"sdpo_{context.kind}_{weights}"] = dataclasses.replace(
-                sdpo, seed=seed, rollouts=rollouts, sdpo=objective
+                sdpo, seed=seed, rollouts=rollouts, teacher=each
             )
     return chosen
 
@@ -85,7 +89,7 @@ def coverage_section(study: Study) -> list[Record]:
     return results.records() + results.differences(pairs) + training
 
 
-def narrow(run: TrainConfig) -> TrainConfig:
+def narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
     """A run on few problems: the base has to be evaluated on just these before the first step."""
     assert run.evaluation is not None
     return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, at_start=("trained",)))

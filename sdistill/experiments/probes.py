@@ -24,21 +24,17 @@ from sdistill.analysis.probes import (
     thinking,
 )
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.config import TrainConfig
+from sdistill.config import GRPOConfig, SDPOConfig
 from sdistill.data.catalogue import open_problems
-from sdistill.engine.engine import SlotEngine
-from sdistill.engine.model import CachedDecoder
-from sdistill.engine.progress import follow
 from sdistill.experiments.config import ProbesConfig
-from sdistill.experiments.continuing import Begun, go_on, requests_to_go_on
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
 from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
+from sdistill.sample import Query
 from sdistill.storage import read_responses, write_responses
 from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.text import words
-from sdistill.train_mesh import mesh_of
 from sdistill.types import Response
 
 AT_ONCE, DOUBT, SHUFFLE, FORCE = 0, 1, 2, 3  # steps of the random streams; FORCE and more are rounds
@@ -69,60 +65,44 @@ class Subject:
     task: Task
 
     def answer(
-        self, arm: str, units: Sequence[Begun | Response], *, step: int, forbidden: Sequence[int] = ()
+        self, arm: str, units: Sequence[Query | Response], *, step: int, forbidden: Sequence[int] = ()
     ) -> list[Response]:
-        """Goes on with what has begun, once for all; responses that are given stay as they are."""
+        """Samples the queries, once for all; responses that are given stay as they are."""
         folder = self.study.directory(PROBES, f"{self.name}@{arm}", self.seed)
         path = folder / f"{self.study.config.probes.split}-000000.jsonl.gz"
         if path.exists():
             return read_responses(path)
-        begun = [unit for unit in units if isinstance(unit, Begun)]
-        new = iter(self._go_on(arm, begun, step, forbidden) if begun else [])
-        generations = [next(new) if isinstance(unit, Begun) else unit for unit in units]
-        write_responses(path, generations)
-        return generations
-
-    def _go_on(self, arm: str, begun: Sequence[Begun], step: int, forbidden: Sequence[int]) -> list[Response]:
-        study, limit = self.study, self.study.config.probes.max_response
-        asked = requests_to_go_on(begun, study.chat, limit)
-        longest = max(len(request.prompt) for _, request in asked)
-        engine = SlotEngine(
-            CachedDecoder(self.model.config),
-            mesh=mesh_of(study.config.sdpo),
-            stop_ids=study.chat.tokenizer.stop_ids,
-            slots=256,
-            max_prompt=-(-longest // 64) * 64,  # few shapes to compile
-            max_response=limit,
-        )
-        name = f"{self.name} {arm}"
-        bar = study.progress.add_task(name, total=len(begun))
-        found = go_on(
-            engine,
-            nnx.state(self.model, nnx.Param),
-            begun,
-            chat=study.chat,
-            task=self.task,
-            limit=limit,
-            seed=self.seed,
-            step=step,
-            forbidden=forbidden,
-            progress=follow(study.progress, bar, name),
-        )
-        study.progress.remove_task(bar)
-        return found
+        queries = [unit for unit in units if isinstance(unit, Query)]
+        sampled: list[Response] = []
+        if queries:
+            sampled, _ = self.study.sample(
+                nnx.state(self.model, nnx.Param),
+                queries,
+                self.task,
+                name=f"{self.name} {arm}",
+                max_response_length=self.study.config.probes.max_response_length,
+                prompt_multiple=64,  # few shapes to compile
+                seed=self.seed,
+                step=step,
+                forbidden=forbidden,
+            )
+        new = iter(sampled)
+        responses = [next(new) if isinstance(unit, Query) else unit for unit in units]
+        write_responses(path, responses)
+        return responses
 
     @functools.cached_property
     def plain(self) -> list[Response]:
         """Its responses as they are."""
-        samples = range(self.study.config.probes.samples)
-        return self.answer(PLAIN, [Begun(p, i) for p in self.problems for i in samples], step=AT_ONCE)
+        samples = range(self.study.config.probes.num_samples)
+        return self.answer(PLAIN, [Query(p, i) for p in self.problems for i in samples], step=AT_ONCE)
 
     def more(self, again: int) -> list[Response]:
         """As many other responses as they are; their samples go on counting."""
-        count = self.study.config.probes.samples
+        count = self.study.config.probes.num_samples
         samples = range(again * count, (again + 1) * count)
         return self.answer(
-            f"{PLAIN}_{again}", [Begun(p, i) for p in self.problems for i in samples], step=AT_ONCE
+            f"{PLAIN}_{again}", [Query(p, i) for p in self.problems for i in samples], step=AT_ONCE
         )
 
     @functools.cached_property
@@ -142,14 +122,14 @@ class Subject:
         the samples of all the times that the model was asked.
         """
         copies = range(max(1, len(self.plain) // max(1, len(generations))))
-        samples = self.study.config.probes.samples * asked
+        samples = self.study.config.probes.num_samples * asked
         return [
             dataclasses.replace(g, sample=g.sample + copy * samples) for copy in copies for g in generations
         ]
 
-    def begin(self, generation: Response, text: str) -> Begun:
+    def begin(self, generation: Response, text: str) -> Query:
         """Goes back to `text`, in which a response has begun."""
-        return Begun(self._problem[generation.problem], generation.sample, text)
+        return Query(self._problem[generation.problem], generation.sample, prefix=text)
 
     @functools.cached_property
     def _problem(self) -> dict[str, Problem]:
@@ -161,7 +141,7 @@ def probes_section(study: Study[ProbesConfig]) -> list[Record]:
     results, training, named = Results(PROBES), list[Record](), list[Record]()
     config = study.config.probes
     dataset = name_of(config.split)
-    problems = open_problems(config.split, study.config.sdpo.data_dir)[: config.problems]
+    problems = open_problems(config.split, study.config.sdpo.data_dir)[: config.num_problems]
     for seed in study.config.seeds:
         add_base(study, results, seed, on_policy_datasets(study), section=PROBES)
         task = SignsTask()
@@ -200,15 +180,14 @@ def _masks(study: Study[ProbesConfig], seed: int, task: Task) -> tuple[Words, tu
     return {"mask_words": said, "mask_others": others}, (counts, len(texts))
 
 
-def _runs(config: ProbesConfig, seed: int, masked: Mapping[str, Sequence[str]]) -> dict[str, TrainConfig]:
+def _runs(
+    config: ProbesConfig, seed: int, masked: Mapping[str, Sequence[str]]
+) -> dict[str, GRPOConfig | SDPOConfig]:
     """Condition → training run."""
-    assert config.sdpo.sdpo is not None  # ProbesConfig has checked
-    chosen = {"grpo": config.grpo, "sdpo": config.sdpo}
+    chosen: dict[str, GRPOConfig | SDPOConfig] = {"grpo": config.grpo, "sdpo": config.sdpo}
     for arm, left_out in masked.items():
-        loss = dataclasses.replace(config.sdpo.sdpo.loss, masked_words=tuple(left_out))
-        chosen[f"sdpo_{arm}"] = dataclasses.replace(
-            config.sdpo, sdpo=dataclasses.replace(config.sdpo.sdpo, loss=loss)
-        )
+        loss = dataclasses.replace(config.sdpo.loss, masked_words=tuple(left_out))
+        chosen[f"sdpo_{arm}"] = dataclasses.replace(config.sdpo, loss=loss)
     return {condition: dataclasses.replace(run, seed=seed) for condition, run in chosen.items()}
 
 
@@ -271,9 +250,9 @@ def _cut(subject: Subject, generations: Sequence[Response]) -> list[Response]:
     found = []
     for generation in generations:
         whole = subject.begin(generation, generation.text)
-        end = subject.task.first_wrong_attempt(whole.problem, whole.text)
+        end = subject.task.first_wrong_attempt(whole.problem, whole.prefix)
         if end is not None:
-            found.append(dataclasses.replace(generation, text=whole.text[:end]))
+            found.append(dataclasses.replace(generation, text=whole.prefix[:end]))
     return found
 
 

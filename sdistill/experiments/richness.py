@@ -1,10 +1,11 @@
 """Section 3: what richer contexts do to the responses of the base model, and of models trained since."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.contexts import ContextConfig, Kind, guided_content
+from sdistill.config import ContextConfig, Kind
+from sdistill.contexts import guided_content
 from sdistill.data.catalogue import open_problems
 from sdistill.experiments.config import StudyConfig
 from sdistill.experiments.study import Study
@@ -33,31 +34,36 @@ class Asked:
             for problem, (source, response) in zip(self.problems, others, strict=True)
         ]
 
-    def dial(self, study: Study[StudyConfig]) -> Iterator[tuple[str, list[str]]]:
+    def dial(self, study: Study[StudyConfig]) -> Iterator[tuple[str, Sequence[str | None]]]:
         """(Condition, user turns): no context, and from nothing of a solution to all of it."""
         config = study.config.richness
-        yield "unguided", [p.messages[-1]["content"] for p in self.problems]
+        yield "unguided", [None] * len(self.problems)
         fractions: Mapping[Kind, Sequence[float]] = {
             "partial": config.answer_fractions,
             "partial_solution": config.solution_fractions,
         }
         for kind, shares in fractions.items():
             for share in shares:
-                yield f"{kind}_{round(100 * share)}", self.turns(ContextConfig(kind, share))
-        yield "answer", self.turns(ContextConfig("answer"))
-        yield "solution", self.turns(ContextConfig("solution"))
+                yield f"{kind}_{round(100 * share)}", self.turns(context_of(study, kind, share))
+        yield "answer", self.turns(context_of(study, "answer"))
+        yield "solution", self.turns(context_of(study, "solution"))
+
+
+def context_of(study: Study[StudyConfig], kind: Kind, fraction: float | None = None) -> ContextConfig:
+    """A context in the study's templates."""
+    return replace(study.config.sdpo.teacher.context, kind=kind, fraction=fraction)
 
 
 def richness_section(study: Study[StudyConfig]) -> list[Record]:
     """Each context's accuracy, length, words and measured richness on problems the base half knows."""
-    asked, results, samples = posed(study), Results("richness"), study.config.richness.samples
+    asked, results, samples = posed(study), Results("richness"), study.config.richness.num_samples
     for condition, turns in asked.dial(study):
         guided = answer(study, results, condition, asked.problems, turns)
     groups = [guided[i : i + samples] for i in range(0, len(guided), samples)]  # of the last, `solution`
     again = [first_correct(group) or group[0].text for group in groups]
-    answer(study, results, "regenerated", asked.problems, asked.turns(ContextConfig("solution"), again))
+    answer(study, results, "regenerated", asked.problems, asked.turns(context_of(study, "solution"), again))
     if len(asked.problems) > 1:
-        turns = asked.turns(ContextConfig("other_problem"))
+        turns = asked.turns(context_of(study, "other_problem"))
         answer(study, results, "other_problem", asked.problems, turns)
     cells = results.cells()
     return results.records() + results.differences((a, b) for a in cells for b in cells if a != b)
@@ -84,7 +90,7 @@ def answer(
     results: Results,
     condition: str,
     problems: Sequence[Problem],
-    turns: Sequence[str],
+    turns: Sequence[str | None],
     model: Decoder | None = None,
 ) -> list[Response]:
     """Fresh responses to these user turns, with their measured richness, added to the results."""
@@ -93,10 +99,10 @@ def answer(
         study.directory(results.section, condition, seed) / "walk-000000.jsonl.gz",
         problems,
         turns,
-        samples=study.config.richness.samples,
+        num_samples=study.config.richness.num_samples,
         seed=seed,
         stream=1,
-        max_response=112,
+        max_response_length=112,
         with_bits=True,
         model=model,
     )
@@ -128,15 +134,15 @@ def walk(study: Study[StudyConfig]) -> list[list[Response]]:
         generations = study.generate(
             study.workdir / "runs" / "richness" / "walk" / f"{start:06d}.jsonl.gz",
             problems,
-            [p.messages[-1]["content"] for p in problems],
-            samples=config.walk_samples,
+            [None] * len(problems),
+            num_samples=config.walk_samples,
             seed=seed,
-            max_response=112,
+            max_response_length=112,
         )
         for i in range(0, len(generations), config.walk_samples):
             group = generations[i : i + config.walk_samples]
             if config.min_correct <= sum(g.correct for g in group) <= config.max_correct:
                 kept.append(group)
-        if len(kept) >= config.problems:
-            return kept[: config.problems]
+        if len(kept) >= config.num_problems:
+            return kept[: config.num_problems]
     return kept

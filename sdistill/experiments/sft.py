@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdistill.analysis.records import Cell, Record, Results
-from sdistill.contexts import ContextConfig, Kind, guided_content
+from sdistill.config import Kind
+from sdistill.contexts import guided_content
 from sdistill.data.catalogue import open_problems
 from sdistill.experiments.study import Study, add_base, add_run
 from sdistill.match import matched
@@ -23,12 +24,12 @@ GUIDED: dict[str, Kind] = {"sft_guided": "answer", "sft_guided_solution": "solut
 def sft_section(study: Study) -> list[Record]:
     """SFT on matched sets of unguided and guided correct responses, against the base."""
     config, results = study.config.sft, Results("sft")
-    evaluation, examples = config.train.evaluation, config.train.examples
-    assert evaluation is not None and examples is not None  # StudyConfig has checked
+    evaluation = config.train.evaluation
+    assert evaluation is not None  # StudyConfig has checked
     for seed in study.config.seeds:
         add_base(study, results, seed, evaluation.datasets)
         for condition, source in matched_sets(study, seed).items():
-            examples = dataclasses.replace(examples, source=str(source))
+            examples = dataclasses.replace(config.train.examples, source=str(source))
             run = dataclasses.replace(config.train, seed=seed, examples=examples)
             add_run(results, condition, seed, study.train("sft", condition, run))
     cells = [cell for cell in results.cells() if cell.condition != "base"]
@@ -40,17 +41,18 @@ def matched_sets(study: Study, seed: int) -> dict[str, Path]:
     config = study.config.sft
     problems = open_problems(config.split, study.config.sdpo.data_dir)
     folder = study.workdir / "runs" / "sft" / "data" / f"seed{seed}"
-    plain = [p.messages[-1]["content"] for p in problems]
 
-    def responses(name: str, posed: Sequence[Problem], turns: Sequence[str]) -> dict[str, list[Response]]:
+    def responses(
+        name: str, posed: Sequence[Problem], turns: Sequence[str | None]
+    ) -> dict[str, list[Response]]:
         generations = study.generate(
             folder / f"{name}.jsonl.gz",
             posed,
             turns,
-            samples=config.samples,
+            num_samples=config.num_samples,
             seed=seed,
             stream=2,
-            max_response=48,
+            max_response_length=48,
         )
         correct: dict[str, list[Response]] = {p.id: [] for p in posed}
         for generation in generations:
@@ -60,12 +62,12 @@ def matched_sets(study: Study, seed: int) -> dict[str, Path]:
 
     # Half as many problems again as would do if every one gave its full share.
     needed = -(-config.responses * 3 // (2 * config.per_problem))
-    unguided = responses("unguided", problems[:needed], plain[:needed])
+    unguided = responses("unguided", problems[:needed], [None] * needed)
     solved = [p for p in problems[:needed] if unguided[p.id]]
     solutions = [unguided[p.id][0].text for p in solved]
     sets = {"sft_unguided": unguided}
     for condition, kind in GUIDED.items():
-        context = ContextConfig(kind=kind)
+        context = dataclasses.replace(study.config.sdpo.teacher.context, kind=kind)
         turns = [guided_content(context, p, s) for p, s in zip(solved, solutions, strict=True)]
         sets[condition] = responses(kind, solved, turns)
     names = [p.id for p in solved]

@@ -11,23 +11,19 @@ from flax import nnx
 from rich.progress import Progress
 
 from sdistill.analysis.records import Cell, Record, Results, training_records
-from sdistill.analysis.richness import richness_bits
-from sdistill.config import TrainConfig
-from sdistill.engine.engine import SlotEngine
-from sdistill.engine.model import CachedDecoder
+from sdistill.config import AnyTrainConfig
 from sdistill.engine.progress import follow
-from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completions
-from sdistill.evaluate import sample
-from sdistill.evaluation import evaluation_problems
-from sdistill.experiments.config import RunsConfig
+from sdistill.experiments.config import RunsConfig, evaluation_of
 from sdistill.model.decoder import Decoder
+from sdistill.richness import richness_bits
+from sdistill.sample import Query, Sampler, encode, queries_for
 from sdistill.settings import ConfigError
 from sdistill.storage import read_records, read_responses, write_responses
-from sdistill.tasks.problem import Problem
+from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs_puzzle import SignsTask
-from sdistill.text.chat import Chat, conversation
-from sdistill.train import train, training_problems
+from sdistill.text.chat import Chat
+from sdistill.train import evaluation_problems, train, training_problems
 from sdistill.train_mesh import mesh_of
 from sdistill.types import Response
 
@@ -52,12 +48,12 @@ class Study(Generic[C]):
         self,
         path: Path,
         problems: Sequence[Problem],
-        contents: Sequence[str],
+        contents: Sequence[str | None],
         *,
-        samples: int,
+        num_samples: int,
         seed: int,
         stream: int = 0,
-        max_response: int,
+        max_response_length: int,
         with_bits: bool = False,
         model: Decoder | None = None,
     ) -> list[Response]:
@@ -67,65 +63,82 @@ class Study(Generic[C]):
         """
         if path.exists():
             return read_responses(path)
+        queries = queries_for(problems, num_samples, contents)
+        longest, most = max(len(encode(self.chat, q)[0]) for q in queries), self.config.max_prompt_length
+        if longest > most:
+            raise ConfigError(f"max_prompt_length={most}: a prompt for {path} has {longest} tokens")
         params = nnx.state(model or self.base, nnx.Param)
-        longest = max(
-            len(self.chat.prompt(conversation(p, c), thinking=True))
-            for p, c in zip(problems, contents, strict=True)
-        )
-        if longest > self.config.max_prompt:
-            raise ConfigError(
-                f"max_prompt={self.config.max_prompt}: a prompt for {path} has {longest} tokens"
-            )
-        engine = SlotEngine(
-            CachedDecoder(self.base.config),
-            mesh=mesh_of(self.config.sdpo),
-            stop_ids=self.chat.tokenizer.stop_ids,
-            slots=256,
-            max_prompt=-(-longest // 16) * 16,  # few shapes to compile, little padding to attend over
-            max_response=max_response,
-        )
-        name = f"{path.parent.parent.name} {path.stem}"
-        bar = self.progress.add_task(name, total=len(problems) * samples)
-        generations, rollouts = sample(
-            engine,
+        responses, completions = self.sample(
             params,
-            problems,
-            contents,
-            chat=self.chat,
-            task=SignsTask(),
-            samples=samples,
+            queries,
+            SignsTask(),
+            name=f"{path.parent.parent.name} {path.stem}",
+            max_response_length=max_response_length,
+            prompt_multiple=16,  # few shapes to compile, little padding to attend to
             seed=seed,
             step=stream,
-            sampling=Sampling(),
+        )
+        if with_bits:
+            responses = self._with_bits(params, queries, responses, completions)
+        write_responses(path, responses)
+        return responses
+
+    def sample(
+        self,
+        params: nnx.State,
+        queries: Sequence[Query],
+        task: Task,
+        *,
+        name: str,
+        max_response_length: int,
+        prompt_multiple: int,
+        seed: int,
+        step: int,
+        forbidden: Sequence[int] = (),
+    ) -> tuple[list[Response], Completions]:
+        """Samples at temperature 1, with a progress bar and room for the longest prompt."""
+        longest = max(sum(map(len, encode(self.chat, query))) for query in queries)
+        sampler = Sampler(
+            self.base.config,
+            mesh_of(self.config.sdpo),
+            self.chat,
+            max_prompt_length=-(-longest // prompt_multiple) * prompt_multiple,
+            max_response_length=max_response_length,
+            slots=256,
+        )
+        bar = self.progress.add_task(name, total=len(queries))
+        found = sampler(
+            params,
+            queries,
+            task,
+            seed=seed,
+            step=step,
+            forbidden=forbidden,
             progress=follow(self.progress, bar, name),
         )
         self.progress.remove_task(bar)
-        if with_bits:
-            generations = self._with_bits(params, problems, generations, rollouts)
-        write_responses(path, generations)
-        return generations
+        return found
 
     def _with_bits(
         self,
         params: nnx.State,
-        problems: Sequence[Problem],
-        generations: Sequence[Response],
-        rollouts: Completions,
+        queries: Sequence[Query],
+        responses: Sequence[Response],
+        completions: Completions,
     ) -> list[Response]:
-        samples = len(generations) // len(problems)
-        prompts = [self.chat.prompt(p.messages, thinking=True) for p in problems for _ in range(samples)]
+        prompts = [self.chat.prompt(query.problem.messages, thinking=True) for query in queries]
         bits = richness_bits(
             params,
             self.base.config,
             prompts,
-            rollouts,
+            completions,
             max_prompt=-(-max(map(len, prompts)) // 16) * 16,
             batch=64,
-            chunk=self.config.sdpo.chunk,
+            chunk=self.config.sdpo.logits_chunk_size,
         )
-        return [replace(g, bits=float(b)) for g, b in zip(generations, bits, strict=True)]
+        return [replace(r, bits=float(b)) for r, b in zip(responses, bits, strict=True)]
 
-    def train(self, section: str, condition: str, config: TrainConfig) -> Path:
+    def train(self, section: str, condition: str, config: AnyTrainConfig) -> Path:
         """Runs or continues a training; returns its directory."""
         directory = self.directory(section, condition, config.seed)
         train(config, directory, progress=self.progress)
@@ -135,8 +148,7 @@ class Study(Generic[C]):
 
 def on_policy_datasets(study: Study) -> tuple[str, ...]:
     """The evaluation data sets of sections 5 and 6."""
-    assert study.config.grpo.evaluation is not None
-    return study.config.grpo.evaluation.datasets
+    return evaluation_of(study.config).datasets
 
 
 def name_of(split: str) -> str:
@@ -148,18 +160,17 @@ def add_base(
     study: Study, results: Results, seed: int, datasets: Iterable[str], section: str = "on_policy"
 ) -> None:
     """Evaluates the base model, once for all sections; its files are with those of `section`."""
-    evaluation, rollouts = study.config.grpo.evaluation, study.config.grpo.rollouts
-    assert evaluation is not None and rollouts is not None
-    pool = training_problems(rollouts, study.config.grpo.data_dir)
+    evaluation = evaluation_of(study.config)
+    pool = training_problems(study.config.grpo.rollouts, study.config.grpo.data_dir)
     problems = evaluation_problems(evaluation, pool, study.config.grpo.data_dir)
     for dataset in datasets:
         generations = study.generate(
             study.directory(section, "base", seed) / f"{dataset}-000000.jsonl.gz",
             problems[dataset],
-            [p.messages[-1]["content"] for p in problems[dataset]],
-            samples=evaluation.samples,
+            [None] * len(problems[dataset]),
+            num_samples=evaluation.num_samples,
             seed=seed,
-            max_response=evaluation.max_response,
+            max_response_length=evaluation.max_response_length,
         )
         results.add(Cell("base", 0, name_of(dataset)), seed, generations)
 
@@ -171,8 +182,8 @@ def add_run(results: Results, condition: str, seed: int, directory: Path) -> lis
         if dataset != "train":
             results.add(Cell(condition, int(step), name_of(dataset)), seed, read_responses(path))
     run = json.loads((directory / "config.json").read_text())
-    if run["rollouts"] is None:
+    if "rollouts" not in run:
         return []
-    n = run["rollouts"]["prompts"] * run["rollouts"]["samples"]
+    n = run["rollouts"]["num_prompts"] * run["rollouts"]["num_samples"]
     metrics = read_records(directory / "metrics.jsonl")
     return training_records(results, condition, seed, metrics, run["evaluation"]["every"], n)

@@ -48,6 +48,12 @@ _NEW, _MOVING = ".new", ".moving"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
+@functools.cache
+def parameter_shapes(config: ModelConfig) -> nnx.State:
+    """The parameters of a model, as shapes."""
+    return nnx.state(nnx.eval_shape(lambda: new_model(config, 0)), nnx.Param)
+
+
 def new_model(config: ModelConfig, seed: int) -> Decoder:
     """A decoder with freshly drawn float32 weights."""
     return Decoder(config, nnx.Rngs(params=seed))

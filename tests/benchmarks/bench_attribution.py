@@ -17,14 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sdistill.learning import Run, learn_from_rollouts, prepare
+from sdistill.state import TrainState
 
 from configs.signs import sdpo
 from sdistill.config import TrainConfig
 from sdistill.data.pipelines import problem_batches
 from sdistill.distributed.mesh import make_mesh
-from sdistill.learning import Run, learn_from_rollouts, prepare
 from sdistill.settings import parse
-from sdistill.state import TrainState
 from sdistill.storage import to_lines
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer

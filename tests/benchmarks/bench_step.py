@@ -12,12 +12,12 @@ import time
 
 import jax
 import numpy as np
+from sdistill.learning import learn_from_rollouts, prepare
 
 from configs.signs import sdpo
 from sdistill.config import TrainConfig
 from sdistill.data.pipelines import problem_batches
 from sdistill.distributed.mesh import make_mesh
-from sdistill.learning import learn_from_rollouts, prepare
 from sdistill.settings import parse
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer

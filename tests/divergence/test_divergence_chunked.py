@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sdistill.rows import layout
 
 from sdistill.divergence.chunked import chunked_token_divergence, token_divergence
 from sdistill.losses import DistillationConfig, GRPOConfig, OnPolicyBatch
-from sdistill.rows import layout
 from sdistill.settings import ConfigError
 from sdistill.step import PackedBatch, cross_entropy_gradient, grpo_gradient, sdpo_gradient
 from tests import tiny

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from sdistill.rows import layout
 
-from sdistill.analysis.richness import response_log_probs
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Completions, EngineStats, Request
 from sdistill.model.decoder import bind
-from sdistill.rows import layout
+from sdistill.richness import response_log_probs
 from sdistill.settings import ConfigError
 from tests import reference
 from tests.engine import mock

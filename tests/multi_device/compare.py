@@ -10,6 +10,9 @@ import sys
 import jax
 import numpy as np
 import optax
+from sdistill.optimizer import OptimizerConfig, make_optimizer
+from sdistill.rows import layout
+from sdistill.state import TrainState, new_state
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import TRAINING, place, place_batch
@@ -17,9 +20,6 @@ from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.types import Request
 from sdistill.losses import DistillationConfig, Metrics, OnPolicyBatch, token_weights
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.rows import layout
-from sdistill.state import TrainState, new_state
 from sdistill.step import compile_gradient, compile_update, sdpo_gradient
 from tests import tiny
 

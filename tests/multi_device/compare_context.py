@@ -12,14 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from sdistill.optimizer import OptimizerConfig, make_optimizer
+from sdistill.rows import layout
+from sdistill.state import new_state
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import TRAINING, place, place_batch
 from sdistill.losses import DistillationConfig, OnPolicyBatch, token_weights
 from sdistill.model.config import ComputeConfig
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.rows import layout
-from sdistill.state import new_state
 from sdistill.step import compile_gradient, sdpo_gradient
 from tests import tiny
 

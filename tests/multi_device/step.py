@@ -11,13 +11,13 @@ import sys
 
 import jax
 import numpy as np
+from sdistill.optimizer import make_optimizer
+from sdistill.state import new_state
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.processes import on_every_host
 from sdistill.distributed.rules import TRAINING, place, place_batch
 from sdistill.losses import OnPolicyBatch, token_weights
-from sdistill.optimizer import make_optimizer
-from sdistill.state import new_state
 from sdistill.step import compile_gradient, compile_update, sdpo_gradient
 from tests import tiny
 from tests.multi_device.compare import CONFIG, LOSS, OPTIMIZER, make_batch

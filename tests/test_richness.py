@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy.special import log_softmax
+from sdistill.rows import layout
 
-from sdistill.analysis.richness import bits_between, response_log_probs, richness_bits
 from sdistill.engine.types import Completions
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
-from sdistill.rows import layout
+from sdistill.richness import bits_between, response_log_probs, richness_bits
 
 CONFIG = ModelConfig(12, 8, 12, 1, 2, 1, 4, initializer_range=0.7)
 MODEL = Decoder(CONFIG, nnx.Rngs(params=0))

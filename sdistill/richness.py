@@ -14,11 +14,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sdistill.batch import layout
 from sdistill.engine.types import Completions
+from sdistill.losses import Sequences, response_hidden, response_ids
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import bind
 from sdistill.model.scoring import score_tokens
-from sdistill.rows import Rows, layout, response_hidden, response_ids
 
 
 def bits_between(
@@ -54,7 +55,7 @@ def bits_between(
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def response_log_probs(
-    params: nnx.State, rows: Rows, *, model: ModelConfig, chunk: int
+    params: nnx.State, rows: Sequences, *, model: ModelConfig, chunk: int
 ) -> Float[Array, "B T"]:
     """Log-probability of each response token at temperature 1, in nats; 0 after the end."""
     decoder = bind(model, params)

@@ -1,0 +1,228 @@
+"""The public API: a model with its chat, what it says, what it says under a context, and one training step.
+
+    import sdistill
+
+    policy = sdistill.load("signs_base")  # or a model folder, or a Hugging Face name
+    problems = sdistill.open_problems("k4_pool")[:4]
+    responses = policy.sample(problems, task=sdistill.task_of("k4_pool"), num_samples=8)
+
+Everything here is a few lines over the modules that the commands use.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from sdistill.batch import layout
+from sdistill.config import GRPOConfig, SDPOConfig
+from sdistill.data.catalogue import task_of
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.divergence.chunked import chunked_token_divergence
+from sdistill.divergence.definition import DivergenceConfig
+from sdistill.engine.sampling import Sampling
+from sdistill.losses import Sequences, response_hidden, response_ids
+from sdistill.model.decoder import Decoder, bind
+from sdistill.model.folders import load_chat, load_model
+from sdistill.sample import PLAIN, Query, Sampler, encode, queries_for
+from sdistill.step import TrainState
+from sdistill.tasks.problem import Problem, Task
+from sdistill.text.chat import Chat
+from sdistill.text.spans import token_texts
+from sdistill.train import OnPolicyRun, initial_state, on_policy_step, prepare
+from sdistill.train_mesh import mesh_of
+from sdistill.types import Response
+
+FULL = DivergenceConfig(support="full", top_k=None, tail=None)
+
+
+class TokenComparison(NamedTuple):
+    """Student and teacher at each token of a response.
+
+    Attributes:
+      tokens: Text of each token.
+      divergence: Between teacher and student, in nats.
+      student_log_probs: Log-probability of each token without the context.
+      teacher_log_probs: The same with the context.
+      student_entropy: Entropy of the next-token distribution without the context, in nats.
+      teacher_entropy: The same with the context.
+    """
+
+    tokens: list[str]
+    divergence: Float[np.ndarray, " T"]
+    student_log_probs: Float[np.ndarray, " T"]
+    teacher_log_probs: Float[np.ndarray, " T"]
+    student_entropy: Float[np.ndarray, " T"]
+    teacher_entropy: Float[np.ndarray, " T"]
+
+    @property
+    def bits(self) -> float:
+        """log2 p(y|x,c) - log2 p(y|x) of the whole response: how much the context changes its probability."""
+        return float((self.teacher_log_probs - self.student_log_probs).sum() / np.log(2))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model with its weights, tokenizer and chat template.
+
+    Attributes:
+      model: The decoder; `model.config` is its shape.
+      chat: Tokenizer and chat template.
+      mesh: Where the weights are.
+    """
+
+    model: Decoder
+    chat: Chat
+    mesh: Mesh
+
+    @property
+    def params(self) -> nnx.State:
+        """The weights."""
+        return nnx.state(self.model, nnx.Param)
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        *,
+        task: Task,
+        num_samples: int = 1,
+        contents: Sequence[str | None] | None = None,
+        max_response_length: int = 112,
+        sampling: Sampling = PLAIN,
+        seed: int = 0,
+        slots: int = 32,
+        thinking: bool = True,
+    ) -> list[Response]:
+        """Verified responses, those to one problem adjacent.
+
+        Args:
+          problems: What to respond to.
+          task: What verifies.
+          num_samples: Responses a problem.
+          contents: User turns in the place of the problems' own, such as `guided_content` makes; None for no
+            context.
+          max_response_length: Tokens after which a response is cut.
+          sampling: How tokens are drawn.
+          seed: Of all random streams.
+          slots: Responses decoded at a time.
+          thinking: Whether prompts ask for thinking.
+        """
+        queries = queries_for(problems, num_samples, contents)
+        longest = max(len(encode(self.chat, query, thinking=thinking)[0]) for query in queries)
+        sampler = Sampler(
+            self.model.config,
+            self.mesh,
+            self.chat,
+            max_prompt_length=longest,
+            max_response_length=max_response_length,
+            slots=slots,
+            sampling=sampling,
+            thinking=thinking,
+        )
+        responses, _ = sampler(self.params, queries, task, seed=seed, step=0)
+        return responses
+
+    def compare(
+        self,
+        problem: Problem,
+        response: str,
+        content: str,
+        *,
+        divergence: DivergenceConfig = FULL,
+        temperature: float = 1.0,
+        thinking: bool = True,
+    ) -> TokenComparison:
+        """The response under the problem alone (student) and under the user turn `content` (teacher).
+
+        Args:
+          problem: What is responded to.
+          response: The text, whose end token is scored, too.
+          content: The teacher's user turn, such as `guided_content` makes.
+          divergence: How both are compared.
+          temperature: Divides the logits of both.
+          thinking: Whether prompts ask for thinking.
+        """
+        tokenizer = self.chat.tokenizer
+        ids = [*tokenizer.encode(response), tokenizer.eos_id]
+        student, teacher = (
+            self._sequences(encode(self.chat, Query(problem, content=c), thinking=thinking)[0], ids)
+            for c in (None, content)
+        )
+        compared = chunked_token_divergence(
+            response_hidden(self.model, student),
+            self.model.head(),
+            response_hidden(self.model, teacher),
+            self.model.head(),
+            response_ids(student),
+            **vars(divergence),
+            temperature=temperature,
+            chunk_size=512,
+        )
+        loss_BT, ours, theirs = jax.device_get(compared)
+        return TokenComparison(
+            token_texts(tokenizer, ids),
+            loss_BT[0],
+            ours.log_prob_BT[0],
+            theirs.log_prob_BT[0],
+            ours.entropy_BT[0],
+            theirs.entropy_BT[0],
+        )
+
+    def _sequences(self, prompt: Sequence[int], ids: Sequence[int]) -> Sequences:
+        return layout([prompt], np.asarray([ids], np.int32), np.asarray([len(ids)]), len(prompt))
+
+
+def load(source: str | Path, *, dtype: str = "float32") -> Policy:
+    """The model of a folder, of a Hugging Face name, or `signs_base`, on the first device.
+
+    Raises:
+      FileNotFoundError: if it is none of these; says how to get the files.
+    """
+    mesh = make_mesh(MeshConfig())
+    return Policy(load_model(source, mesh=mesh, dtype=dtype), load_chat(source), mesh)
+
+
+class Trainer:
+    """Training steps one at a time, on problems of the caller's choice; nothing is written.
+
+    `sdistill.train` runs the same steps with checkpoints, evaluations and records.
+    """
+
+    def __init__(self, config: GRPOConfig | SDPOConfig, problems: Sequence[Problem]):
+        """Loads the model of the config.
+
+        Args:
+          config: Of the run.
+          problems: That steps choose from.
+        """
+        self.chat = load_chat(config.tokenizer or config.init_from)
+        self._mesh = mesh_of(config)
+        model, self.state = initial_state(config, self._mesh, self.chat.tokenizer)
+        run = prepare(config, model, self._mesh, self.chat, problems, self.state)
+        assert isinstance(run, OnPolicyRun)
+        self._run = run
+        self._teacher: nnx.State | None = None
+        self.metrics: list[dict[str, float]] = []
+
+    def step(self, indices: Sequence[int]) -> tuple[dict[str, float], list[Response]]:
+        """One step on these problems: sample, verify, update. Returns its metrics and rollouts."""
+        with jax.set_mesh(self._mesh):
+            self.state, self._teacher, metrics, responses = on_policy_step(
+                self._run, self.state, self._teacher, indices, len(self.metrics), self.metrics
+            )
+        self.metrics.append(metrics)
+        return metrics, responses
+
+    @property
+    def policy(self) -> Policy:
+        """The model as trained so far. The next step takes its buffers: use it before."""
+        return Policy(bind(self._run.model, self.state.params), self.chat, self._mesh)
+
+
+__all__ = ["Policy", "TokenComparison", "TrainState", "Trainer", "load", "task_of"]

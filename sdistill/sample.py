@@ -1,0 +1,267 @@
+"""The one sampler: problems in, verified responses out.
+
+Training, evaluation, generation, the study and the probes all sample through `Sampler`. The engine below it
+knows token ids only; here are chat templates, contexts, verification and processes.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from sdistill.analysis.epistemic import count_substrings, count_words
+from sdistill.clock import Clock
+from sdistill.distributed.processes import gathered, gathered_rows, share_of
+from sdistill.engine.engine import SlotEngine
+from sdistill.engine.model import CachedDecoder
+from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
+from sdistill.model.config import ModelConfig
+from sdistill.tasks.problem import Problem, Task, Verdict
+from sdistill.text.chat import Chat, conversation
+from sdistill.types import Response
+
+VERIFIERS = 4
+"""Threads that wait for verdicts while other responses are decoded."""
+
+PLAIN = Sampling()
+"""Temperature 1, without truncation."""
+
+Progress = Callable[[EngineStats], None]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One response to sample.
+
+    Attributes:
+      problem: What it responds to.
+      sample: Which response to the problem it is; with the problem's id it names the random stream.
+      content: The user turn, where it is not the problem's own: with a context, for instance.
+      prefix: Text that the response starts with. Sampling continues from there.
+    """
+
+    problem: Problem
+    sample: int = 0
+    content: str | None = None
+    prefix: str = ""
+
+
+def queries_for(
+    problems: Sequence[Problem], num_samples: int, contents: Sequence[str | None] | None = None
+) -> list[Query]:
+    """Queries for `num_samples` responses to each problem, adjacent ones to the same problem.
+
+    The samples of a problem that occurs more than once are numbered on.
+    """
+    counts: dict[str, int] = {}
+    queries = []
+    for problem, content in zip(problems, contents or [None] * len(problems), strict=True):
+        first = counts.get(problem.id, 0)
+        counts[problem.id] = first + num_samples
+        queries += [Query(problem, number, content) for number in range(first, first + num_samples)]
+    return queries
+
+
+def encode(chat: Chat, query: Query, *, thinking: bool = True) -> tuple[list[int], list[int]]:
+    """Token ids of a query's prompt, and of the prefix of its response."""
+    prompt = chat.prompt(conversation(query.problem, query.content), thinking=thinking)
+    return prompt, chat.tokenizer.encode(query.prefix) if query.prefix else []
+
+
+class Sampler:
+    """Samples responses to problems, and verifies them."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        chat: Chat,
+        *,
+        max_prompt_length: int,
+        max_response_length: int,
+        slots: int,
+        sampling: Sampling = PLAIN,
+        thinking: bool = True,
+        clock: Clock | None = None,
+    ):
+        """A sampler for one model shape and one length of prompts and responses.
+
+        Args:
+          model: The model's shape.
+          mesh: Where its parameters live.
+          chat: Tokenizer and chat template.
+          max_prompt_length: Longest prompt, in tokens, with the prefix of a response.
+          max_response_length: Tokens after which a response is cut, its prefix included.
+          slots: Responses decoded at a time.
+          sampling: How tokens are drawn.
+          thinking: Whether prompts ask for thinking.
+          clock: Records what sampling and verification take.
+
+        Raises:
+          ConfigError: if the engine refuses the sizes (`SlotEngine`).
+        """
+        self.chat, self.sampling, self.thinking = chat, sampling, thinking
+        self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
+        self.clock = clock or Clock()
+        self.engine = SlotEngine(
+            CachedDecoder(model),
+            mesh=mesh,
+            stop_ids=chat.tokenizer.stop_ids,
+            slots=slots,
+            max_prompt=max_prompt_length,
+            max_response=max_response_length,
+        )
+
+    def __call__(
+        self,
+        params: nnx.State,
+        queries: Sequence[Query],
+        task: Task,
+        *,
+        seed: int,
+        step: int,
+        forbidden: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> tuple[list[Response], Completions]:
+        """Samples all queries, then verifies all responses; both in the order of the queries.
+
+        Of several processes each samples and verifies its share, and all get all responses.
+
+        Args:
+          params: The model's parameters.
+          queries: What to sample.
+          task: What verifies.
+          seed: Of all random streams.
+          step: Which the random streams also depend on.
+          forbidden: Token ids that are never drawn.
+          progress: Called after every round of decoding; may raise.
+        """
+        mine = queries[share_of(len(queries))]
+        prefixes, requests = self._requests(mine)
+        with self.clock.measure("generate"):
+            completions = self.engine.generate(
+                params, requests, seed=seed, step=step, forbidden=forbidden, progress=self._observed(progress)
+            )
+        with self.clock.measure("verify"):
+            ids = [
+                [*prefix, *row[:length].tolist()]
+                for prefix, row, length in zip(prefixes, completions.ids, completions.lengths, strict=True)
+            ]
+            texts = [self.chat.tokenizer.decode(row) for row in ids]
+            verdicts = task.verify_all([(q.problem, text) for q, text in zip(mine, texts, strict=True)])
+            responses = [
+                self._response(*each)
+                for each in zip(
+                    mine, requests, prefixes, texts, map(len, ids), completions.finish, verdicts, strict=True
+                )
+            ]
+            found = gathered([response.to_json() for response in responses])
+            return [Response.from_json(r) for r in found], gathered_rows(completions, len(requests))
+
+    def stream(
+        self,
+        params: nnx.State,
+        queries: Sequence[Query],
+        task: Task,
+        on_response: Callable[[Response], None],
+        *,
+        seed: int,
+        step: int = 0,
+        stop: StopFunction | None = None,
+        on_completion: Callable[[Query, Completion], None] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Samples all queries, and verifies each response while others are decoded.
+
+        Args:
+          params: The model's parameters.
+          queries: What to sample; this process takes its share.
+          task: What verifies, from several threads.
+          on_response: Called from these threads with each verified response of this process. If it raises, so
+            does this function.
+          seed: Of all random streams.
+          step: Which the random streams also depend on.
+          stop: Ends responses for reasons that single ids do not show, such as strings.
+          on_completion: Called with each query and what was sampled, before it is verified; may raise.
+          progress: Called after every round of decoding; may raise.
+        """
+        mine = queries[share_of(len(queries))]
+        prefixes, requests = self._requests(mine)
+        pending: list[Future[None]] = []
+
+        def verify(index: int, completion: Completion) -> None:
+            query, ids = mine[index], [*prefixes[index], *completion.ids.tolist()]
+            text = self.chat.tokenizer.decode(ids)
+            verdict = task.verify(query.problem, text)
+            on_response(
+                self._response(
+                    query, requests[index], prefixes[index], text, len(ids), completion.finish, verdict
+                )
+            )
+
+        with ThreadPoolExecutor(VERIFIERS) as verifiers:
+
+            def ended(index: int, completion: Completion) -> None:
+                if on_completion is not None:
+                    on_completion(mine[index], completion)
+                pending.append(verifiers.submit(verify, index, completion))
+
+            self.engine.generate(
+                params,
+                requests,
+                seed=seed,
+                step=step,
+                stop=stop,
+                on_completion=ended,
+                progress=self._observed(progress),
+            )
+        for verified in pending:
+            verified.result()  # raises what its thread raised
+
+    def _requests(self, queries: Sequence[Query]) -> tuple[list[list[int]], list[Request]]:
+        """The tokens of each query's prefix, and what the engine is asked for: what follows."""
+        prefixes, requests = [], []
+        for query in queries:
+            prompt, prefix = encode(self.chat, query, thinking=self.thinking)
+            limit = max(1, self.max_response_length - len(prefix))
+            prefixes.append(prefix)
+            requests.append(Request([*prompt, *prefix], query.problem.id, query.sample, self.sampling, limit))
+        return prefixes, requests
+
+    def _response(
+        self,
+        query: Query,
+        request: Request,
+        prefix: Sequence[int],
+        text: str,
+        length: int,
+        finish: int,
+        verdict: Verdict,
+    ) -> Response:
+        # A response that was cut is wrong, even if its last words happen to read as an answer.
+        finished = bool(finish == Finish.STOP)
+        return Response(
+            problem=query.problem.id,
+            sample=query.sample,
+            prompt=self.chat.tokenizer.decode(request.prompt[: len(request.prompt) - len(prefix)]),
+            text=text,
+            correct=verdict.correct and finished,
+            answer=verdict.answer if finished else None,
+            feedback=verdict.feedback,
+            timed_out=verdict.timed_out,
+            finish=Finish(finish).name.lower(),  # type: ignore[arg-type]
+            length=length,
+            num_epistemic=count_words(text),
+            num_epistemic_substrings=count_substrings(text),
+        )
+
+    def _observed(self, progress: Progress | None) -> Progress:
+        def observe(stats: EngineStats) -> None:
+            self.clock.observe(stats)
+            if progress is not None:
+                progress(stats)
+
+        return observe
