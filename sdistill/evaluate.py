@@ -11,11 +11,9 @@ Figures come with 95 % bootstrap intervals over problems. All devices work, of o
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax
 import numpy as np
-from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -26,12 +24,9 @@ from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.processes import check_agreement, is_writer
 from sdistill.engine.progress import follow
 from sdistill.engine.sampling import Sampling
-from sdistill.engine_mesh import sampling_mesh
-from sdistill.model.config import ComputeConfig
-from sdistill.model.folders import load_chat, load_model
-from sdistill.sample import Sampler, queries_for
+from sdistill.model.folders import load_chat
+from sdistill.sample import open_sampler, queries_for
 from sdistill.settings import ConfigError
-from sdistill.text.tokenizer import check_vocabulary
 from sdistill.types import Response
 
 
@@ -66,45 +61,27 @@ def parse_arguments() -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a model on problems and prints a table."""
     check_agreement("\n".join(f"--{name}={value}" for name, value in vars(args).items()))
-    sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     chat = load_chat(args.tokenizer or args.model)
     problems = open_problems(args.split, args.data_dir)[: args.num_problems]
     thinking = not args.no_thinking
     max_prompt_length = args.max_prompt_length or max(
         len(chat.prompt(problem.messages, thinking=thinking)) for problem in problems
     )
-    compute = ComputeConfig(dtype=args.dtype)
-    mesh = sampling_mesh(
-        None,
+    sampler, params = open_sampler(
         args.model,
-        compute,
-        slots=args.slots,
-        max_prompt=max_prompt_length,
-        max_response=args.max_response_length,
-    )
-    model = load_model(args.model, mesh=mesh, dtype=args.dtype)
-    check_vocabulary(chat.tokenizer, model.config.vocab_size)
-    sampler = Sampler(
-        replace(model.config, compute=compute),
-        mesh,
         chat,
+        dtype=args.dtype,
         max_prompt_length=max_prompt_length,
         max_response_length=args.max_response_length,
         slots=args.slots,
-        sampling=sampling,
+        sampling=Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p),
         thinking=thinking,
     )
     queries = queries_for(problems, args.num_samples)
     with task_of(args.split) as task, Progress(transient=True) as progress:
         bar = progress.add_task(args.split, total=len(queries))
-        responses, _ = sampler(
-            nnx.state(model, nnx.Param),
-            queries,
-            task,
-            seed=args.seed,
-            step=0,
-            progress=follow(progress, bar, args.split),
-        )
+        show = follow(progress, bar, args.split)
+        responses, _ = sampler(params, queries, task, seed=args.seed, step=0, progress=show)
     if not is_writer():
         return
     print_figures(responses, f"{args.model} on {args.split}")

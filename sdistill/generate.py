@@ -9,7 +9,7 @@ missing responses, and ends with the same files (docs/files.md). Of several proc
 
 import collections
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +25,9 @@ from sdistill.distributed.processes import check_agreement, is_writer
 from sdistill.engine.progress import follow
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Finish
-from sdistill.engine_mesh import sampling_mesh
 from sdistill.evaluate import print_figures
-from sdistill.model.config import ComputeConfig
-from sdistill.model.folders import load_chat, load_model
-from sdistill.sample import Query, Sampler, encode, queries_for
+from sdistill.model.folders import load_chat
+from sdistill.sample import Query, Sampler, encode, open_sampler, queries_for
 from sdistill.settings import ConfigError, parse, require, require_positive, to_json
 from sdistill.storage import (
     CONFIG_FILE,
@@ -40,9 +38,7 @@ from sdistill.storage import (
     write_responses,
 )
 from sdistill.tasks.problem import Problem
-from sdistill.text.chat import Chat
 from sdistill.text.stop import StopStrings
-from sdistill.text.tokenizer import check_vocabulary
 from sdistill.types import Response
 
 JOURNAL, DONE, PASSED_OVER = "journal.jsonl", "responses.jsonl.gz", "passed_over.jsonl.gz"
@@ -170,7 +166,17 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
     prompted = prompts_of(config)
     problems, contents = zip(*prompted, strict=True)
     queries = queries_for(problems, config.num_samples, contents)
-    sampler, params = load_sampler(config, chat)
+    sampler, params = open_sampler(
+        config.init_from,
+        chat,
+        dtype=config.dtype,
+        mesh=config.mesh,
+        max_prompt_length=config.max_prompt_length,
+        max_response_length=config.max_response_length,
+        slots=config.slots,
+        sampling=config.sampling,
+        thinking=config.context.thinking if config.context else config.thinking,
+    )
     check_prompt_lengths(sampler, queries)
     write_atomically(
         workdir / CONFIG_FILE, to_json(config).encode()
@@ -210,32 +216,6 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
 def strides(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """The items, `size` at a time."""
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def load_sampler(config: GenerateConfig, chat: Chat) -> tuple[Sampler, nnx.State]:
-    """The sampler, and the model's parameters."""
-    compute = ComputeConfig(dtype=config.dtype)
-    mesh = sampling_mesh(
-        config.mesh,
-        config.init_from,
-        compute,
-        slots=config.slots,
-        max_prompt=config.max_prompt_length,
-        max_response=config.max_response_length,
-    )
-    model = load_model(config.init_from, mesh=mesh, dtype=config.dtype)
-    check_vocabulary(chat.tokenizer, model.config.vocab_size)
-    sampler = Sampler(
-        replace(model.config, compute=compute),
-        mesh,
-        chat,
-        max_prompt_length=config.max_prompt_length,
-        max_response_length=config.max_response_length,
-        slots=config.slots,
-        sampling=config.sampling,
-        thinking=config.context.thinking if config.context else config.thinking,
-    )
-    return sampler, nnx.state(model, nnx.Param)
 
 
 def check_prompt_lengths(sampler: Sampler, queries: Sequence[Query]) -> None:

@@ -6,21 +6,27 @@ knows token ids only; here are chat templates, contexts, verification and proces
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
 
 from sdistill.analysis.epistemic import count_substrings, count_words
 from sdistill.clock import Clock
+from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import gathered, gathered_rows, share_of
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
-from sdistill.model.config import ModelConfig
+from sdistill.engine_mesh import sampling_mesh
+from sdistill.model.config import ComputeConfig, ModelConfig
+from sdistill.model.folders import load_model
 from sdistill.tasks.problem import Problem, Task, Verdict
 from sdistill.text.chat import Chat, conversation
+from sdistill.text.tokenizer import check_vocabulary
 from sdistill.types import Response
 
 VERIFIERS = 4
@@ -265,3 +271,29 @@ class Sampler:
                 progress(stats)
 
         return observe
+
+
+def open_sampler(
+    source: str | Path, chat: Chat, *, dtype: str = "float32", mesh: MeshConfig | None = None, **settings: Any
+) -> tuple[Sampler, nnx.State]:
+    """A sampler of a stored model, and its parameters.
+
+    Args:
+      source: A model folder, a Hugging Face name, or `signs_base`.
+      chat: Tokenizer and chat template.
+      dtype: Of weights, activations and cache.
+      mesh: None chooses one over all devices that fits the model.
+      **settings: Of `Sampler`.
+
+    Raises:
+      ConfigError: before weights are loaded, if no mesh fits; or if the tokenizer is larger than the model.
+    """
+    compute = ComputeConfig(dtype=dtype)  # type: ignore[arg-type]
+    sizes = settings["max_prompt_length"], settings["max_response_length"]
+    devices = sampling_mesh(
+        mesh, source, compute, slots=settings["slots"], max_prompt=sizes[0], max_response=sizes[1]
+    )
+    model = load_model(source, mesh=devices, dtype=dtype)
+    check_vocabulary(chat.tokenizer, model.config.vocab_size)
+    sampler = Sampler(replace(model.config, compute=compute), devices, chat, **settings)
+    return sampler, nnx.state(model, nnx.Param)

@@ -17,6 +17,7 @@ STEP:tiny is the same on the puzzle, with its base.
 from ml_collections import ConfigDict
 
 from configs.paper.common import TEMPLATE
+from configs.signs.common import CONTEXT
 
 STEPS = ("walk", "unguided", "answer", "solution")
 MODEL, SPLIT = "Qwen/Qwen3-0.6B", "dapo_math_17k_seen_64"

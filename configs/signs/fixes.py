@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "seeds": paper.seeds,
-            "max_prompt_length": paper.max_prompt,
+            "max_prompt_length": paper.max_prompt_length,
             "grpo": grpo,
             "sdpo": sdpo,
             "fixes": [{"condition": name, "train": run.to_dict()} for name, run in fixes.items()],

@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "seeds": [0],
-            "max_prompt_length": paper.max_prompt,
+            "max_prompt_length": paper.max_prompt_length,
             "grpo": paper.grpo,
             "sdpo": paper.sdpo,
             "probes": {

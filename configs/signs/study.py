@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
         **EVALUATION,
         "every": size["every"],
         "datasets": ["trained", "k3_test", "k4_test"],
-        "num_problems": size["problems"],
+        "num_problems": size["num_problems"],
     }
     on_policy = {
         **MODEL,
