@@ -29,7 +29,11 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from launch import hlo
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # for configs/ and this folder, wherever this is called from
+
+from configs.paper.shapes import SHAPES
 from launch.programs import (
     Program,
     Sampled,
@@ -41,11 +45,11 @@ from launch.programs import (
     shaped_params,
 )
 from sdistill.auto_mesh import Load, chosen_mesh
-from sdistill.chips import Chip, chip_of, least_seconds
 from sdistill.command import parse_flags
 from sdistill.config import TrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.engine_mesh import sampling_load
+from sdistill.flops import chip_of
 from sdistill.generate import GenerateConfig
 from sdistill.model.config import ModelConfig
 from sdistill.model.hugging_face import from_hugging_face
@@ -91,36 +95,8 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a program does on each chip.
-
-    Attributes:
-      flops: Arithmetic.
-      traffic: Bytes read from and written to HBM.
-      collectives: Bytes of the arrays that are sent, by kind.
-      seconds: Least time, by what limits it: arithmetic, memory or links.
-      utilisation: Share of the chips' peak if it took that time, counting the model's own arithmetic.
-      counted: Arithmetic of all chips over what it should be by the model's shape; 0 where that has none.
-      one_pass: Whether all this is of one pass of a loop that ends when rows have ended.
-    """
-
-    flops: float
-    traffic: float
-    collectives: Mapping[str, float]
-    seconds: Mapping[str, float]
-    utilisation: float
-    counted: float
-    one_pass: bool
-
-    @property
-    def least(self) -> tuple[float, str]:
-        """The largest of the least times, and what it is due to."""
-        return max((seconds, name) for name, seconds in self.seconds.items())
-
-
-@dataclass(frozen=True)
 class Report:
-    """What the compiler says about one program.
+    """What is known of one program.
 
     Attributes:
       program: Which one.
@@ -128,8 +104,9 @@ class Report:
       topology: Of the slice.
       times: How often a step of the run needs it, if all rows are as long as they may be.
       compile_seconds: On this machine.
-      memory: Of each chip.
-      cost: None where the compiler gave up for want of memory.
+      memory: Of each chip, as the compiler says.
+      flops: Of each chip, by the model's shape, if all chips share them evenly.
+      traffic: Bytes that each chip reads from and writes to HBM at least, by the shapes.
     """
 
     program: str
@@ -138,7 +115,15 @@ class Report:
     times: float
     compile_seconds: float
     memory: Memory
-    cost: Cost | None
+    flops: float
+    traffic: float
+
+    @property
+    def least(self) -> tuple[float, str]:
+        """Seconds that the program takes at least, and whether arithmetic or memory is the reason."""
+        chip = chip_of(self.topology)
+        seconds = {"arithmetic": self.flops / chip.flops, "memory": self.traffic / chip.bandwidth}
+        return max((value, name) for name, value in seconds.items())
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -147,9 +132,8 @@ class Report:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Report":
         """From what `to_json` gave, and whatever stands beside it."""
-        cost = None if values["cost"] is None else Cost(**values["cost"])
-        own = {name.name: values[name.name] for name in fields(cls)}
-        return cls(**own | {"memory": Memory(**values["memory"]), "cost": cost})
+        own = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**own | {"memory": Memory(**values["memory"])})
 
 
 def check(
@@ -167,7 +151,7 @@ def check(
       ConfigError: if slice, program or model are not known, the mesh is not the slice's size, or the compiler
         is missing.
     """
-    chip = chip_of(topology)
+    chip_of(topology)  # refuses unknown ones
     mesh = mesh_on(topology, config)
     limit = memory_limit(mesh)
     programs = programs_of(config, mesh)
@@ -175,7 +159,7 @@ def check(
     with jax.set_mesh(mesh):
         for name, program in programs.items():
             if only in (None, name):
-                yield report(name, program, topology, chip, mesh.size, limit, known or {})
+                yield report(name, program, topology, mesh.size, limit, known or {})
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
@@ -225,8 +209,6 @@ def load_on_devices(config: Settings) -> Load:
 
 def model_of(config: Settings) -> ModelConfig:
     """The shape of the config's model: its own, or that of the name or folder in `init_from`."""
-    from configs.paper.shapes import SHAPES  # beside this folder, not in the package
-
     if isinstance(config, TrainConfig) and config.model is not None:
         return replace(config.model, compute=config.compute)
     name = str(config.init_from)
@@ -255,32 +237,25 @@ def memory_limit(mesh: Mesh) -> float:
 
 
 def report(
-    name: str,
-    program: Program,
-    topology: str,
-    chip: Chip,
-    chips: int,
-    limit: float,
-    known: Mapping[str, Report],
+    name: str, program: Program, topology: str, chips: int, limit: float, known: Mapping[str, Report]
 ) -> Report:
-    """Compiles a program, if it is not known, and counts what it does."""
+    """Compiles a program, unless an equal one is known."""
     began = time.perf_counter()
-    resident, cost = per_chip(program.resident), None
+    resident = per_chip(program.resident)
+    work = {"times": program.times, "flops": program.flops / chips, "traffic": program.traffic}
     lowered = program.lower()
     key = f"{topology} {hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]}"
     if key in known:
         memory = replace(known[key].memory, resident=resident)
-        return replace(known[key], program=name, times=program.times, memory=memory)
+        return replace(known[key], program=name, memory=memory, **work)
     try:
-        compiled = lowered.compile()
+        sizes: Any = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if not (found := USED.search(str(error))):
             raise
         arguments = per_chip((program.arguments, program.keywords.get("so_far")))
-        temporaries = _bytes(*found.groups()) - arguments
-        memory = Memory(arguments, 0, temporaries, resident, limit)
+        memory = Memory(arguments, 0, _bytes(*found.groups()) - arguments, resident, limit)
     else:
-        sizes: Any = compiled.memory_analysis()
         memory = Memory(
             sizes.argument_size_in_bytes,
             sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
@@ -288,24 +263,8 @@ def report(
             resident,
             limit,
         )
-        cost = cost_of(hlo.count(str(compiled.as_text())), program, chip, chips)
-    return Report(name, key, topology, program.times, time.perf_counter() - began, memory, cost)
-
-
-def cost_of(work: hlo.Totals, program: Program, chip: Chip, chips: int) -> Cost:
-    """What the program does, and how long that takes a chip at least."""
-    kernel_flops = program.kernel_flops / chips
-    seconds = least_seconds(chip, work, kernel_flops)
-    peak = chips * chip.flops * max(seconds.values())
-    return Cost(
-        work.flops + kernel_flops,
-        work.bytes,
-        work.collectives,
-        seconds,
-        program.model_flops / peak if peak else 0.0,
-        chips * (work.flops + kernel_flops) / program.all_flops if program.all_flops else 0.0,
-        work.open_loops > 0,
-    )
+    seconds = time.perf_counter() - began
+    return Report(name, key, topology, compile_seconds=seconds, memory=memory, **work)
 
 
 def _bytes(number: str, unit: str) -> float:
@@ -314,49 +273,36 @@ def _bytes(number: str, unit: str) -> float:
 
 COLUMNS = (
     *("program", "GiB", "spare", "arguments", "outputs", "temporary", "resident"),
-    *("TFLOP", "counted", "GB moved", "GB sent", "at least", "due to", "MFU at most", "times a step"),
+    *("TFLOP", "GB moved", "at least", "due to", "times a step"),
 )
 
 
 def table(reports: Sequence[Report]) -> Table:
-    """The reports for people: GiB and seconds of a chip."""
+    """The reports for people: GiB, TFLOP, GB and seconds of a chip."""
     limit = reports[0].memory.limit / GIB
     shown = Table(title=f"Each chip of {reports[0].topology}, which has {limit:.2f} GiB for programs")
     for column in COLUMNS:
-        shown.add_column(column, justify="left" if column in ("program", "GB sent", "due to") else "right")
+        shown.add_column(column, justify="left" if column in ("program", "due to") else "right")
     for found in reports:
-        shown.add_row(*_row(found))
+        memory, (seconds, due) = found.memory, found.least
+        parts = memory.arguments, memory.outputs, memory.temporaries, memory.resident
+        shown.add_row(
+            found.program,
+            f"{memory.total / GIB:.2f}",
+            f"{1 - memory.total / memory.limit:.0%}" if memory.fits else "does not fit",
+            *(f"{size / GIB:.2f}" for size in parts),
+            f"{found.flops / 1e12:.3g}",
+            f"{found.traffic / 1e9:.3g}",
+            f"{seconds:.3g} s" + (" a token" if found.program == "decode" else ""),
+            due,
+            f"{found.times:.0f}",
+        )
     return shown
-
-
-def _row(found: Report) -> list[str]:
-    memory, cost = found.memory, found.cost
-    parts = memory.arguments, memory.outputs, memory.temporaries, memory.resident
-    row = [
-        found.program,
-        f"{memory.total / GIB:.2f}",
-        f"{1 - memory.total / memory.limit:.0%}" if memory.fits else "does not fit",
-        *(f"{size / GIB:.2f}" for size in parts),
-    ]
-    if cost is None:
-        return row
-    seconds, due = cost.least
-    return [
-        *row,
-        f"{cost.flops / 1e12:.3g}",
-        f"{cost.counted:.2f}" if cost.counted else "",
-        f"{cost.traffic / 1e9:.3g}",
-        "\n".join(f"{kind} {size / 1e9:.3g}" for kind, size in sorted(cost.collectives.items())),
-        f"{seconds:.3g} s" + (" a token" if cost.one_pass else ""),
-        due,
-        f"{cost.utilisation:.0%}" if cost.utilisation else "",
-        f"{found.times:.0f}",
-    ]
 
 
 def step_hours(reports: Sequence[Report]) -> float:
     """Least hours of a training step in which every row is as long as it may be."""
-    return sum(found.times * found.cost.least[0] for found in reports if found.cost) / 3600
+    return sum(found.times * found.least[0] for found in reports) / 3600
 
 
 def without_tpu() -> None:
@@ -395,5 +341,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # for configs/, wherever this is called from
     main()

@@ -19,13 +19,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for configs/ and this folder, wherever this is called from
 
-from configs.paper import common, section3  # noqa: E402
-from launch import compile_check  # noqa: E402
-from launch.compile_check import GIB, Report, Settings  # noqa: E402
-from sdistill.config import TrainConfig  # noqa: E402
-from sdistill.distributed.mesh import AXES  # noqa: E402
-from sdistill.settings import ConfigError  # noqa: E402
-from sdistill.storage import write_atomically  # noqa: E402
+from configs.paper import common, section3
+from launch import compile_check
+from launch.compile_check import GIB, Report, Settings
+from sdistill.config import TrainConfig
+from sdistill.distributed.mesh import AXES
+from sdistill.settings import ConfigError
+from sdistill.storage import write_atomically
 
 LINES, DOCS = ROOT / "docs" / "scale.jsonl", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- written by launch/compile_table.py -->", "<!-- until here -->"
@@ -105,7 +105,7 @@ def names_of(config: Settings) -> tuple[str, ...]:
 UNKNOWN = "–"
 TRAINING_COLUMNS = (
     *("config", "slice", "mesh", "rows", "slots", "gradient, GiB", "update, GiB"),
-    *("largest while sampling, GiB", "spare", "gradient, s at least", "MFU at most", "counted"),
+    *("largest while sampling, GiB", "spare", "gradient, s at least"),
     *("decoding, ms a token at least", "step, h at least"),
 )
 GENERATION_COLUMNS = (
@@ -137,8 +137,6 @@ def tables(lines: Iterable[Line]) -> str:
 
 def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tuple[str, ...]:
     slots = config.slots if config.rollouts or config.evaluation is None else config.evaluation.slots
-    gradient = of["gradient"].cost if "gradient" in of else None
-    work = (f"{gradient.utilisation:.0%}", f"{gradient.counted:.2f}") if gradient else (UNKNOWN, UNKNOWN)
     assert config.mesh is not None
     estimates = compile_check.load_on_devices(config).bytes_on(config.mesh)
     learning, sampling = (f"≈ {sum(parts.values()) / GIB:.0f}" for parts in estimates.values())
@@ -149,7 +147,6 @@ def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tu
         _largest(of, SAMPLING, named=True, otherwise=sampling),
         _spare(of),
         _least(of, "gradient", "s"),
-        *work,
         _least(of, "decode", "ms"),
         _hours(config, of),
     )
@@ -182,9 +179,9 @@ def _largest(
 
 def _least(of: Mapping[str, Report], name: str, unit: str) -> str:
     """The least time of a program, and what it is due to."""
-    if name not in of or (cost := of[name].cost) is None:
+    if name not in of:
         return UNKNOWN
-    seconds, due = cost.least
+    seconds, due = of[name].least
     return f"{seconds * (1000 if unit == 'ms' else 1):.1f} ({due})"
 
 

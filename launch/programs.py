@@ -46,9 +46,10 @@ class Program:
       resident: What else of the run is in memory while it runs.
       times: How often a step of the run needs it, if all rows are as long as they may be.
       keywords: Arguments by name, and settings that it is compiled for.
-      model_flops: What it has to compute, over all chips, however it does that.
-      all_flops: The same with what it computes once more to save memory: what its text is compared with.
-      kernel_flops: What its attention kernels compute, over all chips; the rest is in its text.
+      flops: What it computes over all chips, by the model's shape (see `sdistill.flops`).
+      traffic: Bytes that each chip reads from and writes to HBM at least: weights once a pass over the
+        layers, the visible part of the cache once a token, arguments and results once. Activations within a
+        layer count nothing.
     """
 
     function: Any
@@ -56,9 +57,8 @@ class Program:
     resident: Shapes
     times: float
     keywords: Mapping[str, Any] = field(default_factory=dict)
-    model_flops: float = 0.0
-    all_flops: float = 0.0
-    kernel_flops: float = 0.0
+    flops: float = 0.0
+    traffic: float = 0.0
 
     def lower(self) -> jax.stages.Lowered:
         """Traces it and lowers it for the chips of the mesh."""
@@ -190,35 +190,41 @@ def sampling_programs(
     drawing = stopped, _whole(), _whole(1), forbidden
     training = params, besides
     responses, begun = sampled.problems * sampled.samples, max(1, slots // 8)
-    computed = plan.prefill_rows * (1 - 1 / model.num_hidden_layers)  # of the last layer only keys and values
-    attention = computed * flops.attention_flops(model, prompt)
-    prefill = attention + computed * flops.matrix_flops(model, prompt)
-    last = flops.forward_flops(model, end, 1) - flops.forward_flops(model, end - 1, 0)
+    # Of the prompts' last layer only keys and values are computed.
+    flops_of_prompt = (1 - 1 / model.num_hidden_layers) * flops.forward_flops(model, prompt, 0)
+    # The last token of a prompt is read with each response, and the last one of a response never.
+    flops_of_response = flops.forward_flops(model, end - 1, sampled.max_response)
+    flops_of_response -= flops.forward_flops(model, prompt - 1, 0)
+    visible = flops.attention_pairs(model, end - 1) - flops.attention_pairs(model, prompt - 1)
+    visible_share = visible / (sampled.max_response * model.num_hidden_layers * plan.lengths[-1])
+    layers, cache = per_chip(own["layers"]), per_chip(pool.cache)
+    head = per_chip(own["embedding_VD" if model.tie_word_embeddings else "head_DV"])
     return {
-        "reshard": Program(programs.reshard, (params,), besides, 1),
+        "reshard": Program(programs.reshard, (params,), besides, 1, traffic=per_chip((params, own))),
         "prefill": Program(
             programs.prefill,
             (own, *prompts),
             (training, pool),
             sampled.problems / plan.prefill_rows,
             {"length": prompt},
-            prefill,
-            prefill,
-            attention,
+            plan.prefill_rows * flops_of_prompt,
+            layers + per_chip(prefix),
         ),
         "admit": Program(
             programs.admit,
             (pool, prefix, _admission(begun), _whole(2)),
             (training, own),
             responses / begun,
+            traffic=2 * cache * begun / slots * prompt / plan.lengths[-1],
         ),
+        # Figures are means over the tokens of a response; the cache is that of its last ones.
         "decode": Program(
             programs.decode,
             (own, pool, *drawing),
             (training, prefix),
             responses / slots * sampled.max_response,
-            model_flops=slots * last,
-            all_flops=slots * last,
+            flops=slots * flops_of_response / sampled.max_response,
+            traffic=layers + head + visible_share * cache,
         ),
     }
 
@@ -235,17 +241,16 @@ def rollout_programs(run: Shaped) -> dict[str, Program]:
     shown = (run.teacher,) if teaches else ()
     temperature = config.rollouts.sampling.temperature
     scoring = {"model": model, "temperature": temperature, "chunk": config.chunk}
-    forward, attention = flops.forward_flops(model, guided, response), flops.attention_flops(model, guided)
-    learned, everything, kernels = _learning(model, student, response)
+    scored = count * flops.forward_flops(model, guided, response)
+    weights = weights_of_pass(model, run.mesh)
     score = Program(
         score_rows,
         (state.params if run.teacher is None else run.teacher, _rows(run, count, guided)),
         state.opt_state if run.teacher is None else state,
         rows / count,
         scoring,
-        count * forward,
-        count * forward,
-        count * attention,
+        scored,
+        weights,
     )
     return ({"score": score} if config.guide and not teaches else {}) | {
         "gradient": Program(
@@ -254,11 +259,10 @@ def rollout_programs(run: Shaped) -> dict[str, Program]:
             state.opt_state if teaches else (state.opt_state, run.teacher),
             rows / count,
             {"so_far": state.params},
-            count * (learned + teaches * forward),
-            count * (everything + teaches * forward),
-            count * (kernels + teaches * attention),
+            count * flops.gradient_flops(model, student, response) + teaches * scored,
+            gradient_traffic(run, count, student) + teaches * weights,
         ),
-        "update": Program(steps.update, (state, state.params), run.teacher, rows / steps.update_rows),
+        "update": update_program(run, rows / steps.update_rows),
     }
 
 
@@ -272,22 +276,42 @@ def example_programs(run: Shaped) -> dict[str, Program]:
     weights: Any = run.rows((count, length))
     batch = PackedBatch(column, column, weights, column, column)
     gradient = steps.gradient, (state.params, batch), state.opt_state, steps.update_rows / count
-    work = (count * n for n in _learning(run.model, length, length))
+    work = count * flops.gradient_flops(run.model, length, length), gradient_traffic(run, count, length)
     return {
         "gradient": Program(*gradient, {"so_far": state.params}, *work),
-        "update": Program(steps.update, (state, state.params), None, 1),
+        "update": update_program(run, 1),
     }
 
 
-def _learning(model: ModelConfig, length: int, positions: int) -> tuple[float, float, float]:
-    """Arithmetic of a row's gradient: what it takes, what is done, and what of that the kernels do."""
-    again = model.compute.remat == "full"
-    forward, attention = flops.forward_flops(model, length, positions), flops.attention_flops(model, length)
-    kernels = (1 + again + flops.ATTENTION_KERNELS) * attention
-    matrices = (1 + flops.BACKWARD) * flops.matrix_flops(model, length)
-    matrices += again * flops.repeated_flops(model, length)
-    head = (2 + flops.BACKWARD) * flops.head_flops(model, positions)  # logits are never kept
-    return (1 + flops.BACKWARD) * forward, matrices + head + kernels, kernels
+def update_program(run: Shaped, times: float) -> Program:
+    """From gradient and state to the next state, each read or written once."""
+    traffic = 2 * per_chip(run.state) + per_chip(run.state.params)
+    update: Any = compile_steps(run.config, run.model, run.mesh, run.state).update
+    return Program(update, (run.state, run.state.params), run.teacher, times, traffic=traffic)
+
+
+def weights_of_pass(model: ModelConfig, mesh: Mesh) -> float:
+    """Bytes of the matrices that a chip reads in one pass over the layers in training.
+
+    They are gathered over `fsdp`, in the activations' type; the embedding is only looked up.
+    """
+    head = model.vocab_size * model.hidden_size
+    layers = model.parameter_count() - (1 if model.tie_word_embeddings else 2) * head
+    read = layers / mesh.shape["tensor"] + head / (mesh.shape["tensor"] * mesh.shape["context"])
+    return model.dtype.itemsize * read
+
+
+def gradient_traffic(run: Shaped, rows: int, length: int) -> float:
+    """Bytes that a chip reads and writes for the gradient of a micro-batch.
+
+    Weights once for each pass (forward, recomputation, backward); the accumulated gradient read and written;
+    each layer's input written and read.
+    """
+    model, mesh = run.model, run.mesh
+    passes = 2 + (model.compute.remat == "full")
+    split = _ways(mesh) * mesh.shape["context"]
+    inputs = rows * length * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize / split
+    return passes * weights_of_pass(model, mesh) + 2 * per_chip(run.state.params) + 2 * inputs
 
 
 def _ways(mesh: Mesh) -> int:

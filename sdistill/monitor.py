@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from sdistill.chips import peak_flops
 from sdistill.clock import StepCost
 from sdistill.distributed.processes import is_writer
+from sdistill.flops import peak_flops
 
 logger = logging.getLogger(__name__)
 

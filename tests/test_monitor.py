@@ -8,9 +8,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from sdistill import monitor as monitor_module
-from sdistill.chips import peak_flops
 from sdistill.clock import Clock, Spent
 from sdistill.engine.types import EngineStats
+from sdistill.flops import peak_flops
 from sdistill.monitor import Monitor, Profiler
 from tests import tiny
 

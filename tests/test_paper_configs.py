@@ -10,8 +10,8 @@ import pytest
 
 from configs.paper import common, section3
 from configs.paper.shapes import SHAPES
-from sdistill.chips import CHIPS
 from sdistill.config import TrainConfig
+from sdistill.flops import CHIPS
 from sdistill.generate import GenerateConfig
 from sdistill.model.hugging_face import from_hugging_face
 from sdistill.settings import parse

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from launch import compile_check, compile_table
-from launch.compile_check import Cost, Memory, Report
+from launch.compile_check import Memory, Report
 from launch.compile_table import DOCS, GIB, with_tables
 
 LINES = compile_table.read_lines()
@@ -22,18 +22,13 @@ def test_every_line_is_of_a_run_as_it_is_laid_out_now_and_there_once():
     assert len({(line["run"], line["program"]) for line in LINES}) == len(LINES) > 0
 
 
-@pytest.mark.parametrize("line", LINES, ids=[f"{line['run']}-{line['program']}" for line in LINES])
-def test_a_program_fits_with_a_twentieth_to_spare_and_does_what_its_shape_says(line):
-    report = Report.from_json(line)
-    assert report.memory.total <= 0.95 * report.memory.limit
-    assert report.cost is not None
-    if line["program"] == "decode" and "olmo3_7b" in line["run"]:
-        return  # one query a key head: the compiler writes no products for attention, and none are counted
-    assert report.cost.counted == 0 or report.cost.counted == pytest.approx(1, abs=0.1)
+def test_every_program_fits_with_a_twentieth_to_spare():
+    for line in LINES:
+        memory = Report.from_json(line).memory
+        assert memory.total == line["total"] <= 0.95 * memory.limit, (line["run"], line["program"])
 
 
 MEMORY = Memory(2.0 * GIB, 1.0 * GIB, 3.0 * GIB, 4.0 * GIB, 20.0 * GIB)
-COST = Cost(1e12, 1e9, {}, {"arithmetic": 2.0, "memory": 0.5}, 0.25, 1.01, False)
 RUNS = ["section3.py:walk:v5e_4", "section5_sdpo.py:olmo3_7b:v5p_8"]
 
 
@@ -59,7 +54,7 @@ def compiled(monkeypatch):
             raise KeyboardInterrupt
         key = f"{topology} {only}"
         assert key not in known or known[key].program == only
-        yield Report(only, key, topology, 3600.0, 1.0, MEMORY, COST)
+        yield Report(only, key, topology, 3600.0, 1.0, MEMORY, flops=394e12, traffic=819e9)
 
     monkeypatch.setattr(compile_check, "check", check)
     return asked
@@ -92,7 +87,7 @@ def test_the_tables_stand_between_the_marks(folder, compiled):
     assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
     assert (
         "| `section5_sdpo.py:olmo3_7b:v5p_8` | v5e:2x2 | fsdp 8 | 8 | 32 | 10.0 | 10.0 "
-        "| 10.0 (decode) | 50% | 2.0 (arithmetic) | 25% | 1.01 | 2000.0 (arithmetic) | 12 |"
+        "| 10.0 (decode) | 50% | 2.0 (arithmetic) | 2000.0 (arithmetic) | 12 |"
     ) in text
     assert (
         "| `section3.py:walk:v5e_4` | v5e:2x2 | tensor 4 | 8 "
@@ -120,5 +115,5 @@ def test_what_is_not_compiled_is_estimated(folder):
 
 def test_what_does_not_fit_is_said():
     full = dataclasses.replace(MEMORY, temporaries=20.0 * GIB)
-    line = {"run": RUNS[0], **Report("decode", "", "v5e:2x2", 1.0, 1.0, full, None).to_json()}
-    assert "| 27.0 (decode) | does not fit | – | – |" in compile_table.tables([line])
+    line = {"run": RUNS[0], **Report("decode", "", "v5e:2x2", 1.0, 1.0, full, 0.0, 819e9).to_json()}
+    assert "| 27.0 (decode) | does not fit | 1000.0 (memory) | – |" in compile_table.tables([line])
