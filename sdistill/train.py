@@ -32,21 +32,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.progress import Progress
 
-from sdistill import command
+from sdistill import batch as batches
+from sdistill import command, storage
+from sdistill import step as steps
 from sdistill.attribution import attribute
-from sdistill.batch import (
-    OnPolicyBatch,
-    Score,
-    ScoredRollouts,
-    example_lengths,
-    grpo_batch,
-    micro_batches,
-    mini_batches,
-    packed_batch,
-    row_names,
-    sdpo_batch,
-    sequence_lengths,
-)
 from sdistill.checkpoints import Checkpoints, Preempted, PreemptionNotice
 from sdistill.clock import Clock
 from sdistill.config import (
@@ -81,28 +70,6 @@ from sdistill.model.scoring import TokenScores
 from sdistill.monitor import Monitor, Profiler
 from sdistill.sample import Sampler, queries_for
 from sdistill.settings import ConfigError, parse, to_json
-from sdistill.step import (
-    TrainState,
-    UpdateReport,
-    accumulate_gradients,
-    copy_params,
-    init_state,
-    init_teacher,
-    jit_gradient,
-    jit_update,
-    on_device,
-    summarize,
-    teacher_shapes,
-    update_teacher,
-)
-from sdistill.storage import (
-    CONFIG_FILE,
-    check_workdir,
-    read_records,
-    write_atomically,
-    write_records,
-    write_responses,
-)
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.tokenizer import Tokenizer, check_vocabulary
@@ -136,7 +103,7 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
     """
     # Refuse what cannot work, before anything is written.
     check_agreement(to_json(config))
-    check_workdir(workdir, to_json(config), may_differ=PLACEMENT)
+    storage.check_workdir(workdir, to_json(config), may_differ=PLACEMENT)
     if (workdir / "model" / weights.CONFIG_FILE).exists():  # the last file that a run writes
         return weights.load_pretrained(workdir / "model")
     chat = load_chat(config.tokenizer or config.init_from)
@@ -149,9 +116,8 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
 
     # Model and state: from a checkpoint, else from init_from, else drawn.
     model, state = initial_state(config, mesh, chat.tokenizer)
-    write_atomically(
-        workdir / CONFIG_FILE, to_json(config).encode()
-    )  # all checks passed: the directory is ours
+    # All checks passed: the directory is ours.
+    storage.write_atomically(workdir / storage.CONFIG_FILE, to_json(config).encode())
     notice = PreemptionNotice()
     run = prepare(config, model, mesh, chat, problems, state, on_round=notice.check)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -168,9 +134,9 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
         failed = False
         try:
             for due in sorted(rollouts):
-                write_responses(workdir / f"train-{min(due, step):06d}.jsonl.gz", rollouts[due])
+                storage.write_responses(workdir / f"train-{min(due, step):06d}.jsonl.gz", rollouts[due])
                 del rollouts[due]
-            write_records(workdir / "metrics.jsonl", metrics)
+            storage.write_records(workdir / "metrics.jsonl", metrics)
         except OSError as error:
             failed = True
             logger.warning("step %d is not kept: %s; make room, the next one is tried as usual", step, error)
@@ -273,7 +239,7 @@ class Run:
                     step=step,
                     progress=self.on_round,
                 )
-                write_responses(path, responses)
+                storage.write_responses(path, responses)
 
 
 @dataclass(frozen=True)
@@ -298,7 +264,7 @@ def prepare(
     mesh: Mesh,
     chat: Chat,
     problems: Sequence[Problem],
-    state: TrainState,
+    state: steps.TrainState,
     *,
     on_round: Callable[..., None] | None = None,
 ) -> Run | OnPolicyRun:
@@ -320,7 +286,7 @@ def prepare(
         "chat": chat,
         "problems": problems,
         "gradient": compiled_gradient(config, model, mesh),
-        "update": jit_update(model, mesh, config.optimizer),
+        "update": steps.jit_update(model, mesh, config.optimizer),
         "evaluator": sampler_of(evaluated, evaluated.slots, model, mesh, chat) if evaluated else None,
         "clock": clock,
         "on_round": on_round,
@@ -333,7 +299,7 @@ def prepare(
         config=config,
         sampler=sampler_of(config.rollouts, config.slots, model, mesh, chat, clock),
         task=task_of(config.rollouts.split),
-        reference=copy_params(state.params) if has_reference else None,
+        reference=steps.copy_params(state.params) if has_reference else None,
         **shared,
     )
 
@@ -342,36 +308,38 @@ def compiled_gradient(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
     """The compiled gradient of the run's objective."""
     chunk = {"logits_chunk_size": config.logits_chunk_size}
     if isinstance(config, SFTConfig):
-        return jit_gradient(cross_entropy_loss, model, mesh, **chunk)
+        return steps.jit_gradient(cross_entropy_loss, model, mesh, **chunk)
     sampled = {"temperature": config.rollouts.sampling.temperature, "attribution": config.attribution}
     if isinstance(config, SDPOConfig):
         mix = config.teacher.mix
-        return jit_gradient(sdpo_loss, model, mesh, config=config.loss, mix=mix, **sampled, **chunk)
-    return jit_gradient(grpo_loss, model, mesh, config=config.loss, **sampled, **chunk)
+        return steps.jit_gradient(sdpo_loss, model, mesh, config=config.loss, mix=mix, **sampled, **chunk)
+    return steps.jit_gradient(grpo_loss, model, mesh, config=config.loss, **sampled, **chunk)
 
 
-def example_step(run: Run, state: TrainState, rows: Mapping[str, Any]) -> tuple[TrainState, dict[str, float]]:
+def example_step(
+    run: Run, state: steps.TrainState, rows: Mapping[str, Any]
+) -> tuple[steps.TrainState, dict[str, float]]:
     """A step of pretraining or SFT: one update. The state's buffers are given away."""
-    batch = packed_batch(rows)
-    run.clock.add_flops("train", (1 + BACKWARD) * forward_flops_of(run.model, example_lengths(batch)))
+    batch = batches.packed_batch(rows)
+    run.clock.add_flops("train", (1 + BACKWARD) * forward_flops_of(run.model, batches.example_lengths(batch)))
     with run.clock.measure("train"):
         size = run.config.micro_batch_size or run.config.update_size
-        gradient, reports = accumulate_gradients(
-            run.gradient, run.mesh, micro_batches(batch, size), state.params
+        gradient, reports = steps.accumulate_gradients(
+            run.gradient, run.mesh, batches.micro_batches(batch, size), state.params
         )
         state, update_metrics = run.update(state, gradient)
         names = [f"row {row}" for row in range(len(batch.tokens))]
-        return state, summarize([UpdateReport(reports, update_metrics)], names)
+        return state, steps.summarize([steps.UpdateReport(reports, update_metrics)], names)
 
 
 def on_policy_step(
     run: OnPolicyRun,
-    state: TrainState,
+    state: steps.TrainState,
     teacher: nnx.State | None,
     indices: Sequence[int],
     step: int,
     past: Sequence[Mapping[str, float]],
-) -> tuple[TrainState, nnx.State | None, dict[str, float], list[Response]]:
+) -> tuple[steps.TrainState, nnx.State | None, dict[str, float], list[Response]]:
     """A step of GRPO or SDPO: state, teacher, metrics and rollouts after it.
 
     Args:
@@ -394,17 +362,17 @@ def on_policy_step(
     teacher_params = None  # the student's own
     if config.teacher is not None:
         if teacher is None:
-            teacher = init_teacher(config.teacher, state.params)
-        teacher_params = on_device(config.teacher, teacher)
+            teacher = steps.init_teacher(config.teacher, state.params)
+        teacher_params = steps.on_device(config.teacher, teacher)
 
     # Contexts and batch.
-    batch: OnPolicyBatch
+    batch: batches.OnPolicyBatch
     with run.clock.measure("layout"):
-        rollouts = ScoredRollouts.of(config, problems, responses, completions, run.chat)
+        rollouts = batches.ScoredRollouts.of(config, problems, responses, completions, run.chat)
         if isinstance(config, SDPOConfig):
-            batch, metrics = sdpo_batch(config, rollouts, run.chat)
+            batch, metrics = batches.sdpo_batch(config, rollouts, run.chat)
         else:
-            batch, metrics = grpo_batch(
+            batch, metrics = batches.grpo_batch(
                 config,
                 rollouts,
                 run.chat,
@@ -417,13 +385,13 @@ def on_policy_step(
     # Loss, gradient and update: once a mini-batch, from gradients of micro-batches.
     reports = []
     with run.clock.measure("train"):
-        for mini_batch in mini_batches(batch, config.update_size):
-            micro = micro_batches(mini_batch, config.micro_batch_size or config.update_size)
+        for mini_batch in batches.mini_batches(batch, config.update_size):
+            micro = batches.micro_batches(mini_batch, config.micro_batch_size or config.update_size)
             params = (state.params, teacher_params) if isinstance(config, SDPOConfig) else (state.params,)
-            gradient, micro_reports = accumulate_gradients(run.gradient, run.mesh, micro, *params)
+            gradient, micro_reports = steps.accumulate_gradients(run.gradient, run.mesh, micro, *params)
             state, update_metrics = run.update(state, gradient)
-            reports.append(UpdateReport(micro_reports, update_metrics))
-        metrics |= summarize(reports, row_names(responses))
+            reports.append(steps.UpdateReport(micro_reports, update_metrics))
+        metrics |= steps.summarize(reports, batches.row_names(responses))
 
     # Where the signal fell, and the teacher's next weights.
     if config.attribution:
@@ -438,11 +406,11 @@ def on_policy_step(
             )
             metrics |= shares
     if config.teacher is not None:
-        teacher = update_teacher(config.teacher, teacher, state.params)
+        teacher = steps.update_teacher(config.teacher, teacher, state.params)
     return state, teacher, metrics, [replace(response, step=step + 1) for response in responses]
 
 
-def scorer(run: OnPolicyRun, params: nnx.State | None) -> Score:
+def scorer(run: OnPolicyRun, params: nnx.State | None) -> batches.Score:
     """Scores responses with these weights, as many at a time as gradients are computed for."""
     config = run.config
     size = config.micro_batch_size or config.update_size
@@ -455,7 +423,7 @@ def scorer(run: OnPolicyRun, params: nnx.State | None) -> Score:
 
     def score(sequences: Sequences) -> TokenScores:
         found = []
-        run.clock.add_flops("score", forward_flops_of(run.model, sequence_lengths(sequences)))
+        run.clock.add_flops("score", forward_flops_of(run.model, batches.sequence_lengths(sequences)))
         with run.clock.measure("score"):
             for start in range(0, len(sequences.tokens), size):
                 part = Sequences(*(x[start : start + size] for x in sequences))
@@ -465,13 +433,13 @@ def scorer(run: OnPolicyRun, params: nnx.State | None) -> Score:
     return score
 
 
-def add_flops(run: OnPolicyRun, batch: OnPolicyBatch) -> None:
+def add_flops(run: OnPolicyRun, batch: batches.OnPolicyBatch) -> None:
     """Records the arithmetic of sampling and training on a batch; `scorer` records its own."""
-    student = sequence_lengths(batch.student)
+    student = batches.sequence_lengths(batch.student)
     run.clock.add_flops("generate", sampling_flops(run.model, student, run.config.rollouts.num_samples))
     run.clock.add_flops("train", (1 + BACKWARD) * forward_flops_of(run.model, student))
     if isinstance(batch, SDPOBatch):
-        lengths = zip(sequence_lengths(batch.teacher), np.asarray(batch.has_teacher), strict=True)
+        lengths = zip(batches.sequence_lengths(batch.teacher), np.asarray(batch.has_teacher), strict=True)
         run.clock.add_flops("train", forward_flops_of(run.model, (row for row, has in lengths if has)))
 
 
@@ -489,7 +457,7 @@ def open_iterator(
     if settings.source == "signs_corpus":
         source = open_corpus("train", config.data_dir)
     else:
-        source = read_records(Path(settings.source))
+        source = storage.read_records(Path(settings.source))
     if len(source) == 0:
         raise ConfigError(f"config.examples.source={settings.source!r} holds no examples")
     return example_batches(
@@ -530,11 +498,13 @@ def evaluation_problems(
 # ── Model and state ──────────────────────────────────────────────────────────────────────────────
 
 
-def initial_state(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> tuple[ModelConfig, TrainState]:
+def initial_state(
+    config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer
+) -> tuple[ModelConfig, steps.TrainState]:
     """The model's shape and the state before training; nothing else refers to the initial weights."""
     model = initial_model(config, mesh, tokenizer)
     params = nnx.state(model, nnx.Param)
-    return model.config, init_state(params, model.config, config.optimizer, mesh)
+    return model.config, steps.init_state(params, model.config, config.optimizer, mesh)
 
 
 def initial_model(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> Decoder:
@@ -582,9 +552,9 @@ def resume(
     config: AnyTrainConfig,
     workdir: Path,
     checkpoints: Checkpoints,
-    state: TrainState,
+    state: steps.TrainState,
     iterator: grain.DatasetIterator,
-) -> tuple[int, TrainState, nnx.State | None, list[dict[str, Any]]]:
+) -> tuple[int, steps.TrainState, nnx.State | None, list[dict[str, Any]]]:
     """Step, state, teacher and metrics of the newest checkpoint; the iterator is moved to its position.
 
     Without a checkpoint, those of a run that starts.
@@ -593,13 +563,13 @@ def resume(
       ConfigError: if the metrics of the steps made are not all there.
     """
     teacher_config = teacher_of(config)
-    teacher = teacher_shapes(teacher_config, state.params) if teacher_config else None
+    teacher = steps.teacher_shapes(teacher_config, state.params) if teacher_config else None
     restored = checkpoints.restore((state, teacher))
     if restored is None:
         return 0, state, None, []
     start, (state, teacher), position = restored
     iterator.set_state(position)
-    metrics = [r for r in read_records(workdir / "metrics.jsonl") if r["step"] <= start]
+    metrics = [r for r in storage.read_records(workdir / "metrics.jsonl") if r["step"] <= start]
     if len(metrics) < start:
         raise ConfigError(f"{workdir}/metrics.jsonl lacks steps before {start}; remove checkpoints/")
     logger.info("%s: continuing from step %d", workdir, start)
