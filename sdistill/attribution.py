@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from sdistill.analysis.token_classes import CLASSES, token_classes
+from sdistill.analysis.epistemic import CLASSES, token_classes
 from sdistill.engine.types import Completions
 from sdistill.step import UpdateReport
 from sdistill.text.spans import of_rows, token_texts

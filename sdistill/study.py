@@ -13,7 +13,7 @@ responses whose uncertainty is taken away, forced on them, or moved. What a stud
     runs/<section>/<condition>/seed<k>/<dataset>-<step>.jsonl.gz
                                     every response with its verdict; training runs also keep their
                                     metrics, rollouts and final weights there (see `sdistill.train`)
-    results.jsonl                   all figures with intervals (see `sdistill.analysis.records`)
+    results.jsonl                   all measurements with their intervals
     report.html                     the same to look at
     report/                         its figures and tables as files
 
@@ -34,12 +34,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sdistill import command
-from sdistill.analysis.records import Record
 from sdistill.distributed.processes import require_one_process
 from sdistill.experiments.attribution import fixes_attribution, on_policy_attribution
 from sdistill.experiments.config import FixesConfig, ProbesConfig, RunsConfig, StudyConfig
-from sdistill.experiments.fixes import fixes_section
-from sdistill.experiments.on_policy import coverage_section, on_policy_section
+from sdistill.experiments.on_policy import coverage_section, fixes_section, on_policy_section
 from sdistill.experiments.probes import probes_section
 from sdistill.experiments.richness import richness_section, trained_richness_section
 from sdistill.experiments.sft import sft_section
@@ -48,11 +46,18 @@ from sdistill.model.weights import SIGNS_BASE, load_pretrained
 from sdistill.report.build import print_section, write_report
 from sdistill.report.runs import read_run
 from sdistill.settings import parse, to_json
-from sdistill.storage import CONFIG_FILE, check_workdir, read_records, write_atomically, write_records
+from sdistill.storage import (
+    CONFIG_FILE,
+    check_workdir,
+    read_measurements,
+    write_atomically,
+    write_measurements,
+)
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
+from sdistill.types import SCHEMA_VERSION, Measurement
 
-SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Record]]]] = {
+SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Measurement]]]] = {
     StudyConfig: {
         "richness": richness_section,
         "sft": sft_section,
@@ -77,18 +82,18 @@ def run_study(config: RunsConfig, workdir: Path, console: Console) -> Path:
     check_workdir(workdir, to_json(config))
     write_atomically(workdir / CONFIG_FILE, to_json(config).encode())
     write_atomically(workdir / "environment.json", json.dumps(environment(config), indent=1).encode())
-    before = read_records(workdir / "results.jsonl")
-    records: list[Record] = []
+    before = read_measurements(workdir / "results.jsonl")
+    found: list[Measurement] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         chat = SignsChat(SentencePieceTokenizer(SIGNS_TOKENIZER))
         study = Study(config, workdir, load_pretrained(SIGNS_BASE), chat, progress)
         for name, section in SECTIONS[type(config)].items():
-            records += section(study)
-            done = {record["section"] for record in records}
-            kept = [record for record in before if record["section"] not in done]
-            write_records(workdir / "results.jsonl", records + kept)
-            print_section(name, records, console)
+            found += section(study)
+            done = {measurement.section for measurement in found}
+            kept = [measurement for measurement in before if measurement.section not in done]
+            write_measurements(workdir / "results.jsonl", found + kept)
+            print_section(name, [measurement.to_json() for measurement in found], console)
     return write_report(read_run(workdir))
 
 
@@ -99,6 +104,7 @@ def environment(config: RunsConfig) -> dict[str, str]:
     )
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
     return {
+        "schema": str(SCHEMA_VERSION),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
         "platform": platform.machine(),

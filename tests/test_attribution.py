@@ -11,7 +11,7 @@ from sdistill.micro import mini_batches, on_policy_micro_batches
 from sdistill.rows import response_hidden, response_ids
 from sdistill.updates import UpdateReport, add_up
 
-from sdistill.analysis.token_classes import CLASSES
+from sdistill.analysis.epistemic import CLASSES
 from sdistill.attribution import attribute, rounded, tokens_of
 from sdistill.config import TrainConfig
 from sdistill.divergence.chunked import token_divergence

@@ -12,16 +12,20 @@ import pytest
 from configs.signs import fixes
 from sdistill.experiments.config import FixesConfig
 from sdistill.settings import ConfigError, parse
-from sdistill.storage import read_records
+from sdistill.storage import read_measurements, read_records, read_responses
+from sdistill.types import Condition
 from tests.processes import ROOT, Commands, files_below
 
 pytestmark = pytest.mark.slow
 
 SECTIONS = ["richness", "sft", "on_policy", "trained_richness", "coverage"]  # those that compute
-ATTRIBUTED = ["class", "tenth", "fifth", "word_base", "word_change", "word_p", "word_z"]
+GROUPINGS = {"class", "tenth", "fifth"}
+WORD_METRICS = {"word_base", "word_change", "word_p", "word_z"}
 TINY = "--config=configs/signs/study.py:tiny"
-IDENTITY = ("section", "condition", "seed", "step", "dataset", "metric")
-KEYS = {*IDENTITY, "value", "n", "ci_low", "ci_high"}
+
+
+def identity(m):
+    return m.section, m.condition, m.seed, m.step, m.dataset, m.metric, m.baseline, m.group
 
 
 @contextlib.contextmanager
@@ -47,34 +51,26 @@ def uninterrupted(shared, commands) -> Path:
 
 @pytest.mark.long
 def test_all_sections_have_results_with_intervals(uninterrupted):
-    records = read_records(uninterrupted / "results.jsonl")
-    assert list(dict.fromkeys(record["section"] for record in records)) == [
-        *SECTIONS[:3],
-        "attribution",
-        *SECTIONS[3:],
-    ]
-    assert all(record.keys() == KEYS for record in records)
-    for record in records:
-        bare = record["dataset"] == "train" and record["section"] != "attribution"
-        if bare or record["metric"].startswith(("word_base:", "word_p:", "word_z:")):
-            assert record["ci_low"] is record["ci_high"] is None
+    found = read_measurements(uninterrupted / "results.jsonl")
+    assert list(dict.fromkeys(m.section for m in found)) == [*SECTIONS[:3], "attribution", *SECTIONS[3:]]
+    for m in found:
+        bare = m.dataset == "train" and m.section != "attribution"
+        if bare or m.metric in WORD_METRICS - {"word_change"}:
+            assert m.ci_low is m.ci_high is None
         else:
-            assert record["ci_low"] <= record["value"] <= record["ci_high"]
-            assert record["n"] > 0
-    attributed = [r["metric"] for r in records if r["section"] == "attribution"]
-    assert {m.partition(":")[0] for m in attributed if m.startswith("word_")} == set(ATTRIBUTED[3:])
-    assert {m.split(":")[1] for m in attributed if not m.startswith("word_")} == set(ATTRIBUTED[:3])
-    identity = [tuple(record[key] for key in IDENTITY) for record in records]
-    assert len(set(identity)) == len(identity)
-    cells = {(r["section"], r["condition"]) for r in records}
-    assert {condition for section, condition in cells if section == "richness"} == {
-        *("unguided", "partial_50", "partial_solution_50"),
-        *("answer", "solution", "regenerated", "other_problem"),
-    }
-    assert {condition for section, condition in cells if section == "trained_richness"} == {
-        *("grpo@unguided", "grpo@partial_50", "grpo@partial_solution_50", "grpo@answer", "grpo@solution")
-    }
-    assert {condition for section, condition in cells if section == "on_policy"} == {
+            assert m.ci_low <= m.value <= m.ci_high and m.n > 0
+    attributed = [m for m in found if m.section == "attribution"]
+    assert {m.metric for m in attributed} == {"tokens", "signal", "divergence", *WORD_METRICS}
+    grouped = {m.group.partition(":")[0] for m in attributed if m.metric not in WORD_METRICS}
+    assert grouped == GROUPINGS
+    assert len({identity(m) for m in found}) == len(found)
+    labels = {section: {m.condition.label for m in found if m.section == section} for section in SECTIONS}
+    contexts = ("none", "partial_50", "partial_solution_50", "answer", "solution")
+    others = ("regenerated", "other_problem")
+    assert labels["richness"] == {f"base-{context}" for context in (*contexts, *others)}
+    assert labels["trained_richness"] == {f"grpo-{context}" for context in contexts}
+    assert labels["sft"] == {"base", "sft_none", "sft_answer", "sft_solution"}
+    assert labels["on_policy"] == {
         *("base", "grpo", "sdpo_solution_fixed", "sdpo_solution_ema"),
         *("sdpo_answer_fixed", "sdpo_answer_ema"),
     }
@@ -88,22 +84,21 @@ def test_the_report_shows_responses_of_both_sections_that_keep_them(uninterrupte
 @pytest.mark.long
 def test_figures_are_those_of_the_responses_on_disk(uninterrupted):
     """Recomputes accuracies from the files, by the plainest way."""
-    records = {tuple(r[key] for key in IDENTITY): r for r in read_records(uninterrupted / "results.jsonl")}
+    found = {identity(m): m for m in read_measurements(uninterrupted / "results.jsonl")}
     compared = 0
-    for condition, dataset, name in [
-        ("on_policy/base", "k3_test", "k3"),
-        ("on_policy/grpo", "k4_test", "k4"),
-        ("sft/sft_guided", "k3_test", "k3"),
+    for section, condition, dataset, name in [
+        ("on_policy", Condition("base"), "k3_test", "k3"),
+        ("on_policy", Condition("grpo"), "k4_test", "k4"),
+        ("sft", Condition("sft", "answer"), "k3_test", "k3"),
     ]:
-        section, condition = condition.split("/")
-        folder = uninterrupted / "runs" / section / condition / "seed0"
+        folder = uninterrupted / "runs" / section / condition.label / "seed0"
         path = max(folder.glob(f"{dataset}-*.jsonl.gz"))
         step = int(path.name.removesuffix(".jsonl.gz").rpartition("-")[2])
-        generations = read_records(path)
+        responses = read_responses(path)
         for seed in (0, "all"):
-            record = records[section, condition, seed, step, name, "accuracy"]
-            assert record["value"] == pytest.approx(sum(g["correct"] for g in generations) / len(generations))
-            assert record["n"] == len(generations)
+            measured = found[section, condition, seed, step, name, "accuracy", None, None]
+            assert measured.value == pytest.approx(sum(r.correct for r in responses) / len(responses))
+            assert measured.n == len(responses)
             compared += 1
     assert compared == 6
 
@@ -112,10 +107,7 @@ def test_figures_are_those_of_the_responses_on_disk(uninterrupted):
 def test_guided_training_sets_match_the_unguided_one(uninterrupted):
     """Same problems, as many responses each, all correct, and posed without the context."""
     folder = uninterrupted / "runs" / "sft" / "data" / "seed0"
-    sets = [
-        read_records(folder / f"{name}.jsonl.gz")
-        for name in ("sft_unguided", "sft_guided", "sft_guided_solution")
-    ]
+    sets = [read_records(folder / f"{name}.jsonl.gz") for name in ("sft_none", "sft_answer", "sft_solution")]
     assert len(sets[0]) == 16
     prompts = [[example["prompt"] for example in examples] for examples in sets]
     assert prompts[0] == prompts[1] == prompts[2]
@@ -154,7 +146,7 @@ def test_a_second_run_computes_nothing_again_wherever_the_directory_is_named_fro
     assert len(before) > 50
     commands.succeed("sdistill.study", TINY, f"--workdir={os.path.relpath(uninterrupted, ROOT)}")
     made_again = sorted(path.name for path, time in times().items() if before.get(path) != time)
-    assert set(made_again) <= {"sft_unguided.jsonl.gz", "sft_guided.jsonl.gz", "sft_guided_solution.jsonl.gz"}
+    assert set(made_again) <= {"sft_none.jsonl.gz", "sft_answer.jsonl.gz", "sft_solution.jsonl.gz"}
     assert (uninterrupted / "results.jsonl").read_bytes() == results
 
 
@@ -181,27 +173,31 @@ def test_the_study_of_the_fixes_goes_on_after_a_kill_and_ranks_what_it_ran(comma
     )
     assert not (workdir / "results.jsonl").exists()
     commands.succeed(*arguments)
+    on_sdpo = ("pointwise_clip", "marker_mask", "pass_rate", "fork_aware", "other_problem", "partial")
+    on_grpo = ("contrastive_hints", "anti_self_distillation")
+    base, grpo, sdpo = (Condition(method) for method in ("base", "grpo", "sdpo"))
     conditions = [
-        *("base", "grpo", "sdpo", "sdpo_pointwise_clip", "sdpo_marker_mask", "sdpo_pass_rate"),
-        *("sdpo_fork_aware", "sdpo_other_problem", "sdpo_partial", "grpo_contrastive_hints"),
-        "grpo_anti_self_distillation",
+        *(base, grpo, sdpo),
+        *(Condition("sdpo", fix=fix) for fix in on_sdpo),
+        *(Condition("grpo", fix=fix) for fix in on_grpo),
     ]
-    records = read_records(workdir / "results.jsonl")
-    assert list(dict.fromkeys(record["condition"] for record in records)) == conditions
+    found = read_measurements(workdir / "results.jsonl")
+    assert list(dict.fromkeys(m.condition for m in found)) == conditions
     computed = {(section, seed) for section in ("fixes", "attribution") for seed in (0, "all")}
-    assert {(r["section"], r["seed"]) for r in records} == computed
-    final = {(r["condition"], r["dataset"], r["metric"]) for r in records if r["ci_low"] is not None}
+    assert {(m.section, m.seed) for m in found} == computed
+    final = {(m.condition, m.dataset, m.metric, m.baseline) for m in found if m.ci_low is not None}
     for condition in conditions[1:]:
         for dataset in ("k3", "k4"):
-            for metric in ("accuracy", "length", "words", "finished", "accuracy_minus:base"):
-                assert (condition, dataset, metric) in final
-            assert ((condition, dataset, "accuracy_minus:sdpo") in final) == (condition != "sdpo")
+            for metric in ("accuracy", "length", "num_epistemic", "finished"):
+                assert (condition, dataset, metric, None) in final
+            assert (condition, dataset, "accuracy", base) in final
+            assert ((condition, dataset, "accuracy", sdpo) in final) == (condition != sdpo)
     page = (workdir / "report.html").read_text()
     assert "<h2>Which fix keeps reasoning?</h2>" in page and "GRPO + contrastive hints" in page
     times = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
     commands.succeed(*arguments)
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == times
-    assert read_records(workdir / "results.jsonl") == records
+    assert read_measurements(workdir / "results.jsonl") == found
 
 
 @pytest.mark.long
@@ -209,12 +205,12 @@ def test_the_study_of_the_probes_goes_on_after_a_kill_and_compares_every_arm(com
     workdir = tmp_path / "probes"
     arguments = ("sdistill.study", "--config=configs/signs/probes.py:tiny", f"--workdir={workdir}")
     runs = workdir / "runs" / "probes"
-    commands.kill(*arguments, when=(runs / "base@plain").exists, after=random.uniform(0, 5))
+    commands.kill(*arguments, when=(runs / "base-plain").exists, after=random.uniform(0, 5))
     times = {path: path.stat().st_mtime_ns for path in runs.rglob("*.jsonl.gz")}
     commands.succeed(*arguments)
     assert times.items() <= {path: path.stat().st_mtime_ns for path in runs.rglob("*.jsonl.gz")}.items()
-    records = read_records(workdir / "results.jsonl")
-    found = {(r["condition"], r["metric"]) for r in records if r["dataset"] == "k4"}
+    measured = read_measurements(workdir / "results.jsonl")
+    found = {(m.condition.label, m.baseline.label) for m in measured if m.dataset == "k4" and m.baseline}
     controls = {
         "forbid_words": ("forbid_neutral", "forbid_half", "plain"),
         "doubt_cue": ("doubt_neutral", "doubt_nothing"),
@@ -223,9 +219,8 @@ def test_the_study_of_the_probes_goes_on_after_a_kill_and_compares_every_arm(com
     }
     for model in ("base", "grpo", "sdpo"):
         for arm, others in controls.items():
-            for other in others:
-                assert (f"{model}@{arm}", f"accuracy_minus:{model}@{other}") in found
-    assert ("sdpo@mask_words", "accuracy_minus:sdpo@mask_others") in found
+            assert {(f"{model}-{arm}", f"{model}-{other}") for other in others} <= found
+    assert ("sdpo_mask_words-plain", "sdpo_mask_others-plain") in found
     page = (workdir / "report.html").read_text()
     assert "<h2>Causal probes</h2>" in page and "Uncertainty words forbidden, against" in page
 
@@ -238,12 +233,8 @@ def test_the_study_of_the_probes_goes_on_after_a_kill_and_compares_every_arm(com
             "sdpo_pointwise_clip has other steps, rollouts or evaluation than grpo",
         ),
         (
-            lambda values: values["fixes"][1].update(condition="sdpo_pointwise_clip"),
+            lambda values: values["fixes"][1].update(fix="pointwise_clip"),
             "fixes: the conditions must differ",
-        ),
-        (
-            lambda values: values["fixes"][0].update(condition="clip"),
-            "condition='clip' must begin with 'sdpo_'",
         ),
         (lambda values: values.update(seeds=[]), "seeds=() must not be empty"),
     ],

@@ -45,14 +45,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     solution = {"teacher": {**sdpo.teacher.to_dict(), "weights": "live"}}
     fixes = {
-        "sdpo_pointwise_clip": on_sdpo(divergence={"pointwise_clip": 0.05}),
-        "sdpo_marker_mask": on_sdpo(masked_words=WORDS),
-        "sdpo_pass_rate": on_sdpo(pass_rate_weight=True),
-        "sdpo_fork_aware": on_sdpo(fork_aware=FORKS),
-        "sdpo_other_problem": with_context(64, kind="other_problem"),
-        "sdpo_partial": with_context(16, kind="partial", fraction=0.5),
-        "grpo_contrastive_hints": on_grpo(contrastive_hints=solution),
-        "grpo_anti_self_distillation": on_grpo(anti_self_distillation={**solution, "scale": ANTI_SCALE}),
+        "pointwise_clip": on_sdpo(divergence={"pointwise_clip": 0.05}),
+        "marker_mask": on_sdpo(masked_words=WORDS),
+        "pass_rate": on_sdpo(pass_rate_weight=True),
+        "fork_aware": on_sdpo(fork_aware=FORKS),
+        "other_problem": with_context(64, kind="other_problem"),
+        "partial": with_context(16, kind="partial", fraction=0.5),
+        "contrastive_hints": on_grpo(contrastive_hints=solution),
+        "anti_self_distillation": on_grpo(anti_self_distillation={**solution, "scale": ANTI_SCALE}),
     }
     return ConfigDict(
         {
@@ -60,6 +60,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "max_prompt_length": paper.max_prompt_length,
             "grpo": grpo,
             "sdpo": sdpo,
-            "fixes": [{"condition": name, "train": run.to_dict()} for name, run in fixes.items()],
+            "fixes": [{"fix": name, "train": run.to_dict()} for name, run in fixes.items()],
         }
     )

@@ -62,7 +62,7 @@ def contrasts(
             continue
         pairs = _pairs(ours, theirs, metric)
         if pairs is not None:
-            found[metric] = Contrast(*paired_bootstrap(*pairs), paired=True)
+            found[metric] = Contrast(*paired_bootstrap(pairs[0] - pairs[1]), paired=True)
         else:
             found[metric] = Contrast(*separate_difference(left, right), paired=False)
     return found

@@ -1,11 +1,37 @@
-"""From the responses to one problem to figures about them."""
+"""From responses to measurements: figures by seed, pooled over seeds, and paired differences."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from sdistill.analysis.statistics import maj_at_k, pass_at_k
-from sdistill.types import Response
+from sdistill.analysis.statistics import Estimate, bootstrap_mean, maj_at_k, paired_bootstrap, pass_at_k
+from sdistill.types import Condition, Measurement, Response, Seed
+
+BASE = Condition("base")
+
+DIFFERENCES = ("accuracy", "length", "num_epistemic")
+"""Metrics whose paired differences between conditions are recorded."""
+
+TRAINING_METRICS = (
+    "train_accuracy",
+    "solved_groups",
+    "length",
+    "num_epistemic",
+    "finished",
+    "teacher_fraction",
+    "loss",
+    "divergence",
+    "divergence_epistemic",
+    "divergence_other",
+    "entropy",
+    "teacher_entropy",
+    "shaped",
+    "negative",
+    "forks",
+    "gradient_norm",
+)
+"""What is recorded of `metrics.jsonl`, where a run has it."""
 
 
 def _mean(field: str) -> Callable[[Sequence[Response]], float]:
@@ -15,8 +41,8 @@ def _mean(field: str) -> Callable[[Sequence[Response]], float]:
 METRICS: Mapping[str, Callable[[Sequence[Response]], float]] = {
     "accuracy": _mean("correct"),
     "length": _mean("length"),
-    "words": _mean("num_epistemic"),
-    "words_substring": _mean("num_epistemic_substrings"),
+    "num_epistemic": _mean("num_epistemic"),
+    "num_epistemic_substrings": _mean("num_epistemic_substrings"),
     "finished": lambda group: float(np.mean([r.finish == "stop" for r in group])),
 }
 RICHNESS_METRICS: Mapping[str, Callable[[Sequence[Response]], float]] = {
@@ -37,3 +63,133 @@ def by_problem(responses: Sequence[Response]) -> dict[str, dict[str, float]]:
     metrics[f"pass@{n}"] = lambda group: pass_at_k([r.correct for r in group], n)
     metrics[f"maj@{n}"] = lambda group: maj_at_k([r.answer for r in group], [r.correct for r in group], n)
     return {name: {p: metric(group) for p, group in groups.items()} for name, metric in metrics.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition on one data set after a number of training steps."""
+
+    condition: Condition
+    step: int
+    dataset: str
+
+
+class Results:
+    """Figures of one section: for each cell and seed, metric → problem → value."""
+
+    def __init__(self, section: str):
+        """No figures yet."""
+        self.section = section
+        self._figures: dict[Cell, dict[int, dict[str, dict[str, float]]]] = {}
+        self._counts: dict[Cell, dict[int, int]] = {}
+
+    def add(self, cell: Cell, seed: int, responses: Sequence[Response]) -> None:
+        """Measures the responses of one cell and seed."""
+        self._figures.setdefault(cell, {})[seed] = by_problem(responses)
+        self._counts.setdefault(cell, {})[seed] = len(responses)
+
+    def alias(self, cell: Cell, like: Cell, seed: int) -> None:
+        """Gives one cell the figures of another: step 0 of a run is the model it started from."""
+        self._figures.setdefault(cell, {})[seed] = self._figures[like][seed]
+        self._counts.setdefault(cell, {})[seed] = self._counts[like][seed]
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order they were added."""
+        return list(self._figures)
+
+    def measurements(self) -> list[Measurement]:
+        """Every metric of every cell: one measurement a seed, and one over all of them."""
+        found = []
+        for cell, seeds in self._figures.items():
+            metrics = set.intersection(*(set(figures) for figures in seeds.values()))
+            for metric in sorted(metrics):
+                strata = {seed: np.asarray(list(f[metric].values())) for seed, f in seeds.items()}
+                found += self._pooled(cell, metric, strata)
+        return found
+
+    def differences(self, pairs: Iterable[tuple[Cell, Cell]]) -> list[Measurement]:
+        """Paired differences, first minus second, over the problems and seeds that both have.
+
+        The baseline is the second's condition, or the base model where the second is a run's own step 0.
+        """
+        found = []
+        for cell, other in pairs:
+            ours, theirs = self._figures.get(cell, {}), self._figures.get(other, {})
+            shared = sorted(seed for seed in ours if seed in theirs)
+            baseline = BASE if other.condition == cell.condition else other.condition
+            for metric in DIFFERENCES if shared else ():
+                # Seed → problem → difference, over the problems that both have.
+                paired = {
+                    seed: {
+                        problem: value - theirs[seed][metric][problem]
+                        for problem, value in ours[seed][metric].items()
+                        if problem in theirs[seed][metric]
+                    }
+                    for seed in shared
+                }
+                if not all(paired.values()):
+                    continue
+                strata = {seed: np.asarray(list(p.values())) for seed, p in paired.items()}
+                found += self._pooled(cell, metric, strata, baseline)
+                problems = [p for p in paired[shared[0]] if all(p in figures for figures in paired.values())]
+                if len(shared) > 1 and problems:
+                    table = np.asarray([[figures[p] for p in problems] for figures in paired.values()])
+                    n = sum(self._counts[cell][seed] for seed in shared)
+                    estimate = paired_bootstrap(table)
+                    found.append(self.measurement(cell, "any", metric, estimate, n, baseline=baseline))
+        return found
+
+    def _pooled(
+        self, cell: Cell, metric: str, strata: Mapping[int, np.ndarray], baseline: Condition | None = None
+    ) -> list[Measurement]:
+        """One measurement a seed, and one over all of them."""
+        seeds = sorted(strata)
+        parts: list[tuple[Seed, list[int]]] = [*((seed, [seed]) for seed in seeds), ("all", seeds)]
+        return [
+            self.measurement(
+                cell,
+                name,
+                metric,
+                bootstrap_mean([strata[seed] for seed in part]),
+                sum(self._counts[cell][seed] for seed in part),
+                baseline=baseline,
+            )
+            for name, part in parts
+        ]
+
+    def measurement(
+        self,
+        cell: Cell,
+        seed: Seed,
+        metric: str,
+        value: Estimate | float,
+        n: int,
+        *,
+        baseline: Condition | None = None,
+        group: str | None = None,
+    ) -> Measurement:
+        """A measurement of this section; a bare number has no interval."""
+        low, high = (value.low, value.high) if isinstance(value, Estimate) else (None, None)
+        number = value.value if isinstance(value, Estimate) else value
+        of = (self.section, cell.condition, seed, cell.step, cell.dataset, metric)
+        return Measurement(*of, number, n, low, high, baseline, group)
+
+
+def training_measurements(
+    results: Results,
+    condition: Condition,
+    seed: int,
+    metrics: Sequence[Mapping[str, float]],
+    every: int,
+    n: int,
+) -> list[Measurement]:
+    """Training metrics as means over each `every` steps, `n` responses a step, without interval."""
+    found = []
+    for start in range(0, len(metrics), every):
+        window = metrics[start : start + every]
+        cell = Cell(condition, int(window[-1]["step"]), "train")
+        for name in TRAINING_METRICS:
+            if name in window[0]:
+                mean = float(np.mean([row[name] for row in window]))
+                found.append(results.measurement(cell, seed, name, mean, n * len(window)))
+    return found

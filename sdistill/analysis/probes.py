@@ -1,59 +1,80 @@
-"""Causal probes: what happens to responses whose uncertainty is taken away, forced on them, or moved.
+"""Causal probes: interventions in responses that remove, add or move epistemic words, and their controls.
 
-A probe changes something and samples on; its controls change as much of something else, or nothing. Arms
-that begin with the same prefix are paired by it.
+An intervention changes a response and samples on. A control makes a change of the same size that leaves
+epistemic words alone, or no change. Arms that continue from the same prefix are paired by it.
 """
 
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdistill.analysis.epistemic import whole_word
 from sdistill.tasks.problem import THINK_END
+from sdistill.types import Condition
 
 PROBES = "probes"  # the section
-PLAIN = "plain"  # a model's responses as they are
-EXTRA = "extra"  # forced attempts
-REPAIR = "repair"  # the same, of the responses only that were wrong before
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way in which a model responds.
+
+    Attributes:
+      intervention: See `Condition`.
+      attempts: See `Condition`.
+      fix: Where the arm is a model that was trained otherwise; see `Condition`.
+    """
+
+    intervention: str
+    attempts: int | None = None
+    fix: str | None = None
+
+    def of(self, model: Condition) -> Condition:
+        """This arm of a model."""
+        return replace(
+            model, fix=self.fix or model.fix, intervention=self.intervention, attempts=self.attempts
+        )
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe.
+    """An arm and the arms that it is compared with, the closest control first."""
 
-    Attributes:
-      arm: Its name in the results, after that of the model.
-      controls: Arms it is compared with, the matched one first.
-    """
+    arm: Arm
+    controls: tuple[Arm, ...]
 
-    arm: str
-    controls: tuple[str, ...]
+
+PLAIN = Arm("plain")
+"""No intervention."""
+MASKED = Probe(Arm("plain", fix="mask_words"), (Arm("plain", fix="mask_others"), PLAIN))
+"""Training without loss at epistemic words."""
 
 
 def probes(extra_attempts: int) -> list[Probe]:
-    """All that a model is put to, with up to so many forced attempts."""
-    forced = range(1, extra_attempts + 1)
+    """The probes of one model, with up to `extra_attempts` forced attempts; all but `MASKED`."""
+
+    def forced(kind: str, attempts: int, *controls: Arm) -> Probe:
+        arm, *others = (Arm(f"{kind}_{word}", attempts) for word in ("cue", "neutral", "nothing"))
+        return Probe(arm, (*others, *controls))
+
+    attempts = range(1, extra_attempts + 1)
     return [
-        Probe("forbid_words", ("forbid_neutral", "forbid_half", PLAIN)),
-        Probe("doubt_cue", ("doubt_neutral", "doubt_nothing")),
-        *(Probe(f"{EXTRA}_cue_{k}", (f"{EXTRA}_neutral_{k}", f"{EXTRA}_nothing_{k}", PLAIN)) for k in forced),
-        *(Probe(f"{REPAIR}_cue_{k}", (f"{REPAIR}_neutral_{k}", f"{REPAIR}_nothing_{k}")) for k in forced),
-        Probe("shuffle_words", ("shuffle_neutral", "shuffle_nothing")),
+        Probe(Arm("forbid_words"), (Arm("forbid_neutral"), Arm("forbid_half"), PLAIN)),
+        Probe(Arm("doubt_cue"), (Arm("doubt_neutral"), Arm("doubt_nothing"))),
+        *(forced("extra", k, PLAIN) for k in attempts),
+        *(forced("repair", k) for k in attempts),  # of the responses that were wrong
+        Probe(Arm("shuffle_words"), (Arm("shuffle_neutral"), Arm("shuffle_nothing"))),
     ]
 
 
-MASKED = Probe("mask_words", ("mask_others", PLAIN))
-"""Of the trained model; its arms are models of their own."""
-
-
 def followed_by(text: str, cue: str) -> str:
-    """The text with a word more."""
-    return f"{text}{'' if not text or text[-1].isspace() else ' '}{cue}"
+    """The text with another word after it; an empty cue adds nothing."""
+    return f"{text}{'' if not cue or not text or text[-1].isspace() else ' '}{cue}"
 
 
 def thinking(response: str) -> str | None:
-    """What comes before the end of thinking; None if that does not come."""
+    """The text before the end of thinking; None if the thinking does not end."""
     return response[: response.find(THINK_END)].rstrip() if THINK_END in response else None
 
 

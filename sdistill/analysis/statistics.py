@@ -44,32 +44,26 @@ def bootstrap_mean(strata: Sequence[Float[np.ndarray, " n"]]) -> Estimate:
     return _estimate(float(np.mean([np.mean(values) for values in strata])), means)
 
 
-def paired_bootstrap(ours: Float[np.ndarray, "S P"], theirs: Float[np.ndarray, "S P"]) -> Estimate:
-    """Mean of `ours` minus `theirs`, with an interval about other problems and other seeds.
+def paired_bootstrap(differences_SP: Float[np.ndarray, "S P"]) -> Estimate:
+    """Mean of paired differences between two models, with an interval about other problems and other seeds.
 
     Both models answered the same P problems under the same S seeds. A hard problem is hard under every
     seed, so that seeds do not make up for few problems: the two are crossed, and the percentile bootstrap
     draws seeds and problems independently, each with replacement (the pigeonhole bootstrap of Owen 2007,
-    doi:10.1214/07-AOAS122). Its variance errs to the large side for what is left between problem and seed.
-    For the seeds it is that of S values divided by S and not by S - 1, so that with three of them that part
-    of the interval is too short by a factor of 0.82. With one seed nothing is said of others.
-
-    Args:
-      ours: A figure for each seed and problem.
-      theirs: The same of the other model.
+    doi:10.1214/07-AOAS122). It overestimates the variance of the interaction between problem and seed. It
+    divides the variance of the seeds by S and not by S - 1, so that with three seeds that part of the
+    interval is too short by a factor of 0.82. With one seed the interval is about this seed only.
 
     Raises:
-      ValueError: if the shapes differ or there is nothing to average.
+      ValueError: if there is nothing to average.
     """
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape or ours.ndim != 2 or not ours.size:
-        raise ValueError(f"pairs need two arrays of seeds × problems, not {ours.shape} and {theirs.shape}")
-    differences = ours - theirs
-    seeds, problems = differences.shape
-    by_problem = _resampling_weights(seeds, problems) @ differences  # resamples × problems
-    return _estimate(
-        float(differences.mean()), np.einsum("rp,rp->r", by_problem, _resampling_weights(problems, 0))
-    )
+    differences_SP = np.asarray(differences_SP, np.float64)
+    if differences_SP.ndim != 2 or not differences_SP.size:
+        raise ValueError(f"pairs need an array of seeds × problems, not {differences_SP.shape}")
+    seeds, problems = differences_SP.shape
+    by_problem_RP = _resampling_weights(seeds, problems) @ differences_SP
+    means_R = np.einsum("rp,rp->r", by_problem_RP, _resampling_weights(problems, 0))
+    return _estimate(float(differences_SP.mean()), means_R)
 
 
 def bootstrap_ratio(

@@ -1,99 +1,98 @@
-"""Where the training signal fell in section 5, or in the runs of the fixes, and which words rose and fell."""
+"""Where the training signal fell in runs of section 5 or of the fixes, and which words they use more or less.
+
+Measured are shares of the tokens and of the signal and the mean divergence, by class of token after each
+interval of steps, and by place and by entropy over the whole run; and the change of each word against the
+base.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, Tokens, measured, tokens_of
-from sdistill.analysis.records import Cell, Record, Results
-from sdistill.analysis.word_changes import word_changes
-from sdistill.experiments.config import FixesConfig
+from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, signal_by_group, tokens_of, word_changes
+from sdistill.analysis.measure import BASE, Cell, Results
+from sdistill.experiments.config import FixesConfig, StudyConfig
 from sdistill.experiments.on_policy import runs as on_policy_runs
 from sdistill.experiments.study import Study, name_of, on_policy_datasets
 from sdistill.storage import read_responses
-from sdistill.types import Response
+from sdistill.types import Condition, Measurement, Response, Seed
 
-Seeds = Mapping[int, Path]
+Directories = Mapping[int, Path]
 """Seed → directory of a run."""
 
 
-def on_policy_attribution(study: Study) -> list[Record]:
+def on_policy_attribution(study: Study[StudyConfig]) -> list[Measurement]:
     """Of the runs of section 5."""
-    return attribution(study, "on_policy", list(on_policy_runs(study, study.config.seeds[0], None)))
+    return _attribution(study, "on_policy", on_policy_runs(study.config, study.config.seeds[0], None))
 
 
-def fixes_attribution(study: Study[FixesConfig]) -> list[Record]:
-    """Of the runs of the fixes, and of what they are put on."""
-    return attribution(study, "fixes", list(study.config.runs()))
+def fixes_attribution(study: Study[FixesConfig]) -> list[Measurement]:
+    """Of the runs of the fixes, and of plain GRPO and SDPO."""
+    return _attribution(study, "fixes", study.config.runs())
 
 
-def attribution(study: Study[Any], section: str, conditions: Sequence[str]) -> list[Record]:
-    """Signal and divergence by groups of tokens, and the words that changed, of the runs of a section."""
-    results, records = Results(ATTRIBUTION), list[Record]()
-    base = {seed: study.directory(section, "base", seed) for seed in study.config.seeds}
+def _attribution(study: Study[Any], section: str, conditions: Iterable[Condition]) -> list[Measurement]:
+    results, found = Results(ATTRIBUTION), list[Measurement]()
+    base = {seed: study.directory(section, BASE, seed) for seed in study.config.seeds}
     for condition in conditions:
         runs = {seed: study.directory(section, condition, seed) for seed in study.config.seeds}
-        records += signal_records(results, condition, runs)
+        found += _signal(results, condition, runs)
         for split in on_policy_datasets(study):
-            if split != "trained":  # another run has other problems
-                records += word_records(results, condition, split, runs, base)
-    return records
+            if split != "trained":  # the problems of `trained` differ between runs
+                found += _words(results, condition, split, runs, base)
+    return found
 
 
-def signal_records(results: Results, condition: str, runs: Seeds) -> list[Record]:
-    """By class after every so many steps; by place and by entropy over the whole run, at its last step."""
-    records = list[Record]()
+def _signal(results: Results, condition: Condition, runs: Directories) -> list[Measurement]:
+    """By class at every step with a file of rollouts; by place and entropy over the run, at its last step."""
+    found = list[Measurement]()
     whole: dict[int, list[Response]] = {seed: [] for seed in runs}
     steps = sorted({step for run in runs.values() for step in _steps(run, "train")})
     for step in steps:
-        windows = {seed: read_responses(_file(run, "train", step)) for seed, run in runs.items()}
-        records += _estimates(results, Cell(condition, step, "train"), windows, ["class"])
-        for seed, generations in windows.items():
-            whole[seed] += generations
-    groupings = [grouping for grouping in GROUPINGS if grouping != "class"]
-    return records + (
-        _estimates(results, Cell(condition, steps[-1], "train"), whole, groupings) if steps else []
-    )
+        part = {seed: read_responses(_file(run, "train", step)) for seed, run in runs.items()}
+        found += _estimates(results, Cell(condition, step, "train"), part, ["class"])
+        for seed, responses in part.items():
+            whole[seed] += responses
+    if steps:
+        groupings = [grouping for grouping in GROUPINGS if grouping != "class"]
+        found += _estimates(results, Cell(condition, steps[-1], "train"), whole, groupings)
+    return found
 
 
 def _estimates(
-    results: Results, cell: Cell, generations: Mapping[int, Sequence[Response]], groupings: Sequence[str]
-) -> list[Record]:
-    """One record a seed and one over all of them, of every group."""
-    found = {seed: tokens_of(rows) for seed, rows in generations.items()}
-    kept: dict[int | str, list[Tokens]] = {seed: [t] for seed, t in found.items() if t is not None}
-    if not kept:
-        return []
-    n: dict[int | str, int] = {seed: len(generations[seed]) for seed in generations}
-    kept["all"], n["all"] = [t for tokens in kept.values() for t in tokens], sum(n[seed] for seed in kept)
+    results: Results, cell: Cell, responses: Mapping[int, Sequence[Response]], groupings: Sequence[str]
+) -> list[Measurement]:
+    """One measurement a seed and one over all of them, of every group."""
+    tokens = {seed: found for seed, rows in responses.items() if (found := tokens_of(rows)) is not None}
+    parts: list[tuple[Seed, list[int]]] = [*((seed, [seed]) for seed in tokens), ("all", [*tokens])]
     return [
-        results.record(cell, seed, metric, estimate, n[seed])
-        for seed, tokens in kept.items()
+        results.measurement(cell, name, measure, estimate, n, group=group)
+        for name, part in parts
+        if (n := sum(len(responses[seed]) for seed in part))
         for grouping in groupings
-        for metric, estimate in measured(tokens, grouping).items()
+        for (measure, group), estimate in signal_by_group([tokens[s] for s in part], grouping).items()
     ]
 
 
-def word_records(results: Results, condition: str, split: str, runs: Seeds, base: Seeds) -> list[Record]:
-    """Of each word that is shown: how often the base says it, the change, its adjusted p-value, its z-score.
-
-    Metrics are `word_base:WORD`, `word_change:WORD`, `word_p:WORD` and `word_z:WORD`.
-    """
+def _words(
+    results: Results, condition: Condition, split: str, runs: Directories, base: Directories
+) -> list[Measurement]:
+    """Of each word: its rate under the base, the change, the adjusted p-value, and the z-score."""
     steps = {seed: max(_steps(run, split), default=0) for seed, run in runs.items()}
     ours = {seed: read_responses(_file(run, split, steps[seed])) for seed, run in runs.items()}
     theirs = {seed: read_responses(_file(run, split, 0)) for seed, run in base.items()}
     cell, n = Cell(condition, max(steps.values()), name_of(split)), sum(map(len, ours.values()))
-    records = []
-    for word in word_changes(ours, theirs):
+    return [
+        results.measurement(cell, "all", metric, value, n, group=word.word)
+        for word in word_changes(ours, theirs)
         for metric, value in (
-            ("base", word.before),
-            ("change", word.change),
-            ("p", word.p),
-            ("z", word.z),
-        ):
-            records.append(results.record(cell, "all", f"word_{metric}:{word.word}", value, n))
-    return records
+            ("word_base", word.before),
+            ("word_change", word.change),
+            ("word_p", word.p),
+            ("word_z", word.z),
+        )
+    ]
 
 
 def _file(run: Path, dataset: str, step: int) -> Path:
@@ -101,6 +100,6 @@ def _file(run: Path, dataset: str, step: int) -> Path:
 
 
 def _steps(run: Path, dataset: str) -> list[int]:
-    """Steps that a run has kept a file of this data set after."""
+    """Steps after which a run has written a file of this data set."""
     found = (re.fullmatch(rf"{re.escape(dataset)}-(\d+)\.jsonl\.gz", path.name) for path in run.glob("*.gz"))
     return sorted(int(match[1]) for match in found if match)

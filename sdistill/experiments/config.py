@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from sdistill.analysis.epistemic import WORDS, count_words
 from sdistill.config import EvaluationConfig, GRPOConfig, Kind, SDPOConfig, SFTConfig
 from sdistill.settings import require, require_positive
+from sdistill.types import Condition
+
+Runs = dict[Condition, GRPOConfig | SDPOConfig]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class RichnessConfig:
       num_samples: Fresh responses a kept problem and context.
       answer_fractions: Shares of the answer that contexts reveal, besides all of it. 0 is its form alone.
       solution_fractions: Shares of a worked solution that contexts reveal, besides all of it.
-      models: Conditions of section 5 that answer the same problems under the same contexts.
+      models: Labels of conditions of section 5 that respond to the same problems under the same contexts,
+        such as `sdpo_solution_fixed`.
     """
 
     splits: tuple[str, ...]
@@ -120,6 +124,18 @@ class StudyConfig(RunsConfig):
     ema_rate: float
     coverage: tuple[int, ...]
 
+    def conditions(self) -> list[Condition]:
+        """The runs of section 5."""
+        return [
+            Condition("grpo"),
+            *(Condition("sdpo", c.kind, teacher) for c in self.contexts for teacher in ("fixed", "ema")),
+        ]
+
+    def richness_models(self) -> list[Condition]:
+        """`richness.models`."""
+        known = {condition.label: condition for condition in self.conditions()}
+        return [known[label] for label in self.richness.models]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("coverage_seeds", "contexts", "coverage"):
@@ -129,7 +145,7 @@ class StudyConfig(RunsConfig):
             f"coverage_seeds={self.coverage_seeds} must be among seeds={self.seeds}: they share runs",
         )
         require(self.sft.train.evaluation is not None, "sft.train.evaluation is missing")
-        known = ["grpo", *(f"sdpo_{c.kind}_{weights}" for c in self.contexts for weights in ("fixed", "ema"))]
+        known = [condition.label for condition in self.conditions()]
         require(
             set(self.richness.models) <= set(known),
             f"richness.models={self.richness.models} must be among the runs of section 5: {', '.join(known)}",
@@ -141,18 +157,12 @@ class FixRun:
     """SDPO or GRPO with one fix.
 
     Attributes:
-      condition: Its name in the results, and of its directory: what it is put on, and the fix.
+      fix: Its name.
       train: The run.
     """
 
-    condition: str
+    fix: str
     train: GRPOConfig | SDPOConfig
-
-    def __post_init__(self) -> None:
-        require(
-            self.condition.startswith(f"{self.train.objective}_"),
-            f"condition={self.condition!r} must begin with '{self.train.objective}_', its objective",
-        )
 
 
 @dataclass(frozen=True)
@@ -168,16 +178,19 @@ class FixesConfig(RunsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         runs = self.runs()
-        require(len(runs) == 2 + len(self.fixes), f"fixes: the conditions must differ, not {[*runs]}")
+        labels = [condition.label for condition in runs]
+        require(len(runs) == 2 + len(self.fixes), f"fixes: the conditions must differ, not {labels}")
         for condition, run in runs.items():
             require(
                 _comparable(run) == _comparable(self.grpo),
-                f"fixes: {condition} has other steps, rollouts or evaluation than grpo; make them equal",
+                f"fixes: {condition.label} has other steps, rollouts or evaluation than grpo; make them "
+                "equal",
             )
 
-    def runs(self) -> dict[str, GRPOConfig | SDPOConfig]:
-        """Condition → run, the plain ones first."""
-        return {"grpo": self.grpo, "sdpo": self.sdpo, **{fix.condition: fix.train for fix in self.fixes}}
+    def runs(self) -> Runs:
+        """The runs, the plain ones first."""
+        plain: Runs = {Condition("grpo"): self.grpo, Condition("sdpo"): self.sdpo}
+        return plain | {Condition(f.train.objective, fix=f.fix): f.train for f in self.fixes}
 
 
 @dataclass(frozen=True)

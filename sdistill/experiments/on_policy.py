@@ -1,95 +1,106 @@
-"""Sections 5 and 6: SDPO against GRPO, on all problems and on few."""
+"""Sections 5 and 6, SDPO against GRPO on all problems and on few; and the published fixes on top of both.
 
-import dataclasses
+Measured are accuracy, length and epistemic words of every evaluation, their paired differences to the base
+and between the runs, and the training metrics.
+"""
 
-from sdistill.analysis.records import Cell, Record, Results
+from dataclasses import replace
+
+from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.config import GRPOConfig, SDPOConfig
+from sdistill.experiments.config import FixesConfig, Runs, StudyConfig
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
+from sdistill.types import Condition, Measurement
 
 
-def runs(study: Study, seed: int, problems: int | None) -> dict[str, GRPOConfig | SDPOConfig]:
-    """Condition → training run, on the first `problems` problems of the pool."""
-    config = study.config
+def runs(config: StudyConfig, seed: int, num_problems: int | None) -> Runs:
+    """The training runs of section 5, on the first `num_problems` problems of the pool, or on all."""
     grpo, sdpo = config.grpo, config.sdpo
-    rollouts = dataclasses.replace(grpo.rollouts, num_problems=problems)
-    chosen: dict[str, GRPOConfig | SDPOConfig] = {
-        "grpo": dataclasses.replace(grpo, seed=seed, rollouts=rollouts)
-    }
-    rollouts = dataclasses.replace(sdpo.rollouts, num_problems=problems)
+    rollouts = replace(grpo.rollouts, num_problems=num_problems)
+    chosen: Runs = {Condition("grpo", num_problems=num_problems): replace(grpo, seed=seed, rollouts=rollouts)}
+    rollouts = replace(sdpo.rollouts, num_problems=num_problems)
     for context in config.contexts:
-        teacher = dataclasses.replace(
+        teacher = replace(
             sdpo.teacher,
-            context=dataclasses.replace(sdpo.teacher.context, kind=context.kind),
+            context=replace(sdpo.teacher.context, kind=context.kind),
             max_prompt_length=context.max_prompt_length,
         )
-        teachers = {
-            "fixed": dataclasses.replace(teacher, weights="fixed"),
-            "ema": dataclasses.replace(teacher, weights="ema", ema_rate=config.ema_rate),
-        }
-        for weights, each in teachers.items():
-            chosen[f"sdpo_{context.kind}_{weights}"] = dataclasses.replace(
-                sdpo, seed=seed, rollouts=rollouts, teacher=each
-            )
+        ema = replace(teacher, weights="ema", ema_rate=config.ema_rate)
+        for each in (replace(teacher, weights="fixed"), ema):
+            condition = Condition("sdpo", context.kind, each.weights, num_problems)
+            chosen[condition] = replace(sdpo, seed=seed, rollouts=rollouts, teacher=each)
     return chosen
 
 
-def on_policy_section(study: Study) -> list[Record]:
-    """GRPO, and SDPO under each context with a fixed and a moving teacher, against the base."""
-    results, training = Results("on_policy"), list[Record]()
+def on_policy_section(study: Study[StudyConfig]) -> list[Measurement]:
+    """GRPO, and SDPO under each context with a fixed and an EMA teacher, against the base."""
+    results, training = Results("on_policy"), list[Measurement]()
     for seed in study.config.seeds:
         add_base(study, results, seed, on_policy_datasets(study))
-        for condition, run in runs(study, seed, None).items():
+        for condition, run in runs(study.config, seed, None).items():
             training += add_run(results, condition, seed, study.train("on_policy", condition, run))
             for dataset in map(name_of, on_policy_datasets(study)):  # step 0 of every run is the base
-                results.alias(Cell(condition, 0, dataset), Cell("base", 0, dataset), seed)
+                results.alias(Cell(condition, 0, dataset), Cell(BASE, 0, dataset), seed)
+    # A fixed teacher against an EMA teacher, and the first context against the others.
     kinds = [context.kind for context in study.config.contexts]
-    against = {f"sdpo_{kind}_fixed": [f"sdpo_{kind}_ema"] for kind in kinds}
-    against[f"sdpo_{kinds[0]}_fixed"] += [f"sdpo_{kind}_fixed" for kind in kinds[1:]]
+    baselines = {Condition("sdpo", k, "fixed"): [Condition("sdpo", k, "ema")] for k in kinds}
+    baselines[Condition("sdpo", kinds[0], "fixed")] += [Condition("sdpo", k, "fixed") for k in kinds[1:]]
     pairs = []
     for cell in results.cells():
-        if cell.condition != "base":
-            pairs.append((cell, Cell("base", 0, cell.dataset)))
-        for other in against.get(cell.condition, []):
+        if cell.condition != BASE:
+            pairs.append((cell, Cell(BASE, 0, cell.dataset)))
+        for other in baselines.get(cell.condition, []):
             pairs.append((cell, Cell(other, cell.step, cell.dataset)))
-    return results.records() + results.differences(pairs) + training
+    return results.measurements() + results.differences(pairs) + training
 
 
-def coverage_section(study: Study) -> list[Record]:
-    """GRPO and SDPO (the last context, fixed teacher) on ever more distinct problems."""
-    results, training = Results("coverage"), list[Record]()
-    conditions = {"grpo": "grpo", "sdpo": f"sdpo_{study.config.contexts[-1].kind}_fixed"}
-    sizes = [*map(str, study.config.coverage), "all"]
+def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
+    """GRPO and SDPO (the last context, fixed teacher) on increasing numbers of distinct problems."""
+    results, training = Results("coverage"), list[Measurement]()
+    sizes = [*study.config.coverage, None]
     for seed in study.config.coverage_seeds:
         add_base(study, results, seed, on_policy_datasets(study))
-        for name, condition in conditions.items():
+        for method in (Condition("grpo"), Condition("sdpo", study.config.contexts[-1].kind, "fixed")):
             for size in sizes:
-                label = f"{name}_{size}"
-                if size == "all":  # section 5 has run it
+                condition = replace(method, num_problems=size)
+                if size is None:  # section 5 has run it
                     directory = study.directory("on_policy", condition, seed)
                 else:
-                    directory = study.train(
-                        "coverage", label, narrow(runs(study, seed, int(size))[condition])
-                    )
-                training += add_run(results, label, seed, directory)
+                    run = _narrow(runs(study.config, seed, size)[condition])
+                    directory = study.train("coverage", condition, run)
+                training += add_run(results, condition, seed, directory)
                 for dataset in map(name_of, on_policy_datasets(study)):
-                    if size == "all" or dataset != "trained":
-                        results.alias(Cell(label, 0, dataset), Cell("base", 0, dataset), seed)
+                    if size is None or dataset != "trained":
+                        results.alias(Cell(condition, 0, dataset), Cell(BASE, 0, dataset), seed)
     pairs = []
     for cell in results.cells():
-        if cell.condition == "base":
+        if cell.condition == BASE:
             continue
         pairs.append((cell, Cell(cell.condition, 0, cell.dataset)))
-        name, _, size = cell.condition.partition("_")
-        if size == sizes[0]:
-            pairs += [
-                (cell, Cell(f"{name}_{other}", cell.step, cell.dataset))
-                for other in sizes[-2:]
-                if other != size
-            ]
-    return results.records() + results.differences(pairs) + training
+        if cell.condition.num_problems == sizes[0]:  # the fewest problems against the most
+            others = [replace(cell.condition, num_problems=size) for size in sizes[-2:] if size != sizes[0]]
+            pairs += [(cell, Cell(other, cell.step, cell.dataset)) for other in others]
+    return results.measurements() + results.differences(pairs) + training
 
 
-def narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
+def _narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
     """A run on few problems: the base has to be evaluated on just these before the first step."""
     assert run.evaluation is not None
-    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, at_start=("trained",)))
+    return replace(run, evaluation=replace(run.evaluation, at_start=("trained",)))
+
+
+def fixes_section(study: Study[FixesConfig]) -> list[Measurement]:
+    """Every fix under every seed, against the base and against plain SDPO."""
+    results, training = Results("fixes"), list[Measurement]()
+    for seed in study.config.seeds:
+        add_base(study, results, seed, on_policy_datasets(study), section="fixes")
+        for condition, run in study.config.runs().items():
+            directory = study.train("fixes", condition, replace(run, seed=seed))
+            training += add_run(results, condition, seed, directory)
+    sdpo, pairs = Condition("sdpo"), []
+    for cell in results.cells():
+        if cell.condition != BASE:
+            pairs.append((cell, Cell(BASE, 0, cell.dataset)))
+        if cell.condition not in (BASE, sdpo):
+            pairs.append((cell, Cell(sdpo, cell.step, cell.dataset)))
+    return results.measurements() + results.differences(pairs) + training

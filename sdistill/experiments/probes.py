@@ -1,21 +1,25 @@
-"""Causal probes: uncertainty forbidden, forced, moved, or left out of the loss, each against its controls."""
+"""Causal probes: epistemic words forbidden, forced, moved, or left out of the loss, and controls of each.
 
-import dataclasses
+The base, and GRPO and SDPO as section 5 trains them, respond to problems harder than those trained on.
+Measured are accuracy, length and epistemic words of every arm, and paired differences to its controls and to
+the base.
+"""
+
 import functools
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flax import nnx
 
 from sdistill.analysis.epistemic import WORDS
+from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.analysis.probes import (
-    EXTRA,
     MASKED,
     PLAIN,
     PROBES,
-    REPAIR,
+    Arm,
     can_shuffle,
     first_half,
     followed_by,
@@ -23,10 +27,8 @@ from sdistill.analysis.probes import (
     shuffled,
     thinking,
 )
-from sdistill.analysis.records import Cell, Record, Results
-from sdistill.config import GRPOConfig, SDPOConfig
 from sdistill.data.catalogue import open_problems
-from sdistill.experiments.config import ProbesConfig
+from sdistill.experiments.config import ProbesConfig, Runs
 from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
 from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
@@ -35,12 +37,13 @@ from sdistill.storage import read_responses, write_responses
 from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.text import words
-from sdistill.types import Response
+from sdistill.types import Condition, Measurement, Response
 
+GRPO, SDPO = Condition("grpo"), Condition("sdpo")
 AT_ONCE, DOUBT, SHUFFLE, FORCE = 0, 1, 2, 3  # steps of the random streams; FORCE and more are rounds
-AGAIN = 3  # times that a model is asked again, at most, to see more of what is rare in its responses
-Arms = dict[str, list[Response]]
-Words = dict[str, list[str]]
+AGAIN = 3  # times that more responses are sampled, at most, where what a probe needs is rare in them
+Arms = dict[Arm, list[Response]]
+Words = dict[Arm, list[str]]
 """Arm → words that it is about."""
 
 
@@ -49,37 +52,36 @@ class Subject:
     """A model that is probed.
 
     Attributes:
-      study: It is part of.
-      name: What the names of its arms begin with.
-      model: It.
+      study: The study that it is part of.
+      condition: How the model was trained.
+      model: The model.
       seed: Of its training, and of its responses.
-      problems: What it is asked.
-      task: What judges.
+      problems: The problems that it responds to.
+      task: Verifies the responses.
     """
 
     study: Study[ProbesConfig]
-    name: str
+    condition: Condition
     model: Decoder
     seed: int
     problems: Sequence[Problem]
     task: Task
 
-    def answer(
-        self, arm: str, units: Sequence[Query | Response], *, step: int, forbidden: Sequence[int] = ()
+    def respond(
+        self, arm: Arm, units: Sequence[Query | Response], *, step: int, forbidden: Sequence[int] = ()
     ) -> list[Response]:
-        """Samples the queries, once for all; responses that are given stay as they are."""
-        folder = self.study.directory(PROBES, f"{self.name}@{arm}", self.seed)
+        """Samples the queries, once for all, and writes the arm's file; responses among them stay."""
+        folder = self.study.directory(PROBES, arm.of(self.condition), self.seed)
         path = folder / f"{self.study.config.probes.split}-000000.jsonl.gz"
         if path.exists():
             return read_responses(path)
-        queries = [unit for unit in units if isinstance(unit, Query)]
         sampled: list[Response] = []
-        if queries:
+        if queries := [unit for unit in units if isinstance(unit, Query)]:
             sampled, _ = self.study.sample(
                 nnx.state(self.model, nnx.Param),
                 queries,
                 self.task,
-                name=f"{self.name} {arm}",
+                name=folder.parent.name,
                 max_response_length=self.study.config.probes.max_response_length,
                 prompt_multiple=64,  # few shapes to compile
                 seed=self.seed,
@@ -93,233 +95,217 @@ class Subject:
 
     @functools.cached_property
     def plain(self) -> list[Response]:
-        """Its responses as they are."""
-        samples = range(self.study.config.probes.num_samples)
-        return self.answer(PLAIN, [Query(p, i) for p in self.problems for i in samples], step=AT_ONCE)
+        """Its responses without intervention."""
+        return self._sample(PLAIN, 0)
 
-    def more(self, again: int) -> list[Response]:
-        """As many other responses as they are; their samples go on counting."""
+    def more(self, number: int) -> list[Response]:
+        """As many other responses without intervention; their samples go on counting."""
+        return self._sample(Arm("more", number), number)
+
+    def _sample(self, arm: Arm, number: int) -> list[Response]:
         count = self.study.config.probes.num_samples
-        samples = range(again * count, (again + 1) * count)
-        return self.answer(
-            f"{PLAIN}_{again}", [Query(p, i) for p in self.problems for i in samples], step=AT_ONCE
-        )
+        samples = range(number * count, (number + 1) * count)
+        return self.respond(arm, [Query(p, i) for p in self.problems for i in samples], step=AT_ONCE)
 
     @functools.cached_property
     def counts(self) -> Counter[str]:
-        """Its words, numbers left out."""
-        return words.count(g.text for g in self.plain)
+        """Occurrences of its words, numbers left out."""
+        return words.count(r.text for r in self.plain)
 
     def neutral(self, of: Sequence[str]) -> list[str]:
-        """Words that it says about as often as these, and that do not bear on the answer."""
+        """Words that it uses about as often as these, and that do not bear on the answer."""
         return words.matched(self.counts, of, {*WORDS, *self.task.announcing})
 
-    def several(self, generations: Sequence[Response], asked: int = 1) -> list[Response]:
-        """Each again and again, to be gone on with in as many ways, where they are few.
+    def repeated(self, responses: Sequence[Response], times_sampled: int = 1) -> list[Response]:
+        """Copies of few responses, so that a probe of them is about as precise as one of all.
 
-        Together at most as many as responses as they are, so that what is found about few of them is found
-        about as precisely. Copies differ in their sample, part of the name of their random stream, and from
-        the samples of all the times that the model was asked.
+        Together at most as many as `plain`. A copy has another sample, part of the name of its random stream;
+        it differs from the samples of all `times_sampled` rounds.
         """
-        copies = range(max(1, len(self.plain) // max(1, len(generations))))
-        samples = self.study.config.probes.num_samples * asked
-        return [
-            dataclasses.replace(g, sample=g.sample + copy * samples) for copy in copies for g in generations
-        ]
+        copies = range(max(1, len(self.plain) // max(1, len(responses))))
+        samples = self.study.config.probes.num_samples * times_sampled
+        return [replace(r, sample=r.sample + copy * samples) for copy in copies for r in responses]
 
-    def begin(self, generation: Response, text: str) -> Query:
-        """Goes back to `text`, in which a response has begun."""
-        return Query(self._problem[generation.problem], generation.sample, prefix=text)
+    def prefix(self, response: Response, text: str) -> Query:
+        """A beginning of a response."""
+        return Query(self._problem[response.problem], response.sample, prefix=text)
 
     @functools.cached_property
     def _problem(self) -> dict[str, Problem]:
         return {problem.id: problem for problem in self.problems}
 
 
-def probes_section(study: Study[ProbesConfig]) -> list[Record]:
+def probes_section(study: Study[ProbesConfig]) -> list[Measurement]:
     """Every probe on every model, against its controls and against the base."""
-    results, training, named = Results(PROBES), list[Record](), list[Record]()
+    results, training, said = Results(PROBES), list[Measurement](), list[Measurement]()
     config = study.config.probes
     dataset = name_of(config.split)
     problems = open_problems(config.split, study.config.sdpo.data_dir)[: config.num_problems]
     for seed in study.config.seeds:
+        # The models: the base, GRPO, SDPO, and SDPO without loss at some words.
         add_base(study, results, seed, on_policy_datasets(study), section=PROBES)
         task = SignsTask()
-        masked, said = _masks(study, seed, task)
-        models: dict[str, Decoder] = {"base": study.base}
+        masked, counts, n = _masks(study, seed, task)
+        models = {BASE: study.base}
         for condition, run in _runs(study.config, seed, masked).items():
             directory = study.train(PROBES, condition, run)
             training += add_run(results, condition, seed, directory)
             models[condition] = load_model(directory / "model")
-        subjects = {name: Subject(study, name, m, seed, problems, task) for name, m in models.items()}
-        neutral_cue = next(iter(subjects["base"].neutral([config.cue])), None)
-        for name in ("base", "grpo", "sdpo"):
-            subject = subjects[name]
+        subjects = {c: Subject(study, c, model, seed, problems, task) for c, model in models.items()}
+        # Every arm of every probe.
+        neutral_cue = next(iter(subjects[BASE].neutral([config.cue])), None)
+        for model in (BASE, GRPO, SDPO):
+            subject = subjects[model]
             arms, used = probe(subject, config.cue, neutral_cue, config.extra_attempts)
-            named += _named(results, subject, used, subject.counts, len(subject.plain))
-            if name == "sdpo":
-                arms |= {arm: subjects[f"sdpo_{arm}"].plain for arm in masked}
-                named += _named(results, subject, masked, *said)
-            for arm, generations in arms.items():
-                results.add(Cell(f"{name}@{arm}", 0, dataset), seed, generations)
-    return results.records() + results.differences(_pairs(results, config.extra_attempts)) + named + training
+            said += _rates(results, subject, used, subject.counts, len(subject.plain))
+            if model == SDPO:
+                arms |= {arm: subjects[replace(SDPO, fix=arm.fix)].plain for arm in masked}
+                said += _rates(results, subject, masked, counts, n)
+            for arm, responses in arms.items():
+                results.add(Cell(arm.of(model), 0, dataset), seed, responses)
+    # Each arm against its controls, and against the base without intervention.
+    controls = {p.arm: p.controls for p in (*probes(config.extra_attempts), MASKED)}
+    pairs = []
+    for cell in results.cells():
+        if (intervention := cell.condition.intervention) is not None:
+            model = replace(cell.condition, intervention=None, attempts=None, fix=None)
+            arm = Arm(intervention, cell.condition.attempts, cell.condition.fix)
+            pairs += [(cell, Cell(c.of(model), 0, cell.dataset)) for c in controls.get(arm, ())]
+            if model != BASE:
+                pairs.append((cell, Cell(PLAIN.of(BASE), 0, cell.dataset)))
+    return results.measurements() + results.differences(pairs) + said + training
 
 
-def _masks(study: Study[ProbesConfig], seed: int, task: Task) -> tuple[Words, tuple[Counter[str], int]]:
-    """The words whose tokens SDPO has no loss at: uncertainty, and others that the base says as often.
+def _masks(study: Study[ProbesConfig], seed: int, task: Task) -> tuple[Words, Counter[str], int]:
+    """The words whose tokens SDPO has no loss at: epistemic ones, and others that the base uses as often.
 
-    A loss can be left out anywhere, so numbers are among the others.
+    Numbers are among the others: a loss can be left out anywhere.
 
-    Returns: Arm → words; how often all words were said, and in how many responses.
+    Returns: Arm → words; how often the base used each word, and in how many responses.
     """
-    folder = study.directory(PROBES, "base", seed)
-    texts = [g.text for path in sorted(folder.glob("*.jsonl.gz")) for g in read_responses(path)]
+    folder = study.directory(PROBES, BASE, seed)
+    texts = [r.text for path in sorted(folder.glob("*.jsonl.gz")) for r in read_responses(path)]
     counts = words.count(texts, numbers=True)
-    said = [w for w in WORDS if counts[w]]
-    others = words.matched(counts, said, {*WORDS, *task.announcing})
-    return {"mask_words": said, "mask_others": others}, (counts, len(texts))
+    used = [w for w in WORDS if counts[w]]
+    others = words.matched(counts, used, {*WORDS, *task.announcing})
+    return {MASKED.arm: used, MASKED.controls[0]: others}, counts, len(texts)
 
 
-def _runs(
-    config: ProbesConfig, seed: int, masked: Mapping[str, Sequence[str]]
-) -> dict[str, GRPOConfig | SDPOConfig]:
-    """Condition → training run."""
-    chosen: dict[str, GRPOConfig | SDPOConfig] = {"grpo": config.grpo, "sdpo": config.sdpo}
+def _runs(config: ProbesConfig, seed: int, masked: Words) -> Runs:
+    """The training runs."""
+    chosen: Runs = {GRPO: config.grpo, SDPO: config.sdpo}
     for arm, left_out in masked.items():
-        loss = dataclasses.replace(config.sdpo.loss, masked_words=tuple(left_out))
-        chosen[f"sdpo_{arm}"] = dataclasses.replace(config.sdpo, loss=loss)
-    return {condition: dataclasses.replace(run, seed=seed) for condition, run in chosen.items()}
+        loss = replace(config.sdpo.loss, masked_words=tuple(left_out))
+        chosen[replace(SDPO, fix=arm.fix)] = replace(config.sdpo, loss=loss)
+    return {condition: replace(run, seed=seed) for condition, run in chosen.items()}
 
 
 def probe(subject: Subject, cue: str, neutral_cue: str | None, extra_attempts: int) -> tuple[Arms, Words]:
-    """Every arm of every probe but that of the loss, and the words that arms are about.
+    """Every arm of every probe but `MASKED`, and the words that arms are about.
 
     Args:
-      subject: What is probed.
-      cue: Word of doubt that is put into responses.
+      subject: The model.
+      cue: Epistemic word that is put into responses.
       neutral_cue: The word that is put there as a control; None if there is none.
       extra_attempts: How often a response is kept from ending its thinking, at most.
     """
     cues = {"cue": cue, "nothing": ""} | ({"neutral": neutral_cue} if neutral_cue else {})
-    arms, used = _forbidding(subject)
-    arms |= _doubting(subject, cues)
-    arms |= _forcing(subject, cues, extra_attempts)
-    arms |= _shuffling(subject)
-    return arms, used | {f"doubt_{kind}": [word] for kind, word in cues.items() if word}
+    arms, used = _forbid(subject)
+    arms |= _doubt(subject, cues)
+    arms |= _force(subject, cues, extra_attempts)
+    arms |= _shuffle(subject)
+    return arms, used | {Arm(f"doubt_{kind}"): [word] for kind, word in cues.items() if word}
 
 
-def _forbidding(subject: Subject) -> tuple[Arms, Words]:
-    """Words are never drawn: those of uncertainty, every second of them by frequency, or others."""
-    said = sorted((w for w in WORDS if subject.counts[w]), key=lambda w: -subject.counts[w])
-    lists = {
-        "forbid_words": list(WORDS),
-        "forbid_half": said[::2],
-        "forbid_neutral": subject.neutral(said),
-    }
+def _forbid(subject: Subject) -> tuple[Arms, Words]:
+    """Words are never sampled: epistemic ones, every second of them by frequency, or others."""
+    used = sorted((w for w in WORDS if subject.counts[w]), key=lambda w: -subject.counts[w])
+    lists = {"words": list(WORDS), "half": used[::2], "neutral": subject.neutral(used)}
+    forbidden = {Arm(f"forbid_{kind}"): left_out for kind, left_out in lists.items() if left_out}
     tokenizer = subject.study.chat.tokenizer
-    anew = [subject.begin(generation, "") for generation in subject.plain]
+    anew = [subject.prefix(response, "") for response in subject.plain]
     arms = {PLAIN: subject.plain}
-    for arm, left_out in lists.items():
-        if left_out:
-            ids = words.first_ids(tokenizer, left_out)
-            arms[arm] = subject.answer(arm, anew, step=AT_ONCE, forbidden=ids)
-    return arms, {arm: left_out for arm, left_out in lists.items() if left_out}
+    for arm, left_out in forbidden.items():
+        ids = words.first_ids(tokenizer, left_out)
+        arms[arm] = subject.respond(arm, anew, step=AT_ONCE, forbidden=ids)
+    return arms, forbidden
 
 
-def _doubting(subject: Subject, cues: Mapping[str, str]) -> Arms:
-    """From the first wrong attempt on, with a word after it.
+def _doubt(subject: Subject, cues: Mapping[str, str]) -> Arms:
+    """Responses continue from the end of their first wrong attempt, with a word after it.
 
-    A model that makes few is asked again: what is found about few problems is not found precisely.
+    A model that makes few wrong attempts is sampled again: few problems give no precise difference.
     """
-    cut, asked = _cut(subject, subject.plain), 1
-    while len(cut) < len(subject.plain) / 4 and asked <= AGAIN:
-        cut += _cut(subject, subject.more(asked))
-        asked += 1
-    cut = subject.several(cut, asked)
-    return {
-        f"doubt_{kind}": subject.answer(
-            f"doubt_{kind}", [subject.begin(g, _with(g.text, cue)) for g in cut], step=DOUBT
-        )
+    cut, rounds = _up_to_wrong_attempt(subject, subject.plain), 1
+    while len(cut) < len(subject.plain) / 4 and rounds <= AGAIN:
+        cut += _up_to_wrong_attempt(subject, subject.more(rounds))
+        rounds += 1
+    cut = subject.repeated(cut, rounds)
+    prefixes = {
+        Arm(f"doubt_{kind}"): [subject.prefix(r, followed_by(r.text, cue)) for r in cut]
         for kind, cue in cues.items()
-        if cut
     }
+    return {arm: subject.respond(arm, units, step=DOUBT) for arm, units in prefixes.items() if units}
 
 
-def _cut(subject: Subject, generations: Sequence[Response]) -> list[Response]:
-    """Those that have a wrong attempt, up to the end of the first one."""
-    found = []
-    for generation in generations:
-        whole = subject.begin(generation, generation.text)
-        end = subject.task.first_wrong_attempt(whole.problem, whole.prefix)
-        if end is not None:
-            found.append(dataclasses.replace(generation, text=whole.prefix[:end]))
-    return found
+def _up_to_wrong_attempt(subject: Subject, responses: Sequence[Response]) -> list[Response]:
+    """The responses that have a wrong attempt, cut after the first one."""
+    ends = [
+        subject.task.first_wrong_attempt(subject.prefix(response, "").problem, response.text)
+        for response in responses
+    ]
+    return [replace(r, text=r.text[:end]) for r, end in zip(responses, ends, strict=True) if end is not None]
 
 
-def _forcing(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> Arms:
-    """A word where thinking would end, again and again (budget forcing, arXiv 2501.19393).
+def _force(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> Arms:
+    """A word in the place of the end of thinking, several times (budget forcing, arXiv 2501.19393).
 
-    Of all responses, and of those that were wrong. Those that do not end their thinking stay as they are.
+    For all responses, and for the wrong ones. Responses that do not end their thinking stay as they are.
     """
     arms = {}
-    wrong = subject.several([generation for generation in subject.plain if not generation.correct])
-    for name, begun in ((EXTRA, subject.plain), (REPAIR, wrong)):
+    wrong = subject.repeated([response for response in subject.plain if not response.correct])
+    for name, first in (("extra", subject.plain), ("repair", wrong)):
         for kind, cue in cues.items():
-            so_far = begun
+            before = first
             for k in range(1, extra_attempts + 1):
-                thoughts = [thinking(generation.text) for generation in so_far]
-                units = [
-                    generation if thought is None else subject.begin(generation, _with(thought, cue))
-                    for generation, thought in zip(so_far, thoughts, strict=True)
-                ]
-                arm = f"{name}_{kind}_{k}"
-                arms[arm] = so_far = subject.answer(arm, units, step=FORCE + k)
-    return {arm: generations for arm, generations in arms.items() if generations}
+                units: list[Query | Response] = []
+                for response in before:
+                    thought = thinking(response.text)
+                    units.append(
+                        response if thought is None else subject.prefix(response, followed_by(thought, cue))
+                    )
+                arm = Arm(f"{name}_{kind}", k)
+                arms[arm] = before = subject.respond(arm, units, step=FORCE + k)
+    return {arm: responses for arm, responses in arms.items() if responses}
 
 
-def _shuffling(subject: Subject) -> Arms:
-    """From half of the thinking on, with words of it in each other's places, where two of them differ."""
-    halves = [(g, first_half(g.text)) for g in subject.plain]
-    halves = [(g, text) for g, text in halves if can_shuffle(text, WORDS)]
+def _shuffle(subject: Subject) -> Arms:
+    """Responses continue from half of their thinking, with words of it in each other's places."""
+    halves = [(r, first_half(r.text)) for r in subject.plain]
+    halves = [(r, text) for r, text in halves if can_shuffle(text, WORDS)]
     neutral = subject.neutral([w for w in WORDS if subject.counts[w]])
-    lists = {"words": WORDS, "nothing": (), "neutral": neutral}
-    arms = {}
-    for kind, moved in lists.items():
+    arms: Arms = {}
+    for kind, moved in {"words": WORDS, "nothing": (), "neutral": neutral}.items():
         if not halves or (kind == "neutral" and not any(can_shuffle(text, moved) for _, text in halves)):
             continue
         units = []
-        for generation, text in halves:
-            rng = random.Random(f"{subject.seed}/{generation.problem}/{generation.sample}")
-            units.append(subject.begin(generation, shuffled(text, moved, rng) if moved else text))
-        arms[f"shuffle_{kind}"] = subject.answer(f"shuffle_{kind}", units, step=SHUFFLE)
+        for response, text in halves:
+            rng = random.Random(f"{subject.seed}/{response.problem}/{response.sample}")
+            units.append(subject.prefix(response, shuffled(text, moved, rng) if moved else text))
+        arm = Arm(f"shuffle_{kind}")
+        arms[arm] = subject.respond(arm, units, step=SHUFFLE)
     return arms
 
 
-def _with(text: str, cue: str) -> str:
-    return followed_by(text, cue) if cue else text
-
-
-def _named(
-    results: Results, subject: Subject, used: Mapping[str, Sequence[str]], per_response: Counter[str], n: int
-) -> list[Record]:
-    """Which words an arm is about, and how often they are said in a response: records without an interval."""
+def _rates(
+    results: Results, subject: Subject, used: Words, counts: Counter[str], n: int
+) -> list[Measurement]:
+    """The words that an arm is about, with their occurrences in a response, without intervals."""
     dataset = name_of(subject.study.config.probes.split)
     return [
-        results.record(
-            Cell(f"{subject.name}@{arm}", 0, dataset), subject.seed, f"word:{w}", per_response[w] / n, n
+        results.measurement(
+            Cell(arm.of(subject.condition), 0, dataset), subject.seed, "word", counts[w] / n, n, group=w
         )
-        for arm, named in used.items()
-        for w in named
+        for arm, listed in used.items()
+        for w in listed
     ]
-
-
-def _pairs(results: Results, extra_attempts: int) -> list[tuple[Cell, Cell]]:
-    """Each arm with its controls, and with the base as it is."""
-    pairs = []
-    for cell in results.cells():
-        model, _, arm = cell.condition.partition("@")
-        controls = {p.arm: p.controls for p in (*probes(extra_attempts), MASKED)}.get(arm, ())
-        pairs += [(cell, Cell(f"{model}@{control}", 0, cell.dataset)) for control in controls]
-        if arm and model != "base":
-            pairs.append((cell, Cell(f"base@{PLAIN}", 0, cell.dataset)))
-    return pairs

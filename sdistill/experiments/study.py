@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from flax import nnx
 from rich.progress import Progress
 
-from sdistill.analysis.records import Cell, Record, Results, training_records
+from sdistill.analysis.measure import BASE, Cell, Results, training_measurements
 from sdistill.config import AnyTrainConfig
 from sdistill.engine.progress import follow
 from sdistill.engine.types import Completions
@@ -25,7 +25,7 @@ from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.text.chat import Chat
 from sdistill.train import evaluation_problems, train, training_problems
 from sdistill.train_mesh import mesh_of
-from sdistill.types import Response
+from sdistill.types import Condition, Measurement, Response
 
 C = TypeVar("C", bound=RunsConfig)
 
@@ -40,9 +40,9 @@ class Study(Generic[C]):
     chat: Chat
     progress: Progress
 
-    def directory(self, section: str, condition: str, seed: int) -> Path:
+    def directory(self, section: str, condition: Condition, seed: int) -> Path:
         """Where a condition's files are."""
-        return self.workdir / "runs" / section / condition / f"seed{seed}"
+        return self.workdir / "runs" / section / condition.label / f"seed{seed}"
 
     def generate(
         self,
@@ -138,7 +138,7 @@ class Study(Generic[C]):
         )
         return [replace(r, bits=float(b)) for r, b in zip(responses, bits, strict=True)]
 
-    def train(self, section: str, condition: str, config: AnyTrainConfig) -> Path:
+    def train(self, section: str, condition: Condition, config: AnyTrainConfig) -> Path:
         """Runs or continues a training; returns its directory."""
         directory = self.directory(section, condition, config.seed)
         train(config, directory, progress=self.progress)
@@ -164,19 +164,19 @@ def add_base(
     pool = training_problems(study.config.grpo.rollouts, study.config.grpo.data_dir)
     problems = evaluation_problems(evaluation, pool, study.config.grpo.data_dir)
     for dataset in datasets:
-        generations = study.generate(
-            study.directory(section, "base", seed) / f"{dataset}-000000.jsonl.gz",
+        responses = study.generate(
+            study.directory(section, BASE, seed) / f"{dataset}-000000.jsonl.gz",
             problems[dataset],
             [None] * len(problems[dataset]),
             num_samples=evaluation.num_samples,
             seed=seed,
             max_response_length=evaluation.max_response_length,
         )
-        results.add(Cell("base", 0, name_of(dataset)), seed, generations)
+        results.add(Cell(BASE, 0, name_of(dataset)), seed, responses)
 
 
-def add_run(results: Results, condition: str, seed: int, directory: Path) -> list[Record]:
-    """Adds a training run's evaluations; returns the records of its training metrics."""
+def add_run(results: Results, condition: Condition, seed: int, directory: Path) -> list[Measurement]:
+    """Adds a training run's evaluations; returns the measurements of its training metrics."""
     for path in sorted(directory.glob("*-*.jsonl.gz")):
         dataset, _, step = path.name.removesuffix(".jsonl.gz").rpartition("-")
         if dataset != "train":
@@ -186,4 +186,4 @@ def add_run(results: Results, condition: str, seed: int, directory: Path) -> lis
         return []
     n = run["rollouts"]["num_prompts"] * run["rollouts"]["num_samples"]
     metrics = read_records(directory / "metrics.jsonl")
-    return training_records(results, condition, seed, metrics, run["evaluation"]["every"], n)
+    return training_measurements(results, condition, seed, metrics, run["evaluation"]["every"], n)

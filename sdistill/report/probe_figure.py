@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from sdistill.analysis.probes import PLAIN
-from sdistill.analysis.records import Record
+from sdistill.analysis.records import PLAIN, Record
 from sdistill.report import drawing
 from sdistill.report.drawing import BLUE, GREY, INK, RED
 from sdistill.report.lookup import name

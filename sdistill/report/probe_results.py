@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdistill.analysis.probes import MASKED, PLAIN, PROBES, Probe, probes
-from sdistill.analysis.records import Record
+from sdistill.analysis.probes import PROBES
+from sdistill.analysis.records import MASKED, PLAIN, Probe, Record, probes
 from sdistill.analysis.statistics import minimum_detectable
 from sdistill.report.lookup import condition_rank, select, select_difference
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from sdistill.analysis.probes import PLAIN, REPAIR, Probe
-from sdistill.analysis.records import Record
+from sdistill.analysis.records import PLAIN, REPAIR, Probe, Record
 from sdistill.report.lookup import name
 from sdistill.report.markup import interval, number
 from sdistill.report.probe_results import (

@@ -27,7 +27,7 @@ def form(generation: Response) -> tuple[int, bool]:
 
 if __name__ == "__main__":
     print(f"{'arm':<28} {'responses':>9} {'attempts':>9} {'out of form':>12}")
-    for path in sorted(Path(sys.argv[1]).glob("runs/probes/*@*/seed*/*.jsonl.gz")):
+    for path in sorted(Path(sys.argv[1]).glob("runs/probes/*-*/seed*/*.jsonl.gz")):
         forms = [form(generation) for generation in read_responses(path)]
         attempts, broken = (sum(values) / len(forms) for values in zip(*forms, strict=True))
         print(f"{path.parts[-3]:<28} {len(forms):>9} {attempts:>9.2f} {broken:>12.3f}")

@@ -79,32 +79,32 @@ def crossed(rng, seeds, problems, sd_seed, sd_problem, sd_rest):
 
 
 def test_pairs_of_one_seed_are_resampled_by_problem():
-    ours, theirs = np.random.default_rng(0).random((2, 1, 30))
-    expected = bootstrap_mean([(ours - theirs)[0]])
-    np.testing.assert_allclose(paired_bootstrap(ours, theirs), expected, rtol=1e-12)
+    differences = np.random.default_rng(0).uniform(-1, 1, (1, 30))
+    expected = bootstrap_mean([differences[0]])
+    np.testing.assert_allclose(paired_bootstrap(differences), expected, rtol=1e-12)
 
 
 def test_pairs_are_resampled_by_seed_and_by_problem():
     """Against the plainest way: rows and columns drawn with replacement, the table of both averaged."""
     rng = np.random.default_rng(1)
-    ours, theirs = crossed(rng, 5, 12, 1.0, 2.0, 0.5) + 3, crossed(rng, 5, 12, 0.5, 1.0, 0.5)
+    differences = crossed(rng, 5, 12, 1.1, 2.2, 0.7) + 3
     means = []
     for _ in range(20_000):
         rows, columns = rng.integers(0, 5, 5), rng.integers(0, 12, 12)
-        means.append((ours - theirs)[np.ix_(rows, columns)].mean())
+        means.append(differences[np.ix_(rows, columns)].mean())
     low, high = np.percentile(means, [2.5, 97.5])
-    estimate = paired_bootstrap(ours, theirs)
-    assert estimate.value == pytest.approx((ours - theirs).mean(), rel=1e-12)
+    estimate = paired_bootstrap(differences)
+    assert estimate.value == pytest.approx(differences.mean(), rel=1e-12)
     assert estimate.low == pytest.approx(low, abs=0.05 * (high - low))
     assert estimate.high == pytest.approx(high, abs=0.05 * (high - low))
 
 
 def test_intervals_over_seeds_and_problems_hold_the_truth_where_those_within_seeds_do_not():
     rng = np.random.default_rng(2)
-    zero, within, across, runs = np.zeros((10, 40)), 0, 0, 300
+    within, across, runs = 0, 0, 300
     for _ in range(runs):
         table = crossed(rng, 10, 40, 0.3, 1.0, 1.0)
-        estimate = paired_bootstrap(table, zero)
+        estimate = paired_bootstrap(table)
         across += estimate.low <= 0 <= estimate.high
         estimate = bootstrap_mean(list(table))
         within += estimate.low <= 0 <= estimate.high
@@ -112,10 +112,10 @@ def test_intervals_over_seeds_and_problems_hold_the_truth_where_those_within_see
     assert within / runs < 0.75
 
 
-@pytest.mark.parametrize("shapes", [((2, 3), (3, 2)), ((3,), (3,)), ((0, 3), (0, 3)), ((2, 0), (2, 0))])
-def test_what_is_not_paired_is_refused(shapes):
-    with pytest.raises(ValueError, match="two arrays of seeds × problems"):
-        paired_bootstrap(*map(np.zeros, shapes))
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 0)])
+def test_what_is_not_paired_is_refused(shape):
+    with pytest.raises(ValueError, match="an array of seeds × problems"):
+        paired_bootstrap(np.zeros(shape))
 
 
 @given(st.floats(-1, 1), st.floats(1e-3, 10))

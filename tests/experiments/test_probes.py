@@ -8,8 +8,9 @@ from rich.progress import Progress
 
 from configs.models import olmo3_7b
 from configs.signs import probes as recipe
+from sdistill.analysis.measure import BASE
 from sdistill.experiments.config import ProbesConfig
-from sdistill.experiments.probes import Subject, probe
+from sdistill.experiments.probes import PLAIN, SDPO, Arm, Subject, probe
 from sdistill.experiments.study import Study
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import new_model
@@ -68,7 +69,7 @@ def subject(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probes")
     chat = open_chat(write_folder(folder / "tokenizer"))
     values = recipe.get_config("tiny").to_dict()
-    values["probes"] |= {"max_response": 90, "extra_attempts": 2}
+    values["probes"] |= {"max_response_length": 90, "extra_attempts": 2}
     config = parse(ProbesConfig, values)
     shape = olmo3_7b.get_config("tiny").model.to_dict() | {"vocab_size": 384}
     model = new_model(parse(ModelConfig, shape), 0)
@@ -77,8 +78,8 @@ def subject(tmp_path_factory):
         tiny.response(PROBLEMS[i // 2].id, text, i == 1, sample=i % 2, finish="length" if i == 3 else "stop")
         for i, text in enumerate(RESPONSES)
     ]
-    write_responses(study.directory("probes", "tiny@plain", 0) / "k4_test-000000.jsonl.gz", plain)
-    return Subject(study, "tiny", model, 0, PROBLEMS, Sum())
+    write_responses(study.directory("probes", PLAIN.of(SDPO), 0) / "k4_test-000000.jsonl.gz", plain)
+    return Subject(study, SDPO, model, 0, PROBLEMS, Sum())
 
 
 @pytest.fixture(scope="module")
@@ -86,27 +87,29 @@ def probed(subject):
     return probe(subject, "wait", "the", 2)
 
 
-def texts(arms, name):
-    return [generation.text for generation in arms[name]]
+def texts(arms, name, attempts=None):
+    return [generation.text for generation in arms[Arm(name, attempts)]]
 
 
 def test_every_arm_is_there_and_kept(subject, probed):
     arms, used = probed
     kinds = ("cue", "neutral", "nothing")
+    once = ("forbid_words", "forbid_half", "forbid_neutral", "shuffle_words", "shuffle_nothing")
     assert set(arms) == {
-        *("plain", "forbid_words", "forbid_half", "forbid_neutral", "shuffle_words", "shuffle_nothing"),
-        *("shuffle_neutral", *(f"doubt_{kind}" for kind in kinds)),
-        *(f"{arm}_{kind}_{k}" for arm in ("extra", "repair") for kind in kinds for k in (1, 2)),
+        PLAIN,
+        *(Arm(name) for name in (*once, "shuffle_neutral", *(f"doubt_{kind}" for kind in kinds))),
+        *(Arm(f"{name}_{kind}", k) for name in ("extra", "repair") for kind in kinds for k in (1, 2)),
     }
-    assert used["forbid_half"] == ["wait", "hmm"]  # of wait, maybe, hmm, perhaps
-    assert used["doubt_neutral"] == ["the"] and not set(used["forbid_neutral"]) & set(used["forbid_words"])
+    assert used[Arm("forbid_half")] == ["wait", "hmm"]  # of wait, maybe, hmm, perhaps
+    assert used[Arm("doubt_neutral")] == ["the"]
+    assert not set(used[Arm("forbid_neutral")]) & set(used[Arm("forbid_words")])
     again, _ = probe(subject, "wait", "the", 2)
     assert again == arms
     for kind in kinds:  # of four responses one was right
-        assert len(arms[f"repair_{kind}_1"]) == 3
-        assert all(g in arms[f"extra_{kind}_1"] for g in arms[f"repair_{kind}_1"])
-    for name, generations in arms.items():
-        path = subject.study.directory("probes", f"tiny@{name}", 0) / "k4_test-000000.jsonl.gz"
+        assert len(arms[Arm(f"repair_{kind}", 1)]) == 3
+        assert all(g in arms[Arm(f"extra_{kind}", 1)] for g in arms[Arm(f"repair_{kind}", 1)])
+    for arm, generations in arms.items():
+        path = subject.study.directory("probes", arm.of(SDPO), 0) / "k4_test-000000.jsonl.gz"
         assert read_responses(path) == generations
 
 
@@ -122,7 +125,7 @@ def test_the_cue_comes_after_the_first_wrong_attempt_and_nowhere_else(probed):
     Two of four responses have one, so each goes on twice.
     """
     for kind, insert in (("cue", " wait"), ("neutral", " the"), ("nothing", "")):
-        found = probed[0][f"doubt_{kind}"]
+        found = probed[0][Arm(f"doubt_{kind}")]
         assert [(g.problem, g.sample) for g in found] == [("a", 0), ("b", 0), ("a", 2), ("b", 2)]
         assert found[0].text != found[2].text
         for text, start in zip(texts(probed[0], f"doubt_{kind}"), CUT * 2, strict=True):
@@ -132,24 +135,22 @@ def test_the_cue_comes_after_the_first_wrong_attempt_and_nowhere_else(probed):
 def test_a_model_that_makes_few_wrong_attempts_is_asked_again(subject):
     """Until a quarter of as many responses have one; the copies of these differ from all samples."""
     right = [RESPONSES[1]] * 2 + ["\nmaybe 2\n</think>\n\n2"] * 2
-    for name, responses in (("plain", right), ("plain_1", [RESPONSES[0], *right[1:]])):
+    sure = dataclasses.replace(subject, condition=BASE)
+    for arm, responses in ((PLAIN, right), (Arm("more", 1), [RESPONSES[0], *right[1:]])):
         kept = [
-            tiny.response(PROBLEMS[i // 2].id, text, text == right[i], sample=i % 2 + 2 * (name == "plain_1"))
+            tiny.response(PROBLEMS[i // 2].id, text, text == right[i], sample=i % 2 + 2 * (arm != PLAIN))
             for i, text in enumerate(responses)
         ]
-        write_responses(
-            subject.study.directory("probes", f"sure@{name}", 0) / "k4_test-000000.jsonl.gz", kept
-        )
-    sure = dataclasses.replace(subject, name="sure")
+        write_responses(subject.study.directory("probes", arm.of(BASE), 0) / "k4_test-000000.jsonl.gz", kept)
     arms, _ = probe(sure, "wait", "the", 1)
-    assert [(g.problem, g.sample) for g in arms["doubt_cue"]] == [("a", n) for n in (2, 6, 10, 14)]
-    assert len(arms["plain"]) == 4 and "plain_1" not in arms
-    assert not subject.study.directory("probes", "sure@plain_2", 0).exists()
+    assert [(g.problem, g.sample) for g in arms[Arm("doubt_cue")]] == [("a", n) for n in (2, 6, 10, 14)]
+    assert len(arms[PLAIN]) == 4 and Arm("more", 1) not in arms
+    assert not subject.study.directory("probes", Arm("more", 2).of(BASE), 0).exists()
 
 
 def test_thinking_is_kept_from_ending_and_what_never_ends_stays(probed):
     arms = probed[0]
-    once, twice = texts(arms, "extra_cue_1"), texts(arms, "extra_cue_2")
+    once, twice = texts(arms, "extra_cue", 1), texts(arms, "extra_cue", 2)
     for before, after in zip(RESPONSES[:3], once[:3], strict=True):
         assert before.partition("\n</think>")[0].strip() + " wait" in after
     for before, after in zip(once, twice, strict=True):
@@ -160,9 +161,9 @@ def test_thinking_is_kept_from_ending_and_what_never_ends_stays(probed):
 def test_lengths_are_of_whole_responses_and_within_the_limit(subject, probed):
     encode = subject.study.chat.tokenizer.encode
     for name in ("doubt_cue", "shuffle_words"):
-        for generation in probed[0][name]:
+        for generation in probed[0][Arm(name)]:
             assert generation.length <= 90
-    for generation, start in zip(probed[0]["doubt_nothing"], CUT * 2, strict=True):
+    for generation, start in zip(probed[0][Arm("doubt_nothing")], CUT * 2, strict=True):
         assert generation.length > len(encode(start.partition("\n</think>")[0]))
 
 
@@ -171,7 +172,7 @@ def test_lengths_are_of_whole_responses_and_within_the_limit(subject, probed):
     [
         ({"cue": "so"}, "config.probes.cue='so' must be one of wait, hmm"),
         ({"extra_attempts": 0}, "config.probes.extra_attempts=0 must be positive"),
-        ({"problems": 0}, "config.probes.problems=0 must be positive"),
+        ({"num_problems": 0}, "config.probes.num_problems=0 must be positive"),
     ],
 )
 def test_settings_that_probe_nothing_are_refused(change, message):
@@ -183,6 +184,6 @@ def test_settings_that_probe_nothing_are_refused(change, message):
 
 def test_words_left_out_of_the_loss_are_the_probes_own():
     values = recipe.get_config("tiny").to_dict()
-    values["sdpo"]["sdpo"]["loss"]["masked_words"] = ["wait"]
+    values["sdpo"]["loss"]["masked_words"] = ["wait"]
     with pytest.raises(ConfigError, match="masked_words is filled in"):
         parse(ProbesConfig, values)
