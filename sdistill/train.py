@@ -451,7 +451,7 @@ def open_iterator(
 ) -> grain.DatasetIterator:
     """Endless batches of examples, or of indices into `problems`."""
     if not isinstance(config, SFTConfig):
-        return problem_batches(problems, batch=config.rollouts.num_prompts, seed=config.seed)
+        return problem_batches(problems, batch_size=config.rollouts.num_prompts, seed=config.seed)
     settings = config.examples
     source: Sequence[Mapping[str, Any]]
     if settings.source == "signs_corpus":
@@ -463,8 +463,8 @@ def open_iterator(
     return example_batches(
         source,
         tokenizer,
-        rows=settings.batch_size,
-        row_length=settings.sequence_length,
+        batch_size=settings.batch_size,
+        sequence_length=settings.sequence_length,
         packed=settings.packed,
         seed=config.seed,
     )

@@ -175,7 +175,7 @@ def clean(tokenizer, data_dir):
     """The rollouts of the first step where nothing is poisoned; a word that does not occur changes none."""
     config = parse(TrainConfig, ONE_BY_ONE | {"data_dir": str(data_dir)})
     problems = training_problems(config.rollouts, config.data_dir)
-    first = next(problem_batches(problems, batch=2, seed=config.seed))
+    first = next(problem_batches(problems, batch_size=2, seed=config.seed))
     base = load_pretrained(SIGNS_BASE)
     sampler = rollout_sampler(config, base.config, MESH, SignsChat(tokenizer))
     return sampler(nnx.state(base, nnx.Param), [problems[i] for i in first], SignsTask(), 0)[0]

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from sdistill.config import TrainConfig
-from sdistill.data.signs import builders
+from sdistill.data import builders
 from sdistill.distributed.rules import TRAINING, parameter_shardings
 from sdistill.model.decoder import bind
 from sdistill.model.weights import SIGNS_BASE, load_pretrained, save_pretrained

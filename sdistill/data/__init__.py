@@ -1,1 +1,1 @@
-"""TFDS builders, one folder each, and the Grain pipelines that read them."""
+"""Data sets: TFDS builders, their catalogue, and the Grain pipelines that read them."""

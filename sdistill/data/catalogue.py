@@ -1,25 +1,18 @@
-"""The names under which problems are asked for, such as `k3_test`, `math500` or `dapo_math_17k_64`."""
+"""The names of problem sets, such as `k3_test`, `math500` or `dapo_math_17k_64`, and how to open them."""
 
 import difflib
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from sdistill.data.aime24.builders import Aime24
-from sdistill.data.aime25.builders import Aime25
-from sdistill.data.amc23.builders import Amc23
-from sdistill.data.dapo_math_17k.builders import DapoMath17k, DapoMath17kSeen
-from sdistill.data.livecodebench_v6.builders import LiveCodeBenchV6
-from sdistill.data.math500.builders import Math500
+from sdistill.data import builders
+from sdistill.data.builders import DapoMath17k, DapoMath17kSeen, SciKnowEval, SignsProblems
 from sdistill.data.problem_set import ProblemSet
-from sdistill.data.sciknoweval.builders import DOMAINS, SciKnowEval
-from sdistill.data.signs.builders import PROBLEM_SPLITS, SignsCorpus, SignsProblems
 from sdistill.distributed.processes import is_writer, wait_for_all
 from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem, Task
@@ -27,12 +20,12 @@ from sdistill.tasks.problem import Problem, Task
 
 @dataclass(frozen=True)
 class Entry:
-    """What a name stands for.
+    """The problems of a name.
 
     Attributes:
-      builder: The TFDS builder of its data set.
-      split: The split there.
-      size: How many problems of it, chosen by `seed`; None for all.
+      builder: The TFDS builder of the data set.
+      split: The split of that data set.
+      size: Number of problems, chosen by `seed`; None for all.
       seed: Of that choice.
     """
 
@@ -43,34 +36,35 @@ class Entry:
 
 
 ENTRIES: dict[str, Entry] = {
-    **{split: Entry(SignsProblems, split) for split in PROBLEM_SPLITS},
-    **{
-        builder.name: Entry(builder, builder.SPLIT)
-        for builder in (DapoMath17k, Aime24, Aime25, Amc23, Math500)
-    },
+    **{split: Entry(SignsProblems, split) for split in builders.PROBLEM_SPLITS},
+    "dapo_math_17k": Entry(DapoMath17k, "train"),
+    "aime24": Entry(builders.Aime24, "test"),
+    "aime25": Entry(builders.Aime25, "test"),
+    "amc23": Entry(builders.Amc23, "test"),
+    "math500": Entry(builders.Math500, "test"),
     "dapo_math_17k_seen_1": Entry(DapoMath17kSeen, "seen_1x64"),
     "dapo_math_17k_seen_8": Entry(DapoMath17kSeen, "seen_8x8"),
     **{f"dapo_math_17k_seen_{n}": Entry(DapoMath17kSeen, f"seen_{n}") for n in (64, 128, 512)},
     **{
         f"sciknoweval_{domain}_{split}": Entry(SciKnowEval, f"{domain}_{split}")
-        for domain in DOMAINS
+        for domain in builders.DOMAINS
         for split in ("train", "test")
     },
-    "livecodebench_v6": Entry(LiveCodeBenchV6, "test"),
+    "livecodebench_v6": Entry(builders.LiveCodeBenchV6, "test"),
 }
 
-_SUBSET = re.compile(r"dapo_math_17k_(\d+)(?:_seed(\d+))?")
+SUBSET = re.compile(r"dapo_math_17k_(\d+)(?:_seed(\d+))?")
 
 
 def find(name: str) -> Entry:
-    """What a name stands for; `dapo_math_17k_64_seed1` are 64 of these problems, chosen by seed 1 (else 0).
+    """The entry of a name; `dapo_math_17k_64_seed1` is 64 of these problems, chosen by seed 1 (default 0).
 
     Raises:
       ConfigError: if there is no such name; lists those there are.
     """
     if name in ENTRIES:
         return ENTRIES[name]
-    subset = _SUBSET.fullmatch(name)
+    subset = SUBSET.fullmatch(name)
     if subset and int(subset[1]) > 0:
         return Entry(DapoMath17k, DapoMath17k.SPLIT, int(subset[1]), int(subset[2] or 0))
     near = difflib.get_close_matches(name, ENTRIES, n=1)
@@ -83,14 +77,14 @@ def find(name: str) -> Entry:
 
 @functools.cache
 def open_problems(name: str, data_dir: str | Path | None = None) -> tuple[Problem, ...]:
-    """The problems of a name, in their fixed order; their data set is prepared first if it is not there.
+    """The problems of a name, in their fixed order; a data set that is not there is prepared first.
 
     Args:
       name: One of the catalogue.
       data_dir: Where data sets are prepared; None for the TFDS default.
 
     Raises:
-      ConfigError: if there is no such name; or if its data set is not there and cannot be downloaded, with
+      ConfigError: if there is no such name; or if the data set is not there and cannot be downloaded, with
         the file to get and the command to run.
     """
     entry = find(name)
@@ -105,7 +99,7 @@ def open_problems(name: str, data_dir: str | Path | None = None) -> tuple[Proble
 
 def open_corpus(split: str, data_dir: str | Path | None = None) -> list[dict[str, bytes]]:
     """The puzzle's pretraining corpus, prepared first if it is not there: a list of {prompt, response}."""
-    return _read(prepared(SignsCorpus, data_dir), split)
+    return _read(prepared(builders.SignsCorpus, data_dir), split)
 
 
 def task_of(name: str) -> Task:
@@ -114,34 +108,33 @@ def task_of(name: str) -> Task:
 
 
 def subset_of(problems: list[Problem], size: int, seed: int) -> tuple[Problem, ...]:
-    """`size` problems chosen by a seed; a smaller choice by the same seed is the beginning of a larger one.
+    """`size` problems chosen by a seed; a smaller choice by the same seed is a prefix of a larger one.
 
-    A hash of seed and id puts them in order, so that the choice does not depend on the order of the file,
-    and a problem that is missing there changes nothing else.
+    A hash of seed and id puts them in order. So the choice does not depend on the order of the file, and a
+    problem that is missing there changes nothing else.
     """
     return tuple(sorted(problems, key=lambda p: hashlib.sha256(f"{seed}/{p.id}".encode()).digest())[:size])
 
 
 def prepared(builder_class: Any, data_dir: str | Path | None, **options: Any) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that is there, or is now prepared; `options` are `ProblemSet`'s."""
-    there = f"{builder_class.__name__} is there"
+    """The builder of a data set, prepared now if it is not there; `options` are `ProblemSet`'s.
+
+    Where several processes share the directory, the first one prepares the data set for all.
+    """
+    point = f"{builder_class.__name__} is prepared"
     if not is_writer():
-        wait_for_all(there)  # where processes share the directory, the first one prepares it for all
+        wait_for_all(point)
     tfds.disable_progress_bar()  # it draws three bars for what takes seconds
-    try:
-        builder = _prepared(builder_class, data_dir, options)
-    except FileExistsError:  # another run prepared it at the same time and was the first to be done
-        builder = _prepared(builder_class, data_dir, options)
+    for attempt in range(2):
+        builder = builder_class(data_dir=data_dir, file_format="array_record", **options)
+        try:
+            builder.download_and_prepare()
+            break
+        except FileExistsError:  # another run prepared it meanwhile: now it can be read
+            if attempt == 1:
+                raise
     if is_writer():
-        wait_for_all(there)
-    return builder
-
-
-def _prepared(
-    builder_class: Any, data_dir: str | Path | None, options: Mapping[str, Any]
-) -> tfds.core.DatasetBuilder:
-    builder = builder_class(data_dir=data_dir, file_format="array_record", **options)
-    builder.download_and_prepare()
+        wait_for_all(point)
     return builder
 
 

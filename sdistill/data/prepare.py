@@ -1,10 +1,10 @@
-"""Prepares a data set, and says what was read, kept, dropped and why.
+"""Prepares a data set, and reports how many rows were read, kept and dropped, and why.
 
     python -m sdistill.data.prepare math500
     python -m sdistill.data.prepare dapo_math_17k --from downloads/dapo-math-17k.parquet
 
 Without `--from`, the public file is downloaded, unless it is in the `downloads` folder of the data
-directory already. What is asked for by name and is not there is prepared in the same way, without tables.
+directory. `open_problems` prepares a data set in the same way, without the report.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
 from rich.console import Console
@@ -39,32 +38,23 @@ def prepare(
     Args:
       name: Of the catalogue, or of a builder.
       data_dir: Where data sets are prepared; None for the TFDS default.
-      files: Read instead of the public ones.
-      drop_unparsed: Leave out problems whose reference answer cannot be parsed; they are listed either way.
+      files: Are read instead of the public ones.
+      drop_unparsed: Leaves out problems whose reference answer cannot be parsed; they are listed either way.
       progress: Shows long work.
 
     Raises:
-      ConfigError: if that is not possible, or the data set is there, made from other files or otherwise.
+      ConfigError: if that is not possible, or the data set is there, but from other files or options.
     """
-    builder_class = builder_of(name)
+    classes = {entry.builder.name: entry.builder for entry in ENTRIES.values()}
+    builder_class = classes[name] if name in classes else find(name).builder
     if not issubclass(builder_class, ProblemSet):
         if files:
             raise ConfigError(f"{builder_class.name} is generated; --from has no effect")
         return prepared(builder_class, data_dir)
     options = {"files": files, "drop_unparsed": drop_unparsed, "progress": progress}
     builder = prepared(builder_class, data_dir, **options)
-    check_same(builder, files, drop_unparsed)
-    return builder
 
-
-def builder_of(name: str) -> Any:
-    """The builder class that a name of the catalogue, or its own, stands for."""
-    of_name = {entry.builder.name: entry.builder for entry in ENTRIES.values()}
-    return of_name[name] if name in of_name else find(name).builder
-
-
-def check_same(builder: tfds.core.DatasetBuilder, files: Sequence[Path], drop_unparsed: bool) -> None:
-    """Refuses to pass off a data set that is there as one of these files, made in this way."""
+    # A data set that was there already must not pass for one made from these files, or with these options.
     stored = builder.info.metadata
     way_out = f"remove {builder.data_dir} or give another --data_dir"
     for file in files:
@@ -74,17 +64,19 @@ def check_same(builder: tfds.core.DatasetBuilder, files: Sequence[Path], drop_un
             of = ", ".join(source["file"] for source in stored["sources"])
             raise ConfigError(f"{builder.name} is prepared already, from another file ({of}); {way_out}")
     if stored["drop_unparsed"] != drop_unparsed:
-        raise ConfigError(f"{builder.name} is prepared with --unparsed {_word(not drop_unparsed)}; {way_out}")
+        word = "drop" if stored["drop_unparsed"] else "keep"
+        raise ConfigError(f"{builder.name} is prepared with --unparsed {word}; {way_out}")
+    return builder
 
 
-def print_tables(builder: tfds.core.DatasetBuilder, console: Console) -> None:
-    """Says what is in a data set, and what became of the rows that it was made of."""
+def report(builder: tfds.core.DatasetBuilder, console: Console) -> None:
+    """Prints the splits of a data set, its files, and how many rows were merged and dropped."""
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{builder.name} is in {builder.data_dir}")
-    kept = Table("split", "problems")
+    splits = Table("split", "problems")
     for split, info in builder.info.splits.items():
-        kept.add_row(split, f"{info.num_examples:,}")
-    console.print(kept)
+        splits.add_row(split, f"{info.num_examples:,}")
+    console.print(splits)
     stored = builder.info.metadata
     if not stored:
         return
@@ -106,45 +98,26 @@ def print_tables(builder: tfds.core.DatasetBuilder, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line; what the user can mend ends in one line and exit code 1."""
+    """Runs the command; an error that the user can mend is one line, with exit code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m sdistill.data.prepare", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("name", help="data set, or one of the catalogue's names of problems")
-    parser.add_argument(
-        "--from",
-        nargs="+",
-        type=Path,
-        default=[],
-        dest="files",
-        metavar="FILE",
-        help="instead of the public files",
-    )
-    parser.add_argument("--data_dir", help="where data sets are prepared; default: that of TFDS")
-    parser.add_argument(
-        "--unparsed",
-        choices=["keep", "drop"],
-        default="keep",
-        help="what to do with problems whose reference answer cannot be parsed",
-    )
-    given = parser.parse_args(arguments)
-    console = Console()
+    add = parser.add_argument
+    add("name", help="a data set, or a name of problems in the catalogue")
+    add("--from", nargs="+", type=Path, default=[], dest="files", metavar="FILE", help="not the public files")
+    add("--data_dir", help="where data sets are prepared; default: that of TFDS")
+    help_unparsed = "what to do with problems whose reference answer cannot be parsed"
+    add("--unparsed", choices=["keep", "drop"], default="keep", help=help_unparsed)
+    args = parser.parse_args(arguments)
+    console, drop = Console(), args.unparsed == "drop"
     try:
         with Progress(console=console) as progress:
             builder = prepare(
-                given.name,
-                given.data_dir,
-                files=given.files,
-                drop_unparsed=given.unparsed == "drop",
-                progress=progress,
+                args.name, args.data_dir, files=args.files, drop_unparsed=drop, progress=progress
             )
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    print_tables(builder, console)
-
-
-def _word(drop: bool) -> str:
-    return "drop" if drop else "keep"
+    report(builder, console)
 
 
 if __name__ == "__main__":

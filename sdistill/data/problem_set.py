@@ -1,7 +1,7 @@
-"""The builder that all public sets of problems share: from the rows of files to distinct problems.
+"""The TFDS builder that all public problem sets share: it turns rows of files into distinct problems.
 
-A set is a small subclass, in a folder of its own, that names its sources and says what a row means. What
-was read, merged and dropped is stored with the data, next to the checksums of the files it came from.
+A set is a small subclass that names its sources and converts its rows. The numbers of rows read, merged and
+dropped are stored in the metadata of the prepared data set, with the checksums of the files.
 """
 
 import abc
@@ -9,8 +9,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,31 +18,27 @@ import numpy as np
 import tensorflow_datasets as tfds
 from rich.progress import Progress
 
-from sdistill.data.sources import Source, checksum, obtain
-from sdistill.data.tables import Row, read_rows
+from sdistill.data.sources import Row, Source, checksum, obtain, read_rows
 from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem, Task
 
-GoldCheck = Callable[[str], str | None]
-"""Why a reference answer cannot be compared with others; None if it can."""
+SplitProblem = tuple[str, Problem]
+"""The name of a split, and a problem of it."""
 
-Found = tuple[str, Problem]
-"""A problem, and the split that it belongs to."""
-
-_CHINESE = re.compile("[\u4e00-\u9fff]")
-_EXAMPLES = 10  # dropped rows that are named, a reason
+CHINESE = re.compile("[\u4e00-\u9fff]")
+MAX_EXAMPLES = 10  # dropped rows that are listed, for each reason
 
 
 @dataclass
 class Tally:
-    """What became of the rows that were read.
+    """How many rows were read, merged and dropped.
 
     Attributes:
-      read: How many they were.
-      merged: How many repeated a problem that was there already.
-      dropped: How many were left out, by reason.
-      examples: The first few of these, by reason.
-      unparsed: Of the reference answers that cannot be compared: problem, answer, why.
+      read: Rows of all files.
+      merged: Rows that repeat an earlier problem.
+      dropped: Rows left out, by reason.
+      examples: The first few of them, by reason.
+      unparsed: Reference answers that the verifier cannot use: (problem id, answer, why).
     """
 
     read: int = 0
@@ -52,23 +47,25 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
     unparsed: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def drop(self, reason: str, what: str, count: int = 1) -> None:
-        """Counts `count` rows about the problem `what` that are left out."""
+    def drop(self, reason: str, example: str, count: int = 1) -> None:
+        """Counts `count` rows as dropped."""
         self.dropped[reason] += count
         examples = self.examples.setdefault(reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(what)
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(example)
 
 
 class ProblemSet(tfds.core.GeneratorBasedBuilder):
-    """Problems of public files, stored as `array_record`: no TensorFlow needed.
+    """Problems of public files, stored as `array_record`, which needs no TensorFlow.
 
     Attributes:
-      SOURCES: The files; downloaded unless others are given.
+      SOURCES: The public files; downloaded unless others are given.
+      task: Makes the task that verifies responses.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     SOURCES: ClassVar[tuple[Source, ...]]
+    task: ClassVar[type[Task]]
 
     def __init__(
         self,
@@ -81,8 +78,8 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
         """Opens the set, prepared or not.
 
         Args:
-          files: Read instead of the public sources, when the set is prepared.
-          drop_unparsed: Leave out problems that `gold_check` objects to then; they are listed either way.
+          files: Are read instead of the public sources when the set is prepared.
+          drop_unparsed: Leaves out problems whose reference answer has a defect; they are listed either way.
           progress: Shows long work.
           **arguments: TFDS's own, such as `data_dir`.
         """
@@ -91,67 +88,53 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
         self._progress = progress or Progress(disable=True)
         super().__init__(**arguments)
 
-    @staticmethod
     @abc.abstractmethod
-    def task() -> Task:
-        """What verifies responses. Imports its library only now: few runs need more than one."""
+    def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[SplitProblem]:
+        """The problems of the rows, repeated ones included; `tally.drop` records rows without one."""
 
-    @abc.abstractmethod
-    def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[Found]:
-        """The problems that rows hold, repeated ones included; rows without one are dropped by `tally`."""
-
-    def gold_check(self) -> AbstractContextManager[GoldCheck | None]:
-        """What reference answers are checked by while the set is prepared; None for no check."""
-        return nullcontext()
+    def defects(self, answers: Sequence[str]) -> Iterable[str | None]:
+        """Why each reference answer cannot be compared with; None where it can."""
+        return itertools.repeat(None, len(answers))
 
     @staticmethod
     def problem_of(record: dict[str, Any]) -> Problem:
-        """The problem that a stored record stands for."""
-        values = {
-            name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()
-        }
+        """The problem of a stored record."""
+        values = {k: value.decode() if isinstance(value, bytes) else value for k, value in record.items()}
         messages = [{"role": "user", "content": values["prompt"]}]
         if values["system"]:
             messages.insert(0, {"role": "system", "content": values["system"]})
-        metadata = {
-            "language": values["language"],
-            "copies": int(values["copies"]),
-            **json.loads(values["metadata"]),
-        }
+        metadata = {"language": values["language"], "copies": int(values["copies"])}
+        metadata |= json.loads(values["metadata"])
         return Problem(values["id"], tuple(messages), values["answer"], metadata)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
+        names = ("id", "system", "prompt", "answer", "language", "copies", "metadata")
+        features: dict[str, Any] = dict.fromkeys(names, tfds.features.Text())
+        features["copies"] = tfds.features.Scalar(np.int64)
         return self.dataset_info_from_configs(
             description=type(self).__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": text,
-                    "system": text,
-                    "prompt": text,
-                    "answer": text,
-                    "language": text,
-                    "copies": tfds.features.Scalar(np.int64),
-                    "metadata": text,
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,  # the order of the file is part of the data
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # TFDS's renames files to hashes, so that nobody could put them there by hand
+        del dl_manager  # it renames files to hashes, so that nobody could put them there by hand
         folder = Path(self.data_dir_root) / "downloads" / self.name
         files = self._files or tuple(obtain(s, folder, self.name, self._progress) for s in self.SOURCES)
         tally = Tally()
-        rows = itertools.chain.from_iterable(read_rows(file, self._progress) for file in files)
-        splits = distinct(self.convert(_counted(rows, tally), tally), tally)
+
+        def rows() -> Iterator[Row]:
+            for row in itertools.chain.from_iterable(read_rows(file, self._progress) for file in files):
+                tally.read += 1
+                yield row
+
+        splits = merge_duplicates(self.convert(rows(), tally), tally)
         self._check_answers(splits, tally)
         splits = {split: problems for split, problems in splits.items() if problems}
         if not splits:
-            raise ConfigError(
-                f"{', '.join(map(str, files))}: no problem is left; dropped: {dict(tally.dropped)}"
-            )
+            names = ", ".join(map(str, files))
+            raise ConfigError(f"{names}: no problem is left; dropped: {dict(tally.dropped)}")
         self.info.metadata.update(
             sources=[{"file": file.name, "sha256": checksum(file)} for file in files],
             drop_unparsed=self._drop_unparsed,
@@ -160,28 +143,23 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(problems) for split, problems in splits.items()}
 
     def _check_answers(self, splits: dict[str, list[Problem]], tally: Tally) -> None:
-        answers = sorted({problem.answer for problems in splits.values() for problem in problems})
-        with self.gold_check() as check:
-            if check is None:
-                return
-            bar = self._progress.add_task(f"{self.name} (answers)", total=len(answers))
-            defects = {}
-            for answer in answers:
-                defects[answer] = check(answer)
-                self._progress.advance(bar)
+        """Lists the problems whose reference answers have a defect, and drops them if that is wanted."""
+        answers = sorted({problem.answer for problem in itertools.chain(*splits.values())})
+        checked = zip(answers, self.defects(answers), strict=True)
+        bar = self._progress.track(checked, len(answers), description=f"{self.name} (answers)")
+        defects = {answer: defect for answer, defect in bar if defect is not None}
         for split, problems in splits.items():
             for problem in problems:
-                defect = defects[problem.answer]
-                if defect is not None:
-                    tally.unparsed.append((problem.id, problem.answer, defect))
+                if problem.answer in defects:
+                    tally.unparsed.append((problem.id, problem.answer, defects[problem.answer]))
                     if self._drop_unparsed:
                         tally.drop("reference answer cannot be parsed", problem.id)
             if self._drop_unparsed:
-                splits[split] = [problem for problem in problems if defects[problem.answer] is None]
+                splits[split] = [problem for problem in problems if problem.answer not in defects]
 
     def _generate_examples(self, problems: Sequence[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, problem in enumerate(problems):
-            own = {k: v for k, v in problem.metadata.items() if k not in ("language", "copies")}
+            metadata = dict(problem.metadata)
             *system, user = problem.messages
             yield (
                 index,
@@ -190,18 +168,19 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
                     "system": system[0]["content"] if system else "",
                     "prompt": user["content"],
                     "answer": problem.answer,
-                    "language": problem.metadata["language"],
-                    "copies": problem.metadata["copies"],
-                    "metadata": json.dumps(own, ensure_ascii=False),
+                    "language": metadata.pop("language"),
+                    "copies": metadata.pop("copies"),
+                    "metadata": json.dumps(metadata, ensure_ascii=False),
                 },
             )
 
 
-def distinct(found: Iterable[Found], tally: Tally) -> dict[str, list[Problem]]:
-    """The distinct problems of each split, in the order in which they first come.
+def merge_duplicates(found: Iterable[SplitProblem], tally: Tally) -> dict[str, list[Problem]]:
+    """The distinct problems of each split, in the order of their first rows.
 
-    Their metadata says how often they came (`copies`), and in which language (`en`, or `zh` where there is
-    a Chinese character). Problems that came with different answers are dropped: none can be trusted.
+    Problems of a split are the same if their prompts are. Their metadata gets the number of rows (`copies`)
+    and the language (`zh` if there is a Chinese character, else `en`). A problem whose rows give different
+    answers is dropped: none of them can be trusted.
 
     Raises:
       ConfigError: if two different problems have the same id.
@@ -223,18 +202,12 @@ def distinct(found: Iterable[Found], tally: Tally) -> dict[str, list[Problem]]:
                 f"id {problem.id!r} belongs to two problems, {prompt_of[problem.id][:60]!r} and "
                 f"{prompt[:60]!r}; the file is damaged, or a mixture of several"
             )
-        kept = splits.setdefault(split, [])
+        problems = splits.setdefault(split, [])
         if key in contradicted:
             tally.drop("rows give different answers", problem.id, copies[key])
             continue
         tally.merged += copies[key] - 1
-        language = "zh" if _CHINESE.search(prompt) else "en"
+        language = "zh" if CHINESE.search(prompt) else "en"
         metadata = {**problem.metadata, "language": language, "copies": copies[key]}
-        kept.append(Problem(problem.id, problem.messages, problem.answer, metadata))
+        problems.append(Problem(problem.id, problem.messages, problem.answer, metadata))
     return splits
-
-
-def _counted(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
-    for row in rows:
-        tally.read += 1
-        yield row

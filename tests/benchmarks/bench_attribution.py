@@ -71,7 +71,7 @@ def main() -> None:
         Side(prepare(config, model, mesh, SignsChat(tokenizer), problems, state))
         for config in (plain, dataclasses.replace(plain, attribution=True))
     ]
-    batches = problem_batches(problems, batch=plain.rollouts.prompts, seed=0)
+    batches = problem_batches(problems, batch_size=plain.rollouts.prompts, seed=0)
     for pair in range(WARM_UP + args.pairs):
         batch = next(batches)
         outcomes = [sides[i].step(state, batch, pair)[0] for i in ((0, 1) if pair % 2 else (1, 0))]

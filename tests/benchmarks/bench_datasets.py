@@ -76,9 +76,9 @@ def bench_iterators(folder: Path, batches: int) -> list[tuple[str, str]]:
     tokenizer = SentencePieceTokenizer(SIGNS_TOKENIZER)
     problems = open_problems("k3_pool", folder)
     corpus = open_corpus("validation", folder)
-    shape = {"rows": 64, "row_length": 200, "seed": 0}
+    shape = {"batch_size": 64, "sequence_length": 200, "seed": 0}
     iterators = {
-        f"{batch} problems of {len(some):,}": problem_batches(some, batch=batch, seed=0)
+        f"{batch} problems of {len(some):,}": problem_batches(some, batch_size=batch, seed=0)
         for batch, some in [(16, problems), (256, problems), (64, problems[:8]), (64, problems[:1])]
     }
     iterators |= {

@@ -41,7 +41,7 @@ def main() -> None:
     model, state = initial_state(config, mesh, tokenizer)
     run = prepare(config, model, mesh, SignsChat(tokenizer), problems, state)
     teacher = None
-    batches = problem_batches(problems, batch=config.rollouts.prompts, seed=0)
+    batches = problem_batches(problems, batch_size=config.rollouts.prompts, seed=0)
 
     compilations: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(

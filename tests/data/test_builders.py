@@ -1,7 +1,7 @@
 import pytest
 
+from sdistill.data import builders
 from sdistill.data.catalogue import open_corpus, open_problems
-from sdistill.data.signs import builders
 from sdistill.settings import ConfigError
 from sdistill.tasks.signs_puzzle import all_questions, parse_question, question, solutions, split_of
 from sdistill.tasks.signs_reasoner import Habits, example

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdistill.data.pipelines import Share, TokenizeExample, example_batches, problem_batches
+from sdistill.data.pipelines import Shard, TokenizeExample, example_batches, problem_batches
 from sdistill.settings import ConfigError
 from sdistill.tasks.signs_puzzle import problem_from_text
 from sdistill.tasks.signs_reasoner import Habits, example, vocabulary
@@ -18,8 +18,10 @@ WORDS = st.lists(st.sampled_from(vocabulary(3)), min_size=1, max_size=8)
 FIELDS = ("tokens", "targets", "weights", "segment_ids", "positions")
 
 
-def batches(packed, *, rows=4, row_length=128, seed=0, source=SOURCE):
-    return example_batches(source, TOKENIZER, rows=rows, row_length=row_length, packed=packed, seed=seed)
+def batches(packed, *, batch_size=4, sequence_length=128, seed=0, source=SOURCE):
+    return example_batches(
+        source, TOKENIZER, batch_size=batch_size, sequence_length=sequence_length, packed=packed, seed=seed
+    )
 
 
 def tokenized(row_length=128, source=SOURCE):
@@ -59,7 +61,7 @@ def test_tokenized_examples_predict_the_next_token_of_the_response(prompt, respo
 def test_examples_longer_than_a_row_are_refused():
     element = {"prompt": "1 1 1 = 1 <think>", "response": "so </think> + -"}
     assert len(TokenizeExample(TOKENIZER, 10).map(element)["tokens"]) == 10
-    with pytest.raises(ValueError, match="an example of 10 tokens does not fit a row of 9; raise row_length"):
+    with pytest.raises(ValueError, match="10 tokens does not fit a row of 9; raise sequence_length"):
         TokenizeExample(TOKENIZER, 9).map(element)
 
 
@@ -88,20 +90,20 @@ def test_one_example_a_row():
 
 
 def test_packed_rows_hold_exactly_the_examples_of_the_unpacked_stream():
-    iterator, found = batches(packed=True, rows=3), Counter()
+    iterator, found = batches(packed=True, batch_size=3), Counter()
     for _ in range(10):
         batch = next(iterator)
         assert [batch[name].shape for name in FIELDS] == [(3, 128)] * 5
         for name in FIELDS:
             assert not batch[name][batch["segment_ids"] == 0].any()
         found.update(unpacked(batch))
-    stream = batches(packed=False, rows=1)
+    stream = batches(packed=False, batch_size=1)
     assert found == Counter(e for _ in range(found.total()) for e in unpacked(next(stream)))
     assert found.total() > len(SOURCE)
 
 
 def test_packing_wastes_little():
-    iterator = batches(packed=True, rows=8)
+    iterator = batches(packed=True, batch_size=8)
     full = np.mean([(next(iterator)["segment_ids"] > 0).mean() for _ in range(5)])
     single = np.mean([(next(batches(packed=False))["segment_ids"] > 0).mean() for _ in range(5)])
     assert full > 0.7 > single
@@ -132,7 +134,7 @@ PROBLEMS = [problem_from_text(t) for t in ("1 1 1 = 1", "8 4 7 = 5", "2 2 2 = 6"
 
 
 def test_all_problems_once_and_then_in_a_new_order():
-    iterator = problem_batches(PROBLEMS, batch=3, seed=0)
+    iterator = problem_batches(PROBLEMS, batch_size=3, seed=0)
     indices = np.concatenate([next(iterator) for _ in range(20)])
     epochs = indices.reshape(12, 5)
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
@@ -140,23 +142,23 @@ def test_all_problems_once_and_then_in_a_new_order():
 
 
 def test_one_problem_is_repeated():
-    iterator = problem_batches(PROBLEMS[:1], batch=4, seed=0)
+    iterator = problem_batches(PROBLEMS[:1], batch_size=4, seed=0)
     for _ in range(3):
         assert next(iterator).tolist() == [0, 0, 0, 0]
 
 
 def test_problem_order_is_a_function_of_the_seed():
-    drawn = [next(problem_batches(PROBLEMS, batch=20, seed=seed)).tolist() for seed in (3, 3, 4)]
+    drawn = [next(problem_batches(PROBLEMS, batch_size=20, seed=seed)).tolist() for seed in (3, 3, 4)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_problem_iterators_resume_where_they_stopped():
-    iterator = problem_batches(PROBLEMS, batch=3, seed=0)
+    iterator = problem_batches(PROBLEMS, batch_size=3, seed=0)
     for _ in range(4):
         next(iterator)
     state = iterator.get_state()
     expected = [next(iterator).tolist() for _ in range(6)]
-    resumed = problem_batches(PROBLEMS, batch=3, seed=0)
+    resumed = problem_batches(PROBLEMS, batch_size=3, seed=0)
     resumed.set_state(state)
     assert [next(resumed).tolist() for _ in range(6)] == expected
 
@@ -180,9 +182,9 @@ def assert_equal(found, expected):
 
 def assert_processes_agree(make, counts, steps):
     """A run that goes on with another number of processes every few steps draws what one process draws."""
-    reference, position = make(Share()), None
+    reference, position = make(Shard()), None
     for count in counts:
-        iterators = [make(Share(index, count)) for index in range(count)]
+        iterators = [make(Shard(index, count)) for index in range(count)]
         for iterator in iterators if position else ():
             iterator.set_state(position)
         for _ in range(steps):
@@ -198,7 +200,7 @@ PROCESSES = st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=4)
 @given(PROCESSES, st.integers(1, 5), st.sampled_from([4, 8, 12]), st.integers(1, 9), st.integers(0, 2**31))
 def test_problems_do_not_depend_on_the_number_of_processes(counts, steps, batch, problems, seed):
     assert_processes_agree(
-        lambda share: problem_batches((PROBLEMS * 2)[:problems], batch=batch, seed=seed, share=share),
+        lambda shard: problem_batches((PROBLEMS * 2)[:problems], batch_size=batch, seed=seed, shard=shard),
         counts,
         steps,
     )
@@ -208,8 +210,14 @@ def test_problems_do_not_depend_on_the_number_of_processes(counts, steps, batch,
 @given(PROCESSES, st.integers(1, 4), st.integers(5, 23), st.integers(0, 9), st.booleans())
 def test_examples_do_not_depend_on_the_number_of_processes(counts, steps, examples, seed, packed):
     assert_processes_agree(
-        lambda share: example_batches(
-            SOURCE[:examples], TOKENIZER, rows=4, row_length=128, packed=packed, seed=seed, share=share
+        lambda shard: example_batches(
+            SOURCE[:examples],
+            TOKENIZER,
+            batch_size=4,
+            sequence_length=128,
+            packed=packed,
+            seed=seed,
+            shard=shard,
         ),
         counts,
         steps,
@@ -218,13 +226,15 @@ def test_examples_do_not_depend_on_the_number_of_processes(counts, steps, exampl
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_batch_that_cannot_be_shared_equally_is_refused(packed):
-    with pytest.raises(ConfigError, match="rows=4 cannot be divided among count=3 processes"):
-        example_batches(SOURCE, TOKENIZER, rows=4, row_length=99, packed=packed, seed=0, share=Share(0, 3))
-    with pytest.raises(ConfigError, match="rows=5 cannot be divided among count=2 processes"):
-        problem_batches(PROBLEMS, batch=5, seed=0, share=Share(1, 2))
+    with pytest.raises(ConfigError, match="batch_size=4 cannot be divided among count=3 processes"):
+        example_batches(
+            SOURCE, TOKENIZER, batch_size=4, sequence_length=99, packed=packed, seed=0, shard=Shard(0, 3)
+        )
+    with pytest.raises(ConfigError, match="batch_size=5 cannot be divided among count=2 processes"):
+        problem_batches(PROBLEMS, batch_size=5, seed=0, shard=Shard(1, 2))
 
 
 @pytest.mark.parametrize(("index", "count"), [(1, 1), (-1, 2), (0, 0)])
 def test_shares_that_there_are_not(index, count):
     with pytest.raises(ConfigError, match=f"index={index} must be from 0 to below count={count}"):
-        Share(index, count)
+        Shard(index, count)

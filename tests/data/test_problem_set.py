@@ -1,14 +1,12 @@
-import contextlib
 import hashlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.data.aime24.builders import Aime24
+from sdistill.data.builders import Aime24, DapoMath17kSeen
 from sdistill.data.catalogue import prepared
-from sdistill.data.dapo_math_17k.builders import DapoMath17kSeen
-from sdistill.data.problem_set import Tally, distinct
+from sdistill.data.problem_set import Tally, merge_duplicates
 from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem
 from tests.data.files import BOXED, dapo_row, verl_row, write_lines, write_parquet
@@ -24,7 +22,7 @@ def problem(index, text, answer="1"):
 def test_every_row_is_kept_merged_or_dropped(rows):
     tally = Tally()
     found = [(split, problem(f"{split}{text}", f"text {text}", str(answer))) for split, text, answer in rows]
-    splits = distinct(found, tally)
+    splits = merge_duplicates(found, tally)
     answers: dict = {}
     for split, text, answer in rows:
         answers.setdefault((split, text), []).append(answer)
@@ -45,17 +43,19 @@ def test_every_row_is_kept_merged_or_dropped(rows):
     [("What is 1?", "en"), ("求 $x$ 的值", "zh"), ("é “quoted” ∑", "en"), ("Let 甲 be", "zh")],
 )
 def test_language(text, language):
-    (kept,) = distinct([("test", problem(1, text))], Tally())["test"]
+    (kept,) = merge_duplicates([("test", problem(1, text))], Tally())["test"]
     assert kept.metadata["language"] == language
 
 
 def test_two_problems_with_one_id_are_refused():
     with pytest.raises(ConfigError, match="id 'set/7' belongs to two problems, 'What is 1' and 'What is 2'"):
-        distinct([("a", problem(7, "What is 1")), ("b", problem(7, "What is 2"))], Tally())
+        merge_duplicates([("a", problem(7, "What is 1")), ("b", problem(7, "What is 2"))], Tally())
 
 
 def test_the_same_problem_may_be_in_two_splits_and_under_two_ids():
-    splits = distinct([("a", problem(1, "x")), ("b", problem(1, "x")), ("a", problem(2, "x"))], Tally())
+    splits = merge_duplicates(
+        [("a", problem(1, "x")), ("b", problem(1, "x")), ("a", problem(2, "x"))], Tally()
+    )
     assert {split: [p.id for p in problems] for split, problems in splits.items()} == {
         "a": ["set/1"],
         "b": ["set/1"],
@@ -67,16 +67,9 @@ class Odd(Aime24):
 
     name = "odd"
 
-    @contextlib.contextmanager
-    def gold_check(self):
-        asked = []
-
-        def check(answer):
-            assert answer not in asked  # once an answer
-            asked.append(answer)
-            return "odd" if int(answer) % 2 else None
-
-        yield check
+    def defects(self, answers):
+        assert len(answers) == len(set(answers))  # each answer is checked once
+        return ["odd" if int(answer) % 2 else None for answer in answers]
 
 
 ROWS = [dapo_row(f"id{i}", f"What is {i // 2}?", str(i // 2)) for i in range(10)]

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from rich.progress import Progress
 
 from sdistill.data import prepare
+from sdistill.data.builders import SYSTEM_PROMPT, boxed_prompt, split_indices
 from sdistill.data.catalogue import open_problems
-from sdistill.data.mathematics import posed
-from sdistill.data.sciknoweval.builders import SYSTEM, split_indices
-from sdistill.data.tables import read_rows
+from sdistill.data.sources import read_rows
 from sdistill.settings import ConfigError
 from sdistill.tasks.code import read_tests
 from sdistill.tasks.multiple_choice import MultipleChoiceTask
@@ -39,14 +38,14 @@ real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 
 @given(st.text())
 def test_posing_a_problem_again_changes_nothing(text):
-    once = posed(text)
-    assert once.endswith(BOXED) and posed(once) == once
-    assert posed(f"{DAPO_OPENING}{text.strip()}{DAPO_CLOSING}") == once
+    once = boxed_prompt(text)
+    assert once.endswith(BOXED) and boxed_prompt(once) == once
+    assert boxed_prompt(f"{DAPO_OPENING}{text.strip()}{DAPO_CLOSING}") == once
 
 
 def test_instructions_within_a_problem_stay():
     text = f"Ann says: Solve the following math problem step by step. {DAPO_CLOSING} Bob solves it."
-    assert posed(text) == text + BOXED
+    assert boxed_prompt(text) == text + BOXED
 
 
 def test_dapo_is_merged_rewritten_and_in_the_order_of_the_file(tmp_path):
@@ -175,7 +174,7 @@ def test_science_is_posed_as_released(science):
             "role": "user",
             "content": f"Question {index}?\n\n{options}\nPlease reason step by step.",
         }
-        assert problem.messages[0] == {"role": "system", "content": SYSTEM}
+        assert problem.messages[0] == {"role": "system", "content": SYSTEM_PROMPT}
         assert (problem.id, problem.answer) == (f"sciknoweval/chemistry/{index}", "ABCD"[index % 4])
         assert MultipleChoiceTask().verify(problem, f"<answer>\n{problem.answer}\n</answer>").correct
 
@@ -265,7 +264,8 @@ def test_prompts_of_real_evaluation_sets_are_those_of_the_paper(tmp_path, name):
     assert [p.messages for p in problems] == [row.messages("prompt") for row in rows]
     assert [p.answer for p in problems] == [row.text("reward_model", "ground_truth") for row in rows]
     assert {
-        posed(row.text("extra_info", "raw_problem")) == row.messages("prompt")[0]["content"] for row in rows
+        boxed_prompt(row.text("extra_info", "raw_problem")) == row.messages("prompt")[0]["content"]
+        for row in rows
     } == {True}
     assert prepare.prepare(name, tmp_path).info.metadata["unparsed"] == []
 
@@ -293,5 +293,7 @@ def test_the_split_of_real_science_is_the_released_one(tmp_path):
     problems = open_problems("sciknoweval_chemistry_test", tmp_path)
     assert split_indices(2100)["test"] == [row["idx"] for row in rows]
     assert [p.id for p in problems] == [f"sciknoweval/chemistry/{row['idx']}" for row in rows]
-    assert [[m["content"] for m in p.messages] for p in problems] == [[SYSTEM, row["prompt"]] for row in rows]
+    assert [[m["content"] for m in p.messages] for p in problems] == [
+        [SYSTEM_PROMPT, row["prompt"]] for row in rows
+    ]
     assert {p.metadata["letters"] for p in problems} == {"ABCD"}

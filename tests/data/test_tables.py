@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.progress import Progress
 
-from sdistill.data.tables import Row, read_rows
+from sdistill.data.sources import Row, read_rows
 from sdistill.settings import ConfigError
 from tests.data.files import as_json_text, verl_row, write_lines, write_parquet
 
