@@ -1,7 +1,7 @@
 """The programs of a run, from the shapes of what they take: nothing is ever allocated.
 
 They are the functions that a run jits (`training.updates.compile_steps`, `training.objectives.score_rows`,
-`engine.programs.programs_of`), lowered for arrays that exist as shapes with a layout only.
+`rollout.schedule.compiled`), lowered for arrays that exist as shapes with a layout only.
 """
 
 import math
@@ -24,8 +24,9 @@ from sdistill import flops
 from sdistill.config import TrainConfig
 from sdistill.distributed.rules import BATCH, TRAINING, parameter_shardings
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.programs import empty_slots, programs_of
-from sdistill.engine.schedule import Plan
+from sdistill.engine.programs import Admission, empty_slots
+from sdistill.engine.sampling import Sampling, SamplingArrays
+from sdistill.engine.schedule import Plan, compiled
 from sdistill.losses import OnPolicyBatch, score_rows
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import new_model
@@ -174,7 +175,7 @@ def sampling_programs(
       sampled: In a step.
     """
     decoder = CachedDecoder(model)
-    programs: Any = programs_of(decoder, mesh)
+    programs: Any = compiled(decoder, mesh)
     prompt, slots = sampled.max_prompt, sampled.slots
     end = prompt + sampled.max_response
     plan = Plan.of(slots, prompt, sampled.max_response, _ways(mesh))
@@ -186,10 +187,9 @@ def sampling_programs(
     prefix = jax.tree.map(lambda x: _laid_out(x, prefix_layout), prefix)
     prompts = _whole(plan.prefill_rows, prompt), _whole(plan.prefill_rows)
     stopped, forbidden = (jax.ShapeDtypeStruct((size,), bool) for size in (slots, model.vocab_size))
-    drawing = stopped, _whole(), _whole(2), _whole(1), forbidden
+    drawing = stopped, _whole(), _whole(1), forbidden
     training = params, besides
-    started = jax.tree.map(lambda x: jax.ShapeDtypeStruct((plan.admit_rows,), x.dtype), pool.rows)
-    responses, begun = sampled.problems * sampled.samples, plan.admit_rows
+    responses, begun = sampled.problems * sampled.samples, max(1, slots // 8)
     # Of the prompts' last layer only keys and values are computed.
     flops_of_prompt = (1 - 1 / model.num_hidden_layers) * flops.forward_flops(model, prompt, 0)
     # The last token of a prompt is read with each response, and the last one of a response never.
@@ -206,13 +206,13 @@ def sampling_programs(
             (own, *prompts),
             (training, pool),
             sampled.problems / plan.prefill_rows,
-            {"columns": prompt},
+            {"length": prompt},
             plan.prefill_rows * flops_of_prompt,
             layers + per_chip(prefix),
         ),
         "admit": Program(
             programs.admit,
-            (pool, prefix, started, _whole(begun), _whole(begun)),
+            (pool, prefix, _admission(begun), _whole(2)),
             (training, own),
             responses / begun,
             traffic=2 * cache * begun / slots * prompt / plan.lengths[-1],
@@ -362,8 +362,17 @@ def _slots(mesh: Mesh, decoder: CachedDecoder, count: int, length: int) -> Shape
     shapes = jax.eval_shape(lambda: empty_slots(decoder, count, length))
     cache_layout = NamedSharding(mesh, decoder.cache_spec())
     cache = jax.tree.map(lambda x: _laid_out(x, cache_layout), shapes.cache)
-    rows = jax.tree.map(lambda x: _rows_of(mesh, x.shape, x.dtype), shapes.rows)
-    return shapes._replace(cache=cache, rows=rows)
+    rest = jax.tree.map(lambda x: _rows_of(mesh, x.shape, x.dtype), shapes._replace(cache=None))
+    return rest._replace(cache=cache)
+
+
+def _admission(count: int) -> Admission:
+    """So many responses that begin."""
+    settings = SamplingArrays.of([Sampling()] * count)
+    settings = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), settings)
+    whole: Any = _whole(count)
+    names: Any = jax.ShapeDtypeStruct((count,), jnp.uint32)
+    return Admission(whole, whole, whole, whole, names, whole, whole, settings)
 
 
 def _whole(*shape: int) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sdistill.auto_mesh import Load, check_splits, chosen_mesh, shapes_of
-from sdistill.distributed.mesh import MeshConfig, device_memory, make_mesh
+from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.engine.memory import device_memory
 from sdistill.engine.schedule import PREFILL_TOKENS
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.folders import find_model

@@ -18,7 +18,6 @@ import pytest
 from flax import nnx
 
 from sdistill.config import TrainConfig
-from sdistill.data import builders
 from sdistill.distributed.rules import TRAINING, parameter_shardings
 from sdistill.model.decoder import bind
 from sdistill.model.weights import SIGNS_BASE, load_pretrained, save_pretrained
@@ -26,7 +25,7 @@ from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records, write_records
 from sdistill.train import initial_model, train
 from tests import tiny
-from tests.processes import ROOT, Commands, assert_same_files, files_below
+from tests.processes import Commands, assert_same_files, files_below
 from tests.test_monitor import scalars
 
 STEPS = 6
@@ -472,27 +471,6 @@ def test_a_source_without_examples_is_refused(tmp_path, data_dir):
     (tmp_path / "examples.jsonl.gz").unlink()
     with pytest.raises(ConfigError, match=r"examples.source='.*examples.jsonl.gz' holds no examples"):
         train(parse(TrainConfig, settings(data_dir, **changes)), tmp_path / "run")
-
-
-CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "signs").glob("*.py"))
-TESTED_ELSEWHERE = ("fixes", "generate", "probes", "study", "tokenizer")
-RUNS = [name for name in CONFIGS if name not in TESTED_ELSEWHERE]
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_every_config_makes_two_steps(name, tmp_path, data_dir, monkeypatch):
-    values = importlib.import_module(f"configs.signs.{name}").get_config("tiny").to_dict()
-    if "examples" in values:  # a small corpus of its own will do
-        monkeypatch.setitem(builders.CORPUS_SIZE, "train", 200)
-        monkeypatch.setitem(builders.CORPUS_SIZE, "validation", 10)
-        data_dir = tmp_path / "data"
-    config = parse(TrainConfig, values | {"data_dir": str(data_dir)})
-    train(config, tmp_path / "run")
-    assert [r["step"] for r in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
-    load_pretrained(tmp_path / "run" / "model")
-    if config.evaluation is not None:
-        for dataset in config.evaluation.datasets:
-            assert (tmp_path / "run" / f"{dataset}-000002.jsonl.gz").exists()
 
 
 @pytest.mark.long
