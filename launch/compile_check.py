@@ -29,40 +29,26 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # for configs/ and this folder, wherever this is called from
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for configs/ and launch/, wherever this is called from
 
 from configs.paper.shapes import SHAPES
-from launch.programs import (
-    Program,
-    Sampled,
-    Shaped,
-    each_program,
-    on_tpu,
-    per_chip,
-    sampling_programs,
-    shaped_params,
-)
-from sdistill.auto_mesh import Load, chosen_mesh
+from launch.programs import Program, Sampled, per_chip, sampling_programs, shaped_params, training_programs
 from sdistill.command import parse_flags
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig, TrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.engine_mesh import sampling_load
 from sdistill.flops import chip_of
 from sdistill.generate import GenerateConfig
-from sdistill.model.config import ModelConfig
+from sdistill.mesh_choice import GIB, Workload, chosen_mesh, sampling_workload, training_workload
+from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.hugging_face import from_hugging_face
 from sdistill.model.weights import CONFIG_FILE, SIGNS_BASE
 from sdistill.settings import ConfigError, parse, require
-from sdistill.train_mesh import load_of
 
-GIB = 2**30
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # in the compiler's two sentences about memory
 AVAILABLE = re.compile(r"(?: of |available HBM \()([\d.]+)([KMGT])")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-Settings = TrainConfig | GenerateConfig
+Settings = AnyTrainConfig | GenerateConfig
 
 
 @dataclass(frozen=True)
@@ -164,16 +150,18 @@ def check(
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
     """The settings of a training run, or of a generation, which has no objective."""
-    return parse(TrainConfig, values) if "objective" in values else parse(GenerateConfig, values)
+    return parse(AnyTrainConfig, values) if "objective" in values else parse(GenerateConfig, values)
 
 
-def programs_of(config: Settings, mesh: Mesh) -> Mapping[str, Program]:
-    """By name. A step of a generation is as many responses as are decoded at a time."""
-    model = on_tpu(model_of(config))
+def programs_of(config: Settings, mesh: Mesh) -> dict[str, Program]:
+    """By name. A step of a generation is as many responses as there are slots."""
+    model = model_of(config)
+    if model.compute.attention == "auto":  # what it stands for on a TPU
+        model = replace(model, compute=replace(model.compute, attention="splash"))
     if isinstance(config, TrainConfig):
-        return each_program(Shaped.of(config, model, mesh))
-    lengths = config.max_prompt, config.max_response
-    sampled = Sampled(config.slots / config.samples, config.samples, *lengths, config.slots)
+        return training_programs(config, model, mesh)
+    lengths = config.max_prompt_length, config.max_response_length
+    sampled = Sampled(config.slots / config.num_samples, config.num_samples, *lengths, config.slots)
     return sampling_programs(model, mesh, shaped_params(model, config.dtype, mesh), None, sampled)
 
 
@@ -190,7 +178,7 @@ def mesh_on(topology: str, config: Settings) -> Mesh:
         ) from error
     if config.mesh is None:
         limit = memory_limit(make_mesh(MeshConfig(data=len(chips)), chips))
-        return chosen_mesh(load_on_devices(config), chips, limit)
+        return chosen_mesh(workload_of(config), chips, limit)
     mesh = make_mesh(config.mesh, chips)
     require(
         mesh.size == len(chips),
@@ -199,28 +187,30 @@ def mesh_on(topology: str, config: Settings) -> Mesh:
     return mesh
 
 
-def load_on_devices(config: Settings) -> Load:
-    """What the run asks of its devices, in numbers."""
+def workload_of(config: Settings) -> Workload:
+    """The sizes of the run that decide on its memory."""
     if isinstance(config, TrainConfig):
-        return load_of(config, model_of(config))
-    lengths = {"max_prompt": config.max_prompt, "max_response": config.max_response}
-    return sampling_load(model_of(config), slots=config.slots, **lengths)
+        return training_workload(config, model_of(config))
+    lengths = config.max_prompt_length, config.max_response_length
+    return sampling_workload(model_of(config), slots=config.slots, lengths=lengths)
 
 
 def model_of(config: Settings) -> ModelConfig:
     """The shape of the config's model: its own, or that of the name or folder in `init_from`."""
-    if isinstance(config, TrainConfig) and config.model is not None:
-        return replace(config.model, compute=config.compute)
+    is_training = isinstance(config, TrainConfig)
+    compute = config.compute if is_training else ComputeConfig(dtype=config.dtype)
+    if is_training and config.model is not None:
+        return replace(config.model, compute=compute)
     name = str(config.init_from)
     if name in SHAPES:
-        return replace(SHAPES[name], compute=config.compute)
+        return replace(SHAPES[name], compute=compute)
     path = (SIGNS_BASE if name == "signs_base" else Path(name)) / CONFIG_FILE
     require(
         path.is_file(),
         f"config.init_from={name!r}: no folder with a config.json, nor one of {', '.join(SHAPES)}; fetch it "
         f"with `hf download {name} config.json --local-dir FOLDER` and give --config.init_from=FOLDER",
     )
-    return replace(from_hugging_face(path), compute=config.compute)
+    return replace(from_hugging_face(path), compute=compute)
 
 
 def memory_limit(mesh: Mesh) -> float:
@@ -253,7 +243,7 @@ def report(
     except jax.errors.JaxRuntimeError as error:
         if not (found := USED.search(str(error))):
             raise
-        arguments = per_chip((program.arguments, program.keywords.get("so_far")))
+        arguments = per_chip((program.arguments, program.keywords.get("accumulated")))
         memory = Memory(arguments, 0, _bytes(*found.groups()) - arguments, resident, limit)
     else:
         memory = Memory(

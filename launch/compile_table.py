@@ -30,8 +30,6 @@ from sdistill.storage import write_atomically
 LINES, DOCS = ROOT / "docs" / "scale.jsonl", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- written by launch/compile_table.py -->", "<!-- until here -->"
 LEARNING, SAMPLING = ("gradient", "update"), ("decode", "prefill", "reshard", "admit")
-OF_RUN = ("mesh", "micro_rows", "chunk", "slots")
-OF_ROWS = ("max_prompt", "max_response", "max_teacher_prompt", "row_length")
 
 Line = dict[str, Any]
 """A report as JSON, and besides: `run`, `layout` and `compiler`."""
@@ -60,12 +58,9 @@ def settings_of(run: str) -> Settings:
 
 
 def layout_of(config: Settings) -> dict[str, Any]:
-    """How a run is laid out: what of its settings makes other programs."""
-    values = asdict(config)
-    rows = values.get("rollouts") or values.get("examples") or values
-    own = {name: values[name] for name in OF_RUN if name in values}
-    own |= {"first_moment": config.optimizer.first_moment} if isinstance(config, TrainConfig) else {}
-    return own | {name: rows[name] for name in OF_ROWS if rows.get(name)}
+    """What of a run's settings makes other programs: its mesh, and the sizes that decide on its memory."""
+    sizes = asdict(compile_check.workload_of(config))
+    return {"mesh": asdict(config.mesh), **{name: sizes[name] for name in sizes if name != "model"}}
 
 
 def read_lines() -> list[Line]:
@@ -136,12 +131,11 @@ def tables(lines: Iterable[Line]) -> str:
 
 
 def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tuple[str, ...]:
-    slots = config.slots if config.rollouts or config.evaluation is None else config.evaluation.slots
-    assert config.mesh is not None
-    estimates = compile_check.load_on_devices(config).bytes_on(config.mesh)
+    work = compile_check.workload_of(config)
+    estimates = work.estimate(config.mesh)
     learning, sampling = (f"≈ {sum(parts.values()) / GIB:.0f}" for parts in estimates.values())
     return (
-        *(f"`{run}`", _topology(run), _mesh(config), str(config.micro_rows), str(slots)),
+        *(f"`{run}`", _topology(run), _mesh(config), str(work.micro_batch_size), str(work.slots)),
         _largest(of, LEARNING[:1], otherwise=learning),
         _largest(of, LEARNING[1:]),
         _largest(of, SAMPLING, named=True, otherwise=sampling),

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sdistill import study
-from sdistill.config import TrainConfig
+from sdistill.config import GRPOConfig, SDPOConfig, SFTConfig
 from sdistill.generate import GenerateConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 
 COMMANDS: Mapping[str, tuple[type, ...]] = {
-    "sdistill.train": (TrainConfig,),
+    "sdistill.train": (SFTConfig, GRPOConfig, SDPOConfig),
     "sdistill.generate": (GenerateConfig,),
     "sdistill.study": tuple(study.SECTIONS),
 }
@@ -27,9 +27,9 @@ COMMANDS: Mapping[str, tuple[type, ...]] = {
 
 INTRODUCTION = """# Every setting
 
-`--config` names a Python file whose `get_config` returns these fields; `--config.rollouts.samples=16` sets
-one from the command line. A field that is not known, or has no effect with the others, is an error that says
-so. The resolved settings are kept in a run's directory, as `config.json`.
+`--config` names a Python file whose `get_config` returns these fields; `--config.rollouts.num_samples=16`
+sets one from the command line. A field that is not known, or has no effect with the others, is an error that
+says so. The resolved settings are kept in a run's directory, as `config.json`.
 
 Made by `python launch/config_docs.py` from the docstrings: change those, not this page.
 """

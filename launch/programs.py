@@ -1,39 +1,34 @@
-"""The programs of a run, from the shapes of what they take: nothing is ever allocated.
+"""The compiled programs of a run as shapes: nothing is ever allocated.
 
-They are the functions that a run jits (`training.updates.compile_steps`, `training.objectives.score_rows`,
-`rollout.schedule.compiled`), lowered for arrays that exist as shapes with a layout only.
+They are the functions that a run jits (`train.compiled_gradient`, `step.jit_update`,
+`losses.score_responses`, `engine.schedule.compiled`), lowered for arrays that exist only as shapes with a
+sharding.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sdistill.optimizer import make_optimizer
-from sdistill.rows import Rows
-from sdistill.state import TrainState
-from sdistill.teacher import kept_teacher
-from sdistill.updates import compile_steps
 
 from sdistill import flops
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig, SDPOConfig, SFTConfig
 from sdistill.distributed.rules import BATCH, TRAINING, parameter_shardings
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Admission, empty_slots
 from sdistill.engine.sampling import Sampling, SamplingArrays
 from sdistill.engine.schedule import Plan, compiled
-from sdistill.losses import OnPolicyBatch, score_rows
+from sdistill.losses import GRPOBatch, PackedBatch, SDPOBatch, Sequences, score_responses
 from sdistill.model.config import ModelConfig
-from sdistill.model.weights import new_model
-from sdistill.step import PackedBatch
+from sdistill.model.weights import parameter_shapes
+from sdistill.step import TrainState, jit_update, make_optimizer, state_shardings, teacher_shapes
+from sdistill.train import compiled_gradient, teacher_of
 
 Shapes = Any
-"""A tree of `jax.ShapeDtypeStruct`, which know how they are laid out."""
+"""A tree of `jax.ShapeDtypeStruct` with shardings."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +37,11 @@ class Program:
 
     Attributes:
       function: As the run has jitted it.
-      arguments: What it takes.
+      arguments: Its positional arguments.
       resident: What else of the run is in memory while it runs.
-      times: How often a step of the run needs it, if all rows are as long as they may be.
-      keywords: Arguments by name, and settings that it is compiled for.
-      flops: What it computes over all chips, by the model's shape (see `sdistill.flops`).
+      times: How often a step of the run calls it, if all rows are as long as they may be.
+      keywords: Its keyword arguments.
+      flops: Of all chips, by the model's shape (see `sdistill.flops`).
       traffic: Bytes that each chip reads from and writes to HBM at least: weights once a pass over the
         layers, the visible part of the cache once a token, arguments and results once. Activations within a
         layer count nothing.
@@ -66,76 +61,29 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Shaped:
-    """The arrays of a training run as shapes.
-
-    Attributes:
-      config: Of the run.
-      model: The model's shape, and how it is computed.
-      mesh: Where everything is.
-      state: Parameters and optimizer state.
-      teacher: The teacher's copy; None if none is kept.
-    """
-
-    config: TrainConfig
-    model: ModelConfig
-    mesh: Mesh
-    state: TrainState
-    teacher: Shapes | None
-
-    @classmethod
-    def of(cls, config: TrainConfig, model: ModelConfig, mesh: Mesh) -> "Shaped":
-        """Of the run that a config describes."""
-        params = shaped_params(model, config.parameters, mesh)
-        layouts = jax.tree.map(lambda x: x.sharding, params)
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        optimizer = make_optimizer(config.optimizer)
-        moments = jax.eval_shape(optimizer.init, params)
-        moment_layouts = optax.tree_map_params(
-            optimizer, lambda _, layout: layout, moments, layouts, transform_non_params=lambda _: everywhere
-        )
-        step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        state = TrainState(
-            step,
-            params,
-            jax.tree.map(_laid_out, moments, moment_layouts),
-        )
-        teacher = kept_teacher(config.guide.teacher, params) if config.guide else None
-        return cls(config, model, mesh, state, teacher)
-
-    def rows(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        """An array whose rows are split like a batch's."""
-        return _rows_of(self.mesh, shape, dtype)
-
-
-@dataclass(frozen=True)
 class Sampled:
     """What a step of a run samples.
 
     Attributes:
-      problems: Prompts that differ.
-      samples: Responses to each.
-      max_prompt: Tokens of a prompt, at most.
-      max_response: Tokens after which a response is cut.
+      num_prompts: Prompts; 0 if the sampling is no part of a step.
+      num_samples: Responses to each.
+      max_prompt_length: Longest prompt, in tokens.
+      max_response_length: Tokens after which a response is cut.
       slots: Responses decoded at a time.
     """
 
-    problems: float
-    samples: int
-    max_prompt: int
-    max_response: int
+    num_prompts: float
+    num_samples: int
+    max_prompt_length: int
+    max_response_length: int
     slots: int
 
 
-def shaped_params(model: ModelConfig, dtype: str, mesh: Mesh) -> Shapes:
-    """Parameters as they are loaded: in the layout for training."""
-    params = nnx.state(nnx.eval_shape(lambda: new_model(model, 0)), nnx.Param)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
-    return jax.tree.map(_laid_out, params, parameter_shardings(params, mesh, TRAINING))
+# ── Shapes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def per_chip(shapes: Shapes) -> int:
-    """Bytes that arrays have on each chip; one without a layout is there as a whole."""
+    """Bytes of arrays on each chip. An array without a sharding is whole on every chip."""
 
     def size(x: jax.ShapeDtypeStruct) -> int:
         shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
@@ -144,156 +92,204 @@ def per_chip(shapes: Shapes) -> int:
     return sum(size(x) for x in jax.tree.leaves(shapes))
 
 
-def each_program(run: Shaped) -> Mapping[str, Program]:
-    """All programs of a training run by name, in the order in which a step runs them.
+def shaped_params(model: ModelConfig, dtype: str, mesh: Mesh) -> Shapes:
+    """Parameters as they are loaded: in the layout for training."""
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), parameter_shapes(model))
+    return _with_sharding(params, parameter_shardings(params, mesh, TRAINING))
 
-    What is sampled are its rollouts. A run without them samples for its evaluations only, which count for
-    no time of a step; the evaluations of a run with rollouts are engines like that for those, and left out.
-    """
-    config, sampled = run.config, None
-    if config.rollouts is not None:
-        asked: Any = config.rollouts
-        sampled = Sampled(asked.prompts, asked.samples, asked.max_prompt, asked.max_response, config.slots)
-    elif config.evaluation is not None:
-        asked = config.evaluation
-        sampled = Sampled(0, asked.samples, asked.max_prompt, asked.max_response, asked.slots)
-    besides = run.state.opt_state, run.teacher
-    sampling = sampling_programs(run.model, run.mesh, run.state.params, besides, sampled) if sampled else {}
-    return sampling | (example_programs(run) if config.examples else rollout_programs(run))
+
+def shaped_state(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) -> TrainState:
+    """Parameters and optimizer state of a training run."""
+    params = shaped_params(model, config.param_dtype, mesh)
+    moments = jax.eval_shape(make_optimizer(config.optimizer).init, params)
+    state: Any = TrainState(_whole(), params, moments)  # type: ignore[arg-type]
+    return _with_sharding(state, state_shardings(model, config.optimizer, mesh))
+
+
+def _with_sharding(shapes: Shapes, shardings: Any) -> Shapes:
+    """The shapes with a sharding each; one sharding may stand for all of them."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def _whole(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+# ── Sampling ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def sampling_programs(
     model: ModelConfig, mesh: Mesh, params: Shapes, besides: Shapes, sampled: Sampled
 ) -> dict[str, Program]:
-    """From the training to the sampling layout; and what the engine runs, with all slots full to the end.
+    """From the training to the sampling layout, and what the engine runs while all slots are full.
 
     Args:
       model: The model's shape, and how it is computed.
       mesh: Where everything is.
-      params: In the layout for training, which stay where they are meanwhile.
-      besides: What else does.
+      params: In the layout for training. They stay in memory meanwhile.
+      besides: What else stays in memory.
       sampled: In a step.
     """
     decoder = CachedDecoder(model)
     programs: Any = compiled(decoder, mesh)
-    prompt, slots = sampled.max_prompt, sampled.slots
-    end = prompt + sampled.max_response
-    plan = Plan.of(slots, prompt, sampled.max_response, _ways(mesh))
+    prompt, slots = sampled.max_prompt_length, sampled.slots
+    end = prompt + sampled.max_response_length
+    plan = Plan.of(slots, prompt, sampled.max_response_length, int(mesh.shape["data"] * mesh.shape["fsdp"]))
+
+    # Arguments: parameters for sampling, slots and their cache, prompts and their cache.
     own = jax.eval_shape(decoder.for_sampling, params)
-    own = jax.tree.map(_laid_out, own, decoder.shardings(own, mesh))
-    pool = _slots(mesh, decoder, slots, plan.lengths[-1])
-    prefix_layout = NamedSharding(mesh, PartitionSpec(None, *decoder.cache_spec()[1:]))
+    own = _with_sharding(own, decoder.shardings(own, mesh))
+    pool = jax.eval_shape(lambda: empty_slots(decoder, slots, plan.lengths[-1]))
+    rows = _with_sharding(pool._replace(cache=None), NamedSharding(mesh, BATCH))
+    pool = rows._replace(cache=_with_sharding(pool.cache, NamedSharding(mesh, decoder.cache_spec())))
     prefix = jax.eval_shape(lambda: decoder.empty_cache(plan.prefill_rows, prompt))
-    prefix = jax.tree.map(lambda x: _laid_out(x, prefix_layout), prefix)
-    prompts = _whole(plan.prefill_rows, prompt), _whole(plan.prefill_rows)
+    prefix_layout = NamedSharding(mesh, PartitionSpec(None, *decoder.cache_spec()[1:]))
+    prefix = _with_sharding(prefix, prefix_layout)
     stopped, forbidden = (jax.ShapeDtypeStruct((size,), bool) for size in (slots, model.vocab_size))
-    drawing = stopped, _whole(), _whole(1), forbidden
-    training = params, besides
-    responses, begun = sampled.problems * sampled.samples, max(1, slots // 8)
-    # Of the prompts' last layer only keys and values are computed.
+    admitted = max(1, slots // 8)
+    settings = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), SamplingArrays.of([Sampling()] * admitted)
+    )
+    ints: Any = _whole(admitted)
+    names: Any = jax.ShapeDtypeStruct((admitted,), jnp.uint32)
+    admission = Admission(ints, ints, ints, ints, names, ints, ints, settings)
+
+    # Work. Of the prompts' last layer only keys and values are computed. The last token of a prompt is read
+    # with each response, and the last token of a response never.
     flops_of_prompt = (1 - 1 / model.num_hidden_layers) * flops.forward_flops(model, prompt, 0)
-    # The last token of a prompt is read with each response, and the last one of a response never.
-    flops_of_response = flops.forward_flops(model, end - 1, sampled.max_response)
+    flops_of_response = flops.forward_flops(model, end - 1, sampled.max_response_length)
     flops_of_response -= flops.forward_flops(model, prompt - 1, 0)
     visible = flops.attention_pairs(model, end - 1) - flops.attention_pairs(model, prompt - 1)
-    visible_share = visible / (sampled.max_response * model.num_hidden_layers * plan.lengths[-1])
+    visible /= sampled.max_response_length * model.num_hidden_layers * plan.lengths[-1]  # mean share
     layers, cache = per_chip(own["layers"]), per_chip(pool.cache)
     head = per_chip(own["embedding_VD" if model.tie_word_embeddings else "head_DV"])
+
+    training, responses = (params, besides), sampled.num_prompts * sampled.num_samples
     return {
         "reshard": Program(programs.reshard, (params,), besides, 1, traffic=per_chip((params, own))),
         "prefill": Program(
             programs.prefill,
-            (own, *prompts),
+            (own, _whole(plan.prefill_rows, prompt), _whole(plan.prefill_rows)),
             (training, pool),
-            sampled.problems / plan.prefill_rows,
-            {"length": prompt},
-            plan.prefill_rows * flops_of_prompt,
-            layers + per_chip(prefix),
+            times=sampled.num_prompts / plan.prefill_rows,
+            keywords={"length": prompt},
+            flops=plan.prefill_rows * flops_of_prompt,
+            traffic=layers + per_chip(prefix),
         ),
         "admit": Program(
             programs.admit,
-            (pool, prefix, _admission(begun), _whole(2)),
+            (pool, prefix, admission, _whole(2)),
             (training, own),
-            responses / begun,
-            traffic=2 * cache * begun / slots * prompt / plan.lengths[-1],
+            times=responses / admitted,
+            traffic=2 * cache * admitted / slots * prompt / plan.lengths[-1],
         ),
-        # Figures are means over the tokens of a response; the cache is that of its last ones.
+        # Work is the mean over the tokens of a response; memory is that of the last tokens.
         "decode": Program(
             programs.decode,
-            (own, pool, *drawing),
+            (own, pool, stopped, _whole(), _whole(1), forbidden),
             (training, prefix),
-            responses / slots * sampled.max_response,
-            flops=slots * flops_of_response / sampled.max_response,
-            traffic=layers + head + visible_share * cache,
+            times=responses / slots * sampled.max_response_length,
+            flops=slots * flops_of_response / sampled.max_response_length,
+            traffic=layers + head + visible * cache,
         ),
     }
 
 
-def rollout_programs(run: Shaped) -> dict[str, Program]:
-    """The gradient of a micro-batch of the longest rows; the update; a teacher's scores, if it gives any."""
-    config, model, state = run.config, run.model, run.state
-    assert config.rollouts is not None
-    steps: Any = compile_steps(config, model, run.mesh, state)
-    count, response = steps.micro_rows, config.rollouts.max_response
-    student = config.rollouts.max_prompt + response
-    guided = (config.rollouts.max_teacher_prompt or config.rollouts.max_prompt) + response
-    rows, teaches = config.rollouts.prompts * config.rollouts.samples, config.sdpo is not None
-    shown = (run.teacher,) if teaches else ()
-    temperature = config.rollouts.sampling.temperature
-    scoring = {"model": model, "temperature": temperature, "chunk": config.chunk}
-    scored = count * flops.forward_flops(model, guided, response)
-    weights = weights_of_pass(model, run.mesh)
-    score = Program(
-        score_rows,
-        (state.params if run.teacher is None else run.teacher, _rows(run, count, guided)),
-        state.opt_state if run.teacher is None else state,
-        rows / count,
-        scoring,
-        scored,
-        weights,
+# ── Training ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) -> dict[str, Program]:
+    """All programs of a training run, in the order in which a step runs them.
+
+    Evaluations of GRPO and SDPO are left out: they are sampled like rollouts. Those of SFT are sampled
+    outside of its steps.
+    """
+    state, teacher_config = shaped_state(config, model, mesh), teacher_of(config)
+    teacher = teacher_shapes(teacher_config, state.params) if teacher_config else None
+    size = config.micro_batch_size or config.update_size
+    programs: dict[str, Program] = {}
+
+    sampled = config.evaluation if isinstance(config, SFTConfig) else config.rollouts
+    if sampled is not None:
+        prompts = 0 if isinstance(config, SFTConfig) else config.rollouts.num_prompts
+        slots = sampled.slots if isinstance(config, SFTConfig) else config.slots  # type: ignore[union-attr]
+        lengths = sampled.max_prompt_length, sampled.max_response_length
+        sizes = Sampled(prompts, sampled.num_samples, *lengths, slots)
+        programs |= sampling_programs(model, mesh, state.params, (state.opt_state, teacher), sizes)
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=NamedSharding(mesh, BATCH))
+
+    # The batch, which weights the loss takes besides the student's, and the work of one micro-batch.
+    batch: Any
+    weights, resident = (state.params,), (state.opt_state, teacher)
+    scored = scored_traffic = 0.0  # by the teacher
+    if isinstance(config, SFTConfig):
+        step_size, length = config.update_size, config.examples.sequence_length
+        positions = length
+        ints = array(length, dtype=jnp.int32)
+        batch = PackedBatch(ints, ints, array(length), ints, ints)
+    else:
+        rollouts = config.rollouts
+        step_size, positions = rollouts.num_prompts * rollouts.num_samples, rollouts.max_response_length
+        length, each = rollouts.max_prompt_length + positions, array(positions)
+
+        def sequences(length: int) -> Sequences:
+            ints = array(length, dtype=jnp.int32)
+            return Sequences(ints, ints, ints, each)
+
+        if config.teacher is not None:
+            teacher_length = config.teacher.max_prompt_length + positions
+            scored = size * flops.forward_flops(model, teacher_length, positions)
+            scored_traffic = _weights_traffic(model, mesh)
+        if isinstance(config, SDPOConfig):
+            batch = SDPOBatch(sequences(length), sequences(teacher_length), array(), each, each, each)
+            weights, resident = (state.params, teacher), (state.opt_state, None)
+        else:
+            has_reference = config.loss.kl_coefficient is not None
+            batch = GRPOBatch(sequences(length), each, each, each, each if has_reference else None)
+            if config.teacher is not None:
+                programs["score"] = Program(
+                    score_responses,
+                    (teacher or state.params, sequences(teacher_length)),
+                    state if teacher else state.opt_state,
+                    times=step_size / size,
+                    keywords={
+                        "model": model,
+                        "temperature": rollouts.sampling.temperature,
+                        "logits_chunk_size": config.logits_chunk_size,
+                    },
+                    flops=scored,
+                    traffic=scored_traffic,
+                )
+                scored = scored_traffic = 0.0
+    programs["gradient"] = Program(
+        compiled_gradient(config, model, mesh),
+        (*weights, batch),
+        resident,
+        times=step_size / size,
+        keywords={"accumulated": state.params},
+        flops=size * flops.gradient_flops(model, length, positions) + scored,
+        traffic=_gradient_traffic(model, mesh, state.params, size * length) + scored_traffic,
     )
-    return ({"score": score} if config.guide and not teaches else {}) | {
-        "gradient": Program(
-            steps.gradient,
-            (state.params, *shown, _batch(run, count)),
-            state.opt_state if teaches else (state.opt_state, run.teacher),
-            rows / count,
-            {"so_far": state.params},
-            count * flops.gradient_flops(model, student, response) + teaches * scored,
-            gradient_traffic(run, count, student) + teaches * weights,
-        ),
-        "update": update_program(run, rows / steps.update_rows),
-    }
+    programs["update"] = Program(
+        jit_update(model, mesh, config.optimizer),
+        (state, state.params),
+        teacher,
+        times=step_size / config.update_size,
+        traffic=2 * per_chip(state) + per_chip(state.params),  # the gradient is read, the state rewritten
+    )
+    return programs
 
 
-def example_programs(run: Shaped) -> dict[str, Program]:
-    """The gradient of a micro-batch of rows, each of them one example; and the update."""
-    config, state = run.config, run.state
-    assert config.examples is not None
-    steps: Any = compile_steps(config, run.model, run.mesh, state)
-    count, length = steps.micro_rows, config.examples.row_length
-    column: Any = run.rows((count, length), jnp.int32)
-    weights: Any = run.rows((count, length))
-    batch = PackedBatch(column, column, weights, column, column)
-    gradient = steps.gradient, (state.params, batch), state.opt_state, steps.update_rows / count
-    work = count * flops.gradient_flops(run.model, length, length), gradient_traffic(run, count, length)
-    return {
-        "gradient": Program(*gradient, {"so_far": state.params}, *work),
-        "update": update_program(run, 1),
-    }
-
-
-def update_program(run: Shaped, times: float) -> Program:
-    """From gradient and state to the next state, each read or written once."""
-    traffic = 2 * per_chip(run.state) + per_chip(run.state.params)
-    update: Any = compile_steps(run.config, run.model, run.mesh, run.state).update
-    return Program(update, (run.state, run.state.params), run.teacher, times, traffic=traffic)
-
-
-def weights_of_pass(model: ModelConfig, mesh: Mesh) -> float:
+def _weights_traffic(model: ModelConfig, mesh: Mesh) -> float:
     """Bytes of the matrices that a chip reads in one pass over the layers in training.
 
-    They are gathered over `fsdp`, in the activations' type; the embedding is only looked up.
+    They are gathered over `fsdp`, in the activations' type. The embedding is only looked up.
     """
     head = model.vocab_size * model.hidden_size
     layers = model.parameter_count() - (1 if model.tie_word_embeddings else 2) * head
@@ -301,85 +297,13 @@ def weights_of_pass(model: ModelConfig, mesh: Mesh) -> float:
     return model.dtype.itemsize * read
 
 
-def gradient_traffic(run: Shaped, rows: int, length: int) -> float:
+def _gradient_traffic(model: ModelConfig, mesh: Mesh, params: Shapes, tokens: int) -> float:
     """Bytes that a chip reads and writes for the gradient of a micro-batch.
 
     Weights once for each pass (forward, recomputation, backward); the accumulated gradient read and written;
     each layer's input written and read.
     """
-    model, mesh = run.model, run.mesh
     passes = 2 + (model.compute.remat == "full")
-    split = _ways(mesh) * mesh.shape["context"]
-    inputs = rows * length * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize / split
-    return passes * weights_of_pass(model, mesh) + 2 * per_chip(run.state.params) + 2 * inputs
-
-
-def _ways(mesh: Mesh) -> int:
-    """How many ways rows are split."""
-    return int(mesh.shape["data"] * mesh.shape["fsdp"])
-
-
-def _rows_of(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, BATCH))
-
-
-def _laid_out(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _rows(run: Shaped, count: int, length: int) -> Rows:
-    assert run.config.rollouts is not None
-    response = run.config.rollouts.max_response
-    column: Any = run.rows((count, length), jnp.int32)
-    mask: Any = run.rows((count, response))
-    return Rows(column, column, column, mask)
-
-
-def _batch(run: Shaped, count: int) -> OnPolicyBatch:
-    """A micro-batch with rows as long as they may be."""
-    rollouts, config = run.config.rollouts, run.config
-    assert rollouts is not None
-    response = rollouts.max_response
-    per_token: Any = run.rows((count, response))
-    batch = OnPolicyBatch(
-        _rows(run, count, rollouts.max_prompt + response),
-        rollout_log_probs=per_token,
-        markers=per_token,
-        weights=per_token,
-    )
-    if config.sdpo is not None:
-        assert rollouts.max_teacher_prompt is not None
-        teacher = _rows(run, count, rollouts.max_teacher_prompt + response)
-        has_teacher: Any = run.rows((count,))
-        return batch._replace(teacher=teacher, has_teacher=has_teacher)
-    batch = batch._replace(advantages=per_token)
-    if config.grpo is not None and config.grpo.kl_coefficient is not None:
-        batch = batch._replace(reference_log_probs=per_token)
-    return batch
-
-
-def _slots(mesh: Mesh, decoder: CachedDecoder, count: int, length: int) -> Shapes:
-    shapes = jax.eval_shape(lambda: empty_slots(decoder, count, length))
-    cache_layout = NamedSharding(mesh, decoder.cache_spec())
-    cache = jax.tree.map(lambda x: _laid_out(x, cache_layout), shapes.cache)
-    rest = jax.tree.map(lambda x: _rows_of(mesh, x.shape, x.dtype), shapes._replace(cache=None))
-    return rest._replace(cache=cache)
-
-
-def _admission(count: int) -> Admission:
-    """So many responses that begin."""
-    settings = SamplingArrays.of([Sampling()] * count)
-    settings = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), settings)
-    whole: Any = _whole(count)
-    names: Any = jax.ShapeDtypeStruct((count,), jnp.uint32)
-    return Admission(whole, whole, whole, whole, names, whole, whole, settings)
-
-
-def _whole(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
-def on_tpu(model: ModelConfig) -> ModelConfig:
-    """The model as a TPU computes it: what `auto` stands for there."""
-    backend = "splash" if model.compute.attention == "auto" else model.compute.attention
-    return replace(model, compute=replace(model.compute, attention=backend))
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["context"]
+    inputs = tokens * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize / shards
+    return passes * _weights_traffic(model, mesh) + 2 * per_chip(params) + 2 * inputs

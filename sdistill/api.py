@@ -28,6 +28,7 @@ from sdistill.divergence.chunked import chunked_token_divergence
 from sdistill.divergence.definition import DivergenceConfig
 from sdistill.engine.sampling import Sampling
 from sdistill.losses import Sequences, response_hidden, response_ids
+from sdistill.mesh_choice import training_mesh
 from sdistill.model.decoder import Decoder, bind
 from sdistill.model.folders import load_chat, load_model
 from sdistill.sample import PLAIN, Query, Sampler, encode, queries_for
@@ -36,7 +37,6 @@ from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.spans import token_texts
 from sdistill.train import OnPolicyRun, initial_state, on_policy_step, prepare
-from sdistill.train_mesh import mesh_of
 from sdistill.types import Response
 
 FULL = DivergenceConfig(support="full", top_k=None, tail=None)
@@ -202,7 +202,7 @@ class Trainer:
           problems: That steps choose from.
         """
         self.chat = load_chat(config.tokenizer or config.init_from)
-        self._mesh = mesh_of(config)
+        self._mesh = training_mesh(config)
         model, self.state = initial_state(config, self._mesh, self.chat.tokenizer)
         run = prepare(config, model, self._mesh, self.chat, problems, self.state)
         assert isinstance(run, OnPolicyRun)

@@ -21,7 +21,7 @@ from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
-from sdistill.engine_mesh import sampling_mesh
+from sdistill.mesh_choice import sampling_mesh
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.folders import load_model
 from sdistill.tasks.problem import Problem, Task, Verdict
@@ -289,10 +289,8 @@ def open_sampler(
       ConfigError: before weights are loaded, if no mesh fits; or if the tokenizer is larger than the model.
     """
     compute = ComputeConfig(dtype=dtype)  # type: ignore[arg-type]
-    sizes = settings["max_prompt_length"], settings["max_response_length"]
-    devices = sampling_mesh(
-        mesh, source, compute, slots=settings["slots"], max_prompt=sizes[0], max_response=sizes[1]
-    )
+    lengths = settings["max_prompt_length"], settings["max_response_length"]
+    devices = sampling_mesh(mesh, source, compute, slots=settings["slots"], lengths=lengths)
     model = load_model(source, mesh=devices, dtype=dtype)
     check_vocabulary(chat.tokenizer, model.config.vocab_size)
     sampler = Sampler(replace(model.config, compute=compute), devices, chat, **settings)

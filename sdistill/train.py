@@ -61,6 +61,7 @@ from sdistill.losses import (
     score_responses,
     sdpo_loss,
 )
+from sdistill.mesh_choice import training_mesh
 from sdistill.model import weights
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind
@@ -73,7 +74,6 @@ from sdistill.settings import ConfigError, parse, to_json
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.tokenizer import Tokenizer, check_vocabulary
-from sdistill.train_mesh import mesh_of
 from sdistill.types import Response
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
         return weights.load_pretrained(workdir / "model")
     chat = load_chat(config.tokenizer or config.init_from)
     check_thinking(config, chat)
-    mesh = mesh_of(config)
+    mesh = training_mesh(config)
 
     # Data: an iterator whose position is part of every checkpoint.
     problems = () if isinstance(config, SFTConfig) else training_problems(config.rollouts, config.data_dir)

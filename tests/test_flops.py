@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.programs import Shaped, each_program, per_chip
+from launch.programs import per_chip, training_programs
 from sdistill import flops
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.settings import parse
@@ -25,26 +25,30 @@ MODEL = ModelConfig(  # wide, so that XLA's count, which has the element-wise op
     tie_word_embeddings=False,
     compute=ComputeConfig(remat="full"),
 )
+MESH = make_mesh(MeshConfig())
 PROMPT, RESPONSE, CONTEXT, ROWS = 16, 64, 64, 4
-RECIPE = {
-    "objective": "sdpo",
+ROLLOUTS = {
+    "split": "k3_pool",
+    "num_prompts": 4,
+    "num_samples": 2,
+    "max_prompt_length": PROMPT,
+    "max_response_length": RESPONSE,
+}
+TEACHER = {"context": {"kind": "solution"}, "max_prompt_length": CONTEXT}
+RUN = {
     "seed": 0,
     "steps": 1,
     "optimizer": {"learning_rate": 1e-3},
-    "rollouts": {
-        "split": "k3_pool",
-        "problems": None,
-        "prompts": 4,
-        "samples": 2,
-        "max_prompt": PROMPT,
-        "max_response": RESPONSE,
-        "max_teacher_prompt": CONTEXT,
-    },
-    "sdpo": {"context": {"kind": "solution"}},
-    "micro_rows": ROWS,
-    "chunk": RESPONSE,
-    "slots": 8,
+    "init_from": "signs_base",
+    "micro_batch_size": ROWS,
+    "logits_chunk_size": RESPONSE,
 }
+ON_POLICY = {**RUN, "rollouts": ROLLOUTS, "slots": 8}
+
+
+def programs_of(objective, **settings):
+    config = parse(AnyTrainConfig, {"objective": objective, **settings})
+    return training_programs(config, MODEL, MESH)
 
 
 @given(length=st.integers(1, 40), window=st.one_of(st.none(), st.integers(1, 50)))
@@ -79,8 +83,7 @@ def test_sampling_reads_a_prompt_once_and_every_token_but_the_last():
 
 @pytest.fixture(scope="module")
 def programs():
-    run = Shaped.of(parse(TrainConfig, RECIPE), MODEL, make_mesh(MeshConfig()))
-    return run, each_program(run)
+    return programs_of("sdpo", teacher=TEACHER, **ON_POLICY)
 
 
 def plain_attention(length):
@@ -89,97 +92,90 @@ def plain_attention(length):
     return 2 * 2 * pairs * MODEL.head_dim
 
 
-def without_kernels(length):
-    """FLOPs of a gradient but for those of the kernels of attention, and with those of plain attention."""
+def without_kernels(length, positions):
+    """FLOPs of a gradient with plain attention in the place of the kernels."""
     kernels = (2 + flops.ATTENTION_BACKWARD) * flops.attention_flops(MODEL, length)
-    return flops.gradient_flops(MODEL, length, RESPONSE) - kernels + 4 * plain_attention(length)
+    return flops.gradient_flops(MODEL, length, positions) - kernels + 4 * plain_attention(length)
 
 
 def test_a_compiled_gradient_has_the_flops_of_the_shapes(programs):
-    _, each = programs
     student, teacher = PROMPT + RESPONSE, CONTEXT + RESPONSE
     scored = flops.forward_flops(MODEL, teacher, RESPONSE)
     expected = ROWS * (flops.gradient_flops(MODEL, student, RESPONSE) + scored)
-    assert each["gradient"].flops == pytest.approx(expected)
+    assert programs["gradient"].flops == pytest.approx(expected)
     scored += plain_attention(teacher) - flops.attention_flops(MODEL, teacher)
-    compiled = each["gradient"].lower().compile().cost_analysis()
-    assert compiled["flops"] == pytest.approx(ROWS * (without_kernels(student) + scored), rel=0.1)
-    assert compiled["bytes accessed"] > each["gradient"].traffic
+    compiled = programs["gradient"].lower().compile().cost_analysis()
+    assert compiled["flops"] == pytest.approx(ROWS * (without_kernels(student, RESPONSE) + scored), rel=0.1)
+    assert compiled["bytes accessed"] > programs["gradient"].traffic
 
 
 def test_a_step_of_decoding_has_the_flops_of_the_shapes(programs):
     """The mean over a response; XLA counts a token beside a full cache, here 8 columns of every 10."""
-    _, each = programs
-    counted, end = each["decode"].lower().cost_analysis(), PROMPT + RESPONSE
+    counted, end = programs["decode"].lower().cost_analysis(), PROMPT + RESPONSE
     last = flops.forward_flops(MODEL, end, 1) - flops.forward_flops(MODEL, end - 1, 0)
     assert counted["flops"] == pytest.approx(8 * last, rel=0.1)
-    assert each["decode"].flops == pytest.approx(8 * last, rel=0.1) and each["decode"].flops < 8 * last
+    assert (
+        programs["decode"].flops == pytest.approx(8 * last, rel=0.1) and programs["decode"].flops < 8 * last
+    )
     read = sum(end_of_prompt + 1 for end_of_prompt in range(PROMPT - 1, end - 1)) / RESPONSE
     cache = 8 * read * 2 * MODEL.num_key_value_heads * MODEL.head_dim * MODEL.num_hidden_layers * 4
     weights = MODEL.parameter_count() - MODEL.vocab_size * MODEL.hidden_size
-    assert each["decode"].traffic == pytest.approx(4 * weights + cache, rel=1e-3)
-    assert counted["bytes accessed"] > each["decode"].traffic
+    assert programs["decode"].traffic == pytest.approx(4 * weights + cache, rel=1e-3)
+    assert counted["bytes accessed"] > programs["decode"].traffic
 
 
 def test_every_program_of_a_run_is_lowered_from_shapes(programs):
-    _, each = programs
-    assert list(each) == ["reshard", "prefill", "admit", "decode", "gradient", "update"]
+    assert list(programs) == ["reshard", "prefill", "admit", "decode", "gradient", "update"]
     for name in ("reshard", "prefill", "admit", "update"):
-        lowered = each[name].lower()
+        lowered = programs[name].lower()
         assert jax.tree.leaves(lowered.out_info), name
         counted = lowered.cost_analysis()["bytes accessed"]
-        assert counted > each[name].traffic > 0 or name == "reshard", name  # which converts nothing here
+        assert counted > programs[name].traffic > 0 or name == "reshard", name  # which converts nothing here
 
 
 def test_what_is_resident_is_what_the_program_does_not_take(programs):
-    run, each = programs
-    parameters = 4 * MODEL.parameter_count()
-    step = 4
-    assert per_chip(run.state.params) == per_chip(run.teacher) == parameters
-    assert per_chip(run.state) == pytest.approx(3 * parameters, abs=3 * step)
-    assert per_chip(each["gradient"].resident) == per_chip(run.state.opt_state)
-    assert per_chip(each["decode"].resident) > per_chip((run.state, run.teacher))
+    params, step = 4 * MODEL.parameter_count(), 4
+    (state, gradient), teacher = programs["update"].arguments, programs["update"].resident
+    assert per_chip(state.params) == per_chip(gradient) == per_chip(teacher) == params
+    assert per_chip(state) == pytest.approx(3 * params, abs=3 * step)
+    assert per_chip(programs["gradient"].resident) == per_chip(state.opt_state)
+    assert per_chip(programs["decode"].resident) > per_chip((state, teacher))
 
 
-def test_a_teacher_that_only_scores_is_a_program(programs):
-    hints = {"context": {"kind": "solution"}}
-    recipe = {**RECIPE, "objective": "grpo", "grpo": {"anti_self_distillation": hints}}
-    del recipe["sdpo"]
-    run = Shaped.of(parse(TrainConfig, recipe), MODEL, make_mesh(MeshConfig()))
-    score = each_program(run)["score"]
+def test_a_teacher_that_only_scores_is_a_program():
+    programs = programs_of("grpo", loss={"anti_self_distillation": {"teacher": TEACHER}}, **ON_POLICY)
+    score = programs["score"]
     assert score.times == 4 * 2 / ROWS
+    assert score.flops == pytest.approx(ROWS * flops.forward_flops(MODEL, CONTEXT + RESPONSE, RESPONSE))
     assert [x.shape for x in jax.tree.leaves(score.lower().out_info)] == [(ROWS, RESPONSE)] * 2
 
 
-def test_sft_learns_from_examples_and_samples_for_its_evaluations():
-    recipe: dict = {key: RECIPE[key] for key in ("seed", "steps", "optimizer", "chunk", "slots")}
-    recipe |= {"objective": "sft", "micro_rows": 2}
-    recipe["examples"] = {"source": "signs_corpus", "rows": ROWS, "row_length": 64, "packed": True}
-    evaluation = {"every": 1, "datasets": ["k3_test"], "slots": 4}
-    mesh = make_mesh(MeshConfig())
-    alone = each_program(Shaped.of(parse(TrainConfig, recipe), MODEL, mesh))
+def test_sft_trains_on_examples_and_samples_for_its_evaluations():
+    examples = {"source": "signs_corpus", "batch_size": ROWS, "sequence_length": 64, "packed": True}
+    sft = {**RUN, "examples": examples, "micro_batch_size": 2}
+    alone = programs_of("sft", **sft)
     assert list(alone) == ["gradient", "update"]
     assert alone["gradient"].flops == pytest.approx(2 * flops.gradient_flops(MODEL, 64, 64))
     counted = alone["gradient"].lower().cost_analysis()["flops"]
-    assert counted == pytest.approx(2 * without_kernels(64), rel=0.1)
+    assert counted == pytest.approx(2 * without_kernels(64, 64), rel=0.1)
     assert alone["gradient"].times == ROWS / 2
 
-    evaluated = each_program(Shaped.of(parse(TrainConfig, {**recipe, "evaluation": evaluation}), MODEL, mesh))
+    evaluation = {"every": 1, "datasets": ["k3_test"], "slots": 4}
+    evaluation |= {"max_prompt_length": 16, "max_response_length": 112}
+    evaluated = programs_of("sft", **sft, evaluation=evaluation)
     assert list(evaluated) == ["reshard", "prefill", "admit", "decode", "gradient", "update"]
     assert evaluated["decode"].times == 0
     answered = flops.forward_flops(MODEL, 16 + 111, 112) - flops.forward_flops(MODEL, 15, 0)
     assert evaluated["decode"].flops == pytest.approx(4 * answered / 112)
 
 
-def test_grpo_has_no_teacher(programs):
-    recipe = {**RECIPE, "objective": "grpo", "grpo": {}}
-    del recipe["sdpo"]
-    recipe["rollouts"] = {k: v for k, v in recipe["rollouts"].items() if k != "max_teacher_prompt"}
-    config = parse(TrainConfig, recipe)
-    run = Shaped.of(config, dataclasses.replace(MODEL, num_hidden_layers=1), make_mesh(MeshConfig()))
-    assert run.teacher is None
-    gradient = each_program(run)["gradient"]
+def test_grpo_has_no_teacher():
+    programs = programs_of("grpo", **ON_POLICY)
+    assert "score" not in programs and programs["update"].resident is None
+    gradient = programs["gradient"]
     assert gradient.times == 4 * 2 / ROWS
+    assert gradient.flops == pytest.approx(ROWS * flops.gradient_flops(MODEL, PROMPT + RESPONSE, RESPONSE))
     assert all(x.dtype for x in jax.tree.leaves(gradient.lower().out_info))
-    assert per_chip((gradient.arguments, gradient.keywords)) < 2.2 * per_chip(run.state.params)
+    params = programs["update"].arguments[0].params
+    assert per_chip((gradient.arguments, gradient.keywords)) < 2.2 * per_chip(params)
     assert jax.tree.leaves(gradient.resident)

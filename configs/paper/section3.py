@@ -15,11 +15,12 @@ response was correct, the first one is passed on. As released: temperature 0.6, 
 The argument is STEP or STEP:WHERE. WHERE: `v5e_8` (the default), `v5e_4`, the smallest slice, or `tiny`, the
 same on the puzzle.
 
-Estimates: answers × their tokens as reported / slots × the least time of a token (docs/scale.md), which is
-the least that decoding can take; in hours on v5e_8 (32 slots × 17.2 ms, 16 × 16.8 under guidance) and v5e_4
-(8 × 29.9 ms, 4 × 29.2). `unguided`, 10 million tokens: 1.6 and 11; `solution`, 1.5 million: 0.4 and 3;
-`answer`, 9.6 million: 2.8 and 20; `regenerated`, 2.2 million: 0.7 and 4.6, and about as much again for the
-next. `walk`: 1 and 7 for each 64 problems, and how many it passes over until it has its 100 is not known.
+Estimates: answers × their tokens as reported / slots × the bound of a token's time in the longest answers
+(docs/scale.md); in hours on v5e_8 (32 slots: 9.5 ms, 16 under guidance: 11.5) and v5e_4 (8 slots: 6.9 ms, 4:
+7.9). `unguided`, 10 million tokens: 0.8 and 2.4; `solution`, 1.5 million: 0.3 and 0.8; `answer`, 9.6 million:
+1.9 and 5.3; `regenerated`, 2.2 million: 0.4 and 1.2, and about as much again for the next. `walk`: 0.6 and
+1.6 for each 64 problems; how many it passes over until it has its 100 is not known. Real hours are several
+times as many.
 """
 
 from ml_collections import ConfigDict

@@ -12,8 +12,8 @@ ones only. How many problems and samples the paper started from is not known: 40
 if that was too little. Sampling and slices as in section 3. Reported (two summaries agree), AIME24: base
 54.79, SFT on unguided answers (about 12,000 tokens each) 51.04, on guided ones (about 2,000) 20.21. The
 argument is STEP or STEP:WHERE; STEP:tiny is the same on the puzzle. Estimates, by the formula
-of section 3: `unguided`, 1,600 answers × 12,000 = 19 million tokens, 2.9 hours at least on v5e_8 and 20 on
-v5e_4; `guided`, × 2,000 = 3.2 million, 0.9 and 6.5.
+of section 3: `unguided`, 1,600 answers × 12,000 = 19 million tokens, 1.6 hours on v5e_8 and 4.6 on v5e_4;
+`guided`, × 2,000 = 3.2 million, 0.6 and 1.8.
 """
 
 from ml_collections import ConfigDict

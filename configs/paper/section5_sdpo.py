@@ -21,9 +21,9 @@ released runs go there, so this does too; `--config.teacher.max_prompt_length=20
 
 Estimates. A step learns from 2,048 responses of at most 20,480 tokens: 42 million, 4.2 billion in 100 steps.
 Were all that long, a step would take at least 2,048 / rows × the seconds of a gradient, and 2,048 / slots ×
-20,480 × those of a token (docs/scale.md; bounds from compiled programs, no measurements). So 100 steps would
-take at least, in hours and with WHERE in the order above: qwen3_8b 320, 690, 270, 1,600; qwen3_1p7b
-930, 3,000; deepseek_7b 300, 200; olmo3_7b 2,000, 1,000. Shorter responses take less.
+20,480 × those of a token (docs/scale.md; bounds from the shapes, no measurements). So 100 steps would
+take at least, in hours and with WHERE in the order above: qwen3_8b 200, 420, 140, 330; qwen3_1p7b
+370, 720; deepseek_7b 200, 120; olmo3_7b 770, 390. Shorter responses take less.
 """
 
 from ml_collections import ConfigDict

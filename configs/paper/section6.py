@@ -6,8 +6,8 @@
 The argument is WHAT or WHAT:WHERE. WHAT: objective and |D|, `sdpo_` or `grpo_` and 1, 8, 64, 128, 512 or
 `all`; where there are fewer problems than prompts, they come more than once. WHERE as in `section5_sdpo.py`
 for `qwen3_8b`. Estimates: 100 steps of 512 responses, at most 1.0 billion tokens; a step takes a quarter of
-the time there, where it has four times as many responses: 100 take at least 80 hours on v5p_8, were all
-responses full, 68 on v6e_16 and 400 on v5e_16.
+the time there, where it has four times as many responses: 100 take at least 50 hours on v5p_8, were all
+responses full, 35 on v6e_16 and 80 on v5e_16.
 Reported: with |D| up to 128 SDPO gains on the trained problems quickly; the smaller |D|, the more it loses
 elsewhere; on all problems it falls below the base on AIME24, where GRPO gains.
 """

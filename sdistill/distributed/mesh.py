@@ -32,6 +32,9 @@ class MeshConfig:
     def __post_init__(self) -> None:
         require_positive(self, *AXES)
 
+    def __str__(self) -> str:
+        return " × ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over the first data·fsdp·tensor·context devices, neighbours next to each other.
@@ -47,8 +50,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = tuple(getattr(config, axis) for axis in AXES)
     needed = math.prod(shape)
     if needed > len(devices):
-        sizes = " × ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-        raise ConfigError(f"mesh {sizes} needs {needed} devices, {len(devices)} found; make an axis smaller")
+        raise ConfigError(f"mesh {config} needs {needed} devices, {len(devices)} found; make an axis smaller")
     if jax.process_count() > 1 and needed < len(devices):
         raise ConfigError(
             f"mesh leaves {len(devices) - needed} of {len(devices)} devices out; with several processes it "

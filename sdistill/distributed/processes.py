@@ -5,12 +5,10 @@ know all responses, lay out the same batch, and each puts the rows of its own de
 writes the files, into a directory that all see.
 """
 
-import contextlib
 import functools
 import importlib.metadata
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -25,25 +23,6 @@ T = TypeVar("T")
 PACKAGES = ("sdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-_waiting: list[float] = []  # since when the main thread has waited for others; empty while it works
-
-
-@contextlib.contextmanager
-def _among_others() -> Iterator[None]:
-    """Around what returns only when all processes have come to it."""
-    _waiting.append(time.monotonic())
-    try:
-        yield
-    finally:
-        _waiting.pop()
-
-
-def seconds_waited() -> float:
-    """How long this process has been waiting for the others at this moment; 0 while it works."""
-    since = _waiting[:1]  # whole, whatever the main thread does meanwhile
-    return time.monotonic() - since[0] if since else 0.0
-
-
 def is_writer() -> bool:
     """Whether this process writes the files of the run."""
     return jax.process_index() == 0
@@ -52,8 +31,7 @@ def is_writer() -> bool:
 def wait_for_all(where: str) -> None:
     """Returns when every process has come to this point, which has a name."""
     if jax.process_count() > 1:
-        with _among_others():
-            sync_global_devices(where)
+        sync_global_devices(where)
 
 
 def require_one_process(command: str) -> None:
@@ -71,7 +49,7 @@ def require_one_process(command: str) -> None:
 
 def any_process(value: bool) -> bool:
     """Whether it is true for one of the processes, all of which ask."""
-    return value if jax.process_count() == 1 else bool(_allgather(np.bool_(value)).any())
+    return value if jax.process_count() == 1 else bool(process_allgather(np.bool_(value)).any())
 
 
 def share_of(count: int) -> slice:
@@ -110,7 +88,7 @@ def on_every_host(arrays: T) -> T:
     """A tree of arrays as every process' host sees them whole, wherever on the mesh they are."""
     if jax.process_count() == 1:
         return jax.device_get(arrays)
-    return _allgather(arrays, tiled=True)
+    return process_allgather(arrays, tiled=True)
 
 
 def check_agreement(settings: str) -> None:
@@ -134,18 +112,13 @@ def check_agreement(settings: str) -> None:
             )
 
 
-def _allgather(value: Any, tiled: bool = False) -> Any:
-    with _among_others():
-        return process_allgather(value, tiled=tiled)
-
-
 def _counts(own: int) -> Int[np.ndarray, " processes"]:
-    return np.asarray(_allgather(np.int32(own)))
+    return np.asarray(process_allgather(np.int32(own)))
 
 
 def _gather_rows(x: np.ndarray, counts: Int[np.ndarray, " processes"]) -> np.ndarray:
     """The rows of all processes, which may have different numbers of them."""
     padded = np.zeros((counts.max(), *x.shape[1:]), x.dtype)
     padded[: len(x)] = x
-    found = np.asarray(_allgather(padded))
+    found = np.asarray(process_allgather(padded))
     return np.concatenate([rows[:count] for rows, count in zip(found, counts, strict=True)])

@@ -15,6 +15,7 @@ from sdistill.config import AnyTrainConfig
 from sdistill.engine.progress import follow
 from sdistill.engine.types import Completions
 from sdistill.experiments.config import RunsConfig, evaluation_of
+from sdistill.mesh_choice import training_mesh
 from sdistill.model.decoder import Decoder
 from sdistill.richness import richness_bits
 from sdistill.sample import Query, Sampler, encode, queries_for
@@ -24,7 +25,6 @@ from sdistill.tasks.problem import Problem, Task
 from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.text.chat import Chat
 from sdistill.train import evaluation_problems, train, training_problems
-from sdistill.train_mesh import mesh_of
 from sdistill.types import Condition, Measurement, Response
 
 C = TypeVar("C", bound=RunsConfig)
@@ -100,7 +100,7 @@ class Study(Generic[C]):
         longest = max(sum(map(len, encode(self.chat, query))) for query in queries)
         sampler = Sampler(
             self.base.config,
-            mesh_of(self.config.sdpo),
+            training_mesh(self.config.sdpo),
             self.chat,
             max_prompt_length=-(-longest // prompt_multiple) * prompt_multiple,
             max_response_length=max_response_length,

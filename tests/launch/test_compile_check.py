@@ -14,14 +14,14 @@ from jax.experimental import topologies
 
 from configs.paper import section3, section5_sdpo
 from launch import compile_check
-from sdistill.config import TrainConfig
+from sdistill.config import SDPOConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.flops import CHIPS, chip_of
 from sdistill.generate import GenerateConfig
 from sdistill.settings import ConfigError, parse
 
 ROOT = Path(__file__).parents[2]
-CONFIG = parse(TrainConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
+CONFIG = parse(SDPOConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
 ON_FOUR = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=2, context=2))
 PIP = r"pip install -e \.\[tpu\]"
 
@@ -74,7 +74,7 @@ def test_a_generation_only_samples(step):
     settings = compile_check.settings_of(section3.get_config(f"{step}:tiny").to_dict())
     programs = compile_check.programs_of(settings, make_mesh(settings.mesh))
     assert list(programs) == ["reshard", "prefill", "admit", "decode"]
-    assert programs["decode"].times == settings.max_response  # of as many responses as there are slots
+    assert programs["decode"].times == settings.max_response_length  # of as many responses as there are slots
     assert programs["prefill"].times * 8 * programs["prefill"].arguments[1].shape[0] == settings.slots
 
 
