@@ -3,55 +3,151 @@
     python -m sdistill.report DIR              # DIR/report.html and DIR/report/, tables on the terminal
     python -m sdistill.report DIR DIR --out F  # several runs compared: F/report.html and F/report/
 
-The page needs nothing but itself: style, script, figures and traces are inside, and it makes no request.
-Whatever comes from a run is escaped. A run that was interrupted is reported as far as it got, and what is
-missing is named. How to read the page: docs/report.md.
+Style, script, figures and responses are inside the page, and it makes no request. Whatever comes from a run
+is escaped. A run that was interrupted is reported as far as it got, and what is missing is named. How to read
+the page: docs/report.md.
 """
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
-from sdistill.report.comparison import (
-    comparison_page,
-    draw_comparison,
-    run_tables,
-    section_comparisons,
-)
-from sdistill.report.exports import export_figures, export_run, export_table
-from sdistill.report.page import draw, run_page
+from sdistill.report import comparison, drawing, prose, tables
+from sdistill.report.claims import Claim, Outcome
+from sdistill.report.figures import FIGURES
+from sdistill.report.findings import RANKED_ON
+from sdistill.report.lookup import BASE, HEADINGS, Index
+from sdistill.report.page import run_page
 from sdistill.report.runs import Run, read_runs
-from sdistill.report.terminal import print_section, print_tables
+from sdistill.report.tables import Cell, Row, Table, section_tables
 from sdistill.report.traces import embed
 from sdistill.storage import write_atomically
-
-__all__ = ["print_section", "write_comparison", "write_report"]
+from sdistill.types import Condition
 
 PAGE, FILES = "report.html", "report"
 
 
+# ── Pages and files ──────────────────────────────────────────────────────────────────────────────
+
+
 def write_report(run: Run) -> Path:
     """Writes a run's page and its files into its directory; returns the path of the page."""
-    svgs = export_figures(draw(run.records), run.path / FILES)
-    export_run(run, run.path / FILES)
-    page = run_page(run, embed([run]), svgs)
-    write_atomically(run.path / PAGE, page.encode())
+    index, folder = run.index, run.path / FILES
+    sections = prose.shown_sections(index)
+    plots = [plot for section in sections if section in index.sections for plot in FIGURES[section]]
+    svgs = export_figures({plot.__name__: plot(index) for plot in plots}, folder)
+    for section in sections:
+        export_tables(section_tables(section, index), f"{section}-", folder)
+    if prose.studies_paper(index):
+        export_tables([claims_table(run.claims)], "", folder)
+    write_atomically(run.path / PAGE, run_page(run, embed([run]), svgs).encode())
     return run.path / PAGE
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> Path:
     """Writes a page about several runs, and its files, into `out`; returns the path of the page."""
-    tables = {"runs": run_tables(runs), **section_comparisons(runs)}
-    figures = draw_comparison(runs, [section for section in tables if section != "runs"])
-    svgs = export_figures(figures, out / FILES)
-    page = comparison_page(runs, tables, embed(runs), svgs)
-    for section, found in tables.items():
-        for table in found:
-            export_table(table, section, out / FILES)
+    sections = comparison.section_comparisons(runs)
+    svgs = export_figures(comparison.draw_comparison(runs, list(sections)), out / FILES)
+    contents = {"runs": comparison.run_tables(runs), **sections}
+    for section, found in contents.items():
+        export_tables(found, f"{section}-", out / FILES)
+    page = comparison.comparison_page(runs, contents, embed(runs), svgs)
     write_atomically(out / PAGE, page.encode())
     return out / PAGE
+
+
+def export_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, str]:
+    """Writes figures as `name.svg` and `name.pdf`; returns them as SVG elements for a page."""
+    svgs = {}
+    for name, figure in figures.items():
+        svgs[name] = drawing.to_svg(figure)
+        figure.set_layout_engine("none")  # the layout is final, and finding it takes as long as drawing
+        write_atomically(folder / f"{name}.svg", f'<?xml version="1.0"?>\n{svgs[name]}'.encode())
+        write_atomically(folder / f"{name}.pdf", drawing.to_pdf(figure))
+    return svgs
+
+
+def export_tables(found: Sequence[Table], prefix: str, folder: Path) -> None:
+    """Writes tables as CSV files, named after their titles."""
+    for table in found:
+        slug = re.sub(r"[^a-z0-9]+", "_", table.title.lower()).strip("_")[:80]
+        write_atomically(folder / f"{prefix}{slug}.csv", tables.to_csv(table).encode())
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """One row for each difference that decides a claim; one for a claim without any."""
+    rows: list[Row] = []
+    for claim in claims:
+        start = (claim.section, claim.text, str(claim.outcome))
+        for e in claim.evidence:
+            numbers = (tables.cell(e.point), Cell(e.point.detectable))
+            rows.append([*start, prose.compared(e), *numbers, "yes" if e.paired else "no"])
+        rows += [] if claim.evidence else [[*start, "", "", "", ""]]
+    columns = ["section", "claim", "verdict", "comparison", "difference", "detectable", "paired"]
+    return Table("claims", columns, rows)
+
+
+# ── Terminal ─────────────────────────────────────────────────────────────────────────────────────
+
+COLUMNS = {"condition", "data", *tables.DIGITS} - {"num_epistemic_substrings"}
+RANKING_COLUMNS = COLUMNS | {"rank", f"{RANKED_ON} accuracy", "minus base", "minus SDPO"}
+
+
+def print_tables(run: Run, console: Console) -> None:
+    """Prints the tables of every section that was run, then the verdicts on the claims."""
+    for section in prose.shown_sections(run.index):
+        print_section(section, run.index, console)
+    if prose.studies_paper(run.index):
+        colours = {Outcome.REPRODUCED: "green", Outcome.NOT_REPRODUCED: "red"}
+        verdicts = RichTable("claim of the paper", "verdict", box=box.SIMPLE_HEAD, show_edge=False)
+        for claim in run.claims:
+            verdicts.add_row(Text(claim.text), Text(claim.outcome, colours.get(claim.outcome, "")))
+        console.print(Text(f"\n{prose.headline(run.claims)}", style="bold"))
+        console.print(verdicts)
+
+
+def print_section(section: str, index: Index, console: Console) -> None:
+    """Prints the values of one section and their differences to its reference, ± half the interval."""
+    references = (BASE, Condition("base", prompt="none"))
+    titles = {tables.RANKING, tables.VALUES, *map(tables.minus, references)}
+    for table in section_tables(section, index):
+        known = RANKING_COLUMNS if table.title == tables.RANKING else COLUMNS
+        is_whole = table.columns == tables.PROBE_COLUMNS or table.title == tables.BY_GROUP["class"]
+        columns = [i for i, column in enumerate(table.columns) if is_whole or column in known]
+        has_numbers = any(isinstance(row[i], Cell) for row in table.rows for i in columns)
+        if has_numbers and (is_whole or table.title in titles):
+            title = f"\n{HEADINGS[section]}: {table.title[0].lower()}{table.title[1:]}"
+            console.print(Text(title, style="bold"))
+            console.print(_rich_table(table, columns))
+
+
+def _rich_table(table: Table, columns: Sequence[int]) -> RichTable:
+    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i in columns:
+        is_number = any(isinstance(row[i], Cell) for row in table.rows)
+        header = table.columns[i].removeprefix("num_").replace("_per_", "\nper ")
+        shown.add_column(header, justify="right" if is_number else "left", no_wrap=True)
+    for rows, style in ((table.rows, None), (table.foot, "dim")):
+        shown.add_section()
+        for row in rows:
+            shown.add_row(*(_text(row[i]) for i in columns), style=style)
+    return shown
+
+
+def _text(cell: str | Condition | Cell) -> Text:
+    if not isinstance(cell, Cell):
+        return Text(cell.label if isinstance(cell, Condition) else cell)
+    text = prose.number(cell.value, cell.digits)
+    if cell.low is not None and cell.high is not None:
+        text += " ±" + prose.number((cell.high - cell.low) / 2, cell.digits)
+    return Text(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,28 +1,93 @@
-"""Which of the paper's claims hold on a run, decided from its records alone.
+"""The paper's claims, and which of them hold on a run, decided from its measurements alone.
 
-A claim is one or several directions. Each is decided by the rules of `evidence`; all of a claim's must be
-reproduced, and one that goes the other way refutes it. No correction is made for judging many claims at
-once.
+A claim is one or several comparisons. Each is a measured difference with an interval:
+
+- claimed `above` or `below` zero: reproduced if the interval lies wholly on the claimed side, not reproduced
+  if it lies wholly on the other, inconclusive otherwise;
+- claimed `not below`: reproduced if the difference is not negative or its lower bound is above -MARGIN, not
+  reproduced if the interval lies wholly below zero, inconclusive otherwise.
+
+Without an interval nothing is decided. All comparisons of a claim must be reproduced, and one that goes the
+other way refutes it. There is no correction for the number of claims.
 """
 
+import enum
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from sdistill.analysis.records import Record
-from sdistill.report.evidence import (
-    MARGIN,
-    Comparison,
-    Direction,
-    Evidence,
-    Outcome,
-    decide,
-    difference,
+from sdistill.report.lookup import (
+    ANSWER,
+    ANSWER_EMA,
+    BASE,
+    GRPO,
+    SFT,
+    SOLUTION,
+    SOLUTION_EMA,
+    Index,
+    Point,
+    name,
 )
-from sdistill.report.lookup import POOLED, coverage_sizes, dial, name, select
+from sdistill.types import Condition, Seed
 
+MARGIN = 0.03  # accuracy that counts as "about level" in a claim of no loss
 NARROW = 8  # the largest |D| that counts as small in the claim about in-domain gains
-INFORMATIVE = ("unguided", "answer", "regenerated", "solution")
+
+
+class Outcome(enum.StrEnum):
+    """The verdict on a claim."""
+
+    REPRODUCED = "reproduced"
+    NOT_REPRODUCED = "not reproduced"
+    INCONCLUSIVE = "inconclusive"
+    NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`metric` of `condition` minus that of `baseline`, and the side of zero that the paper puts it on."""
+
+    section: str
+    condition: Condition
+    dataset: str
+    claimed: Literal["above", "below", "not below"]
+    metric: str = "accuracy"
+    baseline: Condition = BASE
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A measured difference.
+
+    Attributes:
+      comparison: What was compared.
+      point: The difference, at a training step of the condition.
+      paired: Whether the interval is paired by problem; if not, it is made from two separate ones.
+      across_seeds: Whether the interval is over seeds too; if not, it is within the seeds that were run.
+      by_seed: The same difference for each seed, in the order of the seeds.
+    """
+
+    comparison: Comparison
+    point: Point
+    paired: bool
+    across_seeds: bool = False
+    by_seed: tuple[float, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """The verdict on this difference, by the module's rules.
+
+        An interval of zero width counts as none: it comes from a single problem, over which nothing varies.
+        """
+        claimed, p = self.comparison.claimed, self.point
+        if p.low is None or p.low == p.high:
+            return Outcome.INCONCLUSIVE
+        if p.side == claimed or (claimed == "not below" and (p.value >= 0 or p.low > -MARGIN)):
+            return Outcome.REPRODUCED
+        contrary = "above" if claimed == "below" else "below"
+        return Outcome.NOT_REPRODUCED if p.side == contrary else Outcome.INCONCLUSIVE
 
 
 @dataclass(frozen=True)
@@ -30,214 +95,253 @@ class Claim:
     """A claim of the paper with the verdict of one run.
 
     Attributes:
-      section: Key of `SECTIONS`.
+      section: Key of `PAPER`.
       text: The claim, as a clause.
-      outcome: The verdict.
-      evidence: What the verdict rests on.
-      also: Further figures that did not enter the verdict.
+      evidence: The differences that decide.
+      also: Further differences, which do not enter the verdict.
       note: What a reader must know of the rule that was applied, possibly empty.
     """
 
     section: str
     text: str
-    outcome: Outcome
     evidence: tuple[Evidence, ...] = ()
     also: tuple[Evidence, ...] = ()
     note: str = ""
 
-
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
-    """One contrary finding refutes; otherwise all must be reproduced."""
-    for outcome in (Outcome.NOT_REPRODUCED, Outcome.INCONCLUSIVE, Outcome.REPRODUCED):
-        if outcome in outcomes:
-            return outcome
-    return Outcome.NOT_MEASURED
-
-
-Rule = Callable[[Sequence[Record]], Claim]
+    @property
+    def outcome(self) -> Outcome:
+        """One contrary difference refutes; otherwise all must be reproduced."""
+        found = {e.outcome for e in self.evidence}
+        order = (Outcome.NOT_REPRODUCED, Outcome.INCONCLUSIVE, Outcome.REPRODUCED)
+        return next((outcome for outcome in order if outcome in found), Outcome.NOT_MEASURED)
 
 
-def _compare(text: str, *deciding: Comparison, also: tuple[Comparison, ...] = ()) -> Rule:
-    """The rule of a claim that is settled by comparisons; those not measured are left out."""
+# ── Differences ──────────────────────────────────────────────────────────────────────────────────
 
-    def rule(records: Sequence[Record]) -> Claim:
-        found = [e for c in deciding if (e := difference(records, c))]
-        extra = [e for c in also if (e := difference(records, c))]
-        notes = []
+
+def separate_difference(left: Point, right: Point) -> Point:
+    """Difference of two estimates with an interval made from theirs, as if independent.
+
+    Method of variance estimates recovery (Zou and Donner 2008): distances to the near bounds add in
+    quadrature. On the same problems estimates mostly move together, so this errs to the wide side.
+    """
+    value = left.value - right.value
+    if left.low is None or left.high is None or right.low is None or right.high is None:
+        return Point(left.step, value)
+    below = math.hypot(left.value - left.low, right.high - right.value)
+    above = math.hypot(left.high - left.value, right.value - right.low)
+    return Point(left.step, value, value - below, value + above)
+
+
+def difference(index: Index, c: Comparison, step: int | None = None) -> Evidence | None:
+    """The measured difference, pooled over seeds, and that of every seed; None if it was not measured.
+
+    A paired difference is taken if the run recorded one, in either order, and of those the one with an
+    interval over seeds too; otherwise the two values are subtracted. `step` is a training step of the
+    condition, by default the last one at which both were measured.
+    """
+    pooled = _difference(index, c, "all", step)
+    if pooled is None:
+        return None
+    across = _difference(index, c, "any", pooled.point.step)
+    each = [_difference(index, c, seed, pooled.point.step) for seed in index.seeds]
+    by_seed = tuple(e.point.value for e in each if e is not None)
+    return replace(across or pooled, across_seeds=across is not None, by_seed=by_seed)
+
+
+def _difference(index: Index, c: Comparison, seed: Seed, step: int | None) -> Evidence | None:
+    """`difference` for one seed, at `step` or the last one measured."""
+    trains = c.section in ("on_policy", "coverage")  # where nothing differs yet at step 0
+
+    def curve(condition: Condition, baseline: Condition | None = None) -> dict[int, Point]:
+        points = index.curve(c.section, condition, c.dataset, c.metric, seed=seed, baseline=baseline)
+        return {p.step: p for p in points}
+
+    def last(points: Mapping[int, Point]) -> Point | None:
+        if step is not None:
+            return points.get(step)
+        return next((points[s] for s in sorted(points, reverse=True) if s > 0 or not trains), None)
+
+    if p := last(curve(c.condition, c.baseline)):
+        return Evidence(c, p, paired=True)
+    if c.baseline != BASE and (p := last(curve(c.baseline, c.condition))):
+        low, high = (None if bound is None else -bound for bound in (p.high, p.low))
+        return Evidence(c, Point(p.step, -p.value, low, high), paired=True)
+
+    left, right = curve(c.condition), curve(c.baseline)
+    if c.baseline == BASE:
+        # A run's own step 0 is the base model on the very problems that the run is evaluated on.
+        start = left.get(0) if trains and 0 in left else right[min(right)] if right else None
+        right = dict.fromkeys(left, start) if start else {}
+    p = last({s: point for s, point in left.items() if s in right})
+    return None if p is None else Evidence(c, separate_difference(p, right[p.step]), paired=False)
+
+
+def _measured(index: Index, comparisons: Iterable[Comparison]) -> tuple[Evidence, ...]:
+    return tuple(e for c in comparisons if (e := difference(index, c)))
+
+
+# ── Rules ────────────────────────────────────────────────────────────────────────────────────────
+
+Finding = tuple[Sequence[Evidence], Sequence[Evidence], str]
+"""Deciding differences, further ones, and a note."""
+Rule = Callable[[Index], Finding]
+NOTHING: Finding = ((), (), "")
+
+
+def _compare(*deciding: Comparison, also: tuple[Comparison, ...] = ()) -> Rule:
+    """The rule of a claim that comparisons decide; those not measured are left out."""
+
+    def rule(index: Index) -> Finding:
+        found, notes = _measured(index, deciding), []
         if found and len(found) < len(deciding):
             notes.append(f"Only {len(found)} of {len(deciding)} comparisons were measured.")
         if found and any(c.claimed == "not below" for c in deciding):
             notes.append(f"Up to {MARGIN} below counts as level.")
-        outcome = _together([decide(e) for e in found])
-        section = deciding[0].section
-        return Claim(section, text, outcome, tuple(found), tuple(extra), " ".join(notes))
+        return found, _measured(index, also), " ".join(notes)
 
     return rule
 
 
-def is_informative(context: str) -> bool:
-    """Whether a context says something about the problem, in a form that the model has learned to read.
+def is_informative(c: Condition) -> bool:
+    """Whether a prompt says something about the problem, in a form that the model has learned to read.
 
-    The form of an answer alone says nothing, and a solution that breaks off is like nothing in the corpus.
+    The form of an answer alone says nothing, and nothing in the corpus is like a solution that breaks off.
     """
-    kind, percent = dial(context) or ("", 0)
-    return context in INFORMATIVE or (kind == "partial" and percent > 0)
+    whole = ("none", "answer", "regenerated", "solution")
+    return c.prompt in whole or (c.prompt == "partial" and bool(c.fraction))
 
 
-def informative_by_bits(records: Sequence[Record], section: str = "richness", model: str = "") -> list[str]:
-    """Informative contexts that were measured, from poor to rich in measured bits.
-
-    Args:
-      records: Of the run.
-      section: Where they were measured.
-      model: What the names of the conditions begin with.
-    """
-    bits = {f"{model}unguided": 0.0}  # by definition, whether or not it was written down
-    conditions = dict.fromkeys(r["condition"] for r in records if r["section"] == section)
-    for condition in conditions:
-        rows = select(records, section, condition, "walk", "bits_per_response")
-        if rows and condition.startswith(model) and is_informative(condition.removeprefix(model)):
-            bits[condition] = rows[-1]["value"]
-    return sorted(bits, key=lambda condition: bits[condition])
+def informative_by_bits(index: Index, section: str = "richness", model: Condition = BASE) -> list[Condition]:
+    """Informative prompts under which a model was measured, from poor to rich in measured bits."""
+    bits = {replace(model, prompt="none"): 0.0}  # by definition, whether or not it was written down
+    for c in index.conditions(section):
+        point = index.last(section, c, "walk", "bits_per_response")
+        if point and is_informative(c) and replace(c, prompt=None, fraction=None) == model:
+            bits[c] = point.value
+    return sorted(bits, key=lambda c: bits[c])
 
 
-def _falls_with_richness(metric: str, text: str) -> Rule:
+def _falls_with_richness(metric: str) -> Rule:
     """Reproduced if it falls from end to end and no single step up excludes zero."""
 
-    def rule(records: Sequence[Record]) -> Claim:
-        order = informative_by_bits(records)
+    def rule(index: Index) -> Finding:
+        order = informative_by_bits(index)
         pairs = [(order[-1], order[0]), *((b, a) for a, b in itertools.pairwise(order))]
-        measured = [
-            difference(records, Comparison("richness", rich, poor, "walk", metric, "below"))
-            for rich, poor in pairs
-        ]
-        found = [e for e in measured if e]
+        comparisons = [Comparison("richness", c, "walk", "below", metric, baseline) for c, baseline in pairs]
+        found = _measured(index, comparisons)
         if len(order) < 3 or len(found) < len(pairs):
-            return Claim("richness", text, Outcome.NOT_MEASURED)
+            return NOTHING
         whole, *steps = found
-        rises = [e for e in steps if decide(e) is Outcome.NOT_REPRODUCED]
-        outcome = _together([decide(e) for e in (whole, *rises)])
-        also = tuple(e for e in steps if e not in rises)
+        rises = [e for e in steps if e.outcome is Outcome.NOT_REPRODUCED]
         note = "Order by measured bits: " + " < ".join(map(name, order)) + "."
-        return Claim("richness", text, outcome, (whole, *rises), also, note)
+        return (whole, *rises), [e for e in steps if e not in rises], note
 
     return rule
 
 
-def _narrow_gain(text: str) -> Rule:
+def _narrow_gain(index: Index) -> Finding:
     """SDPO on few problems against base on the same problems, at its best step."""
-
-    def rule(records: Sequence[Record]) -> Claim:
-        best: tuple[Evidence, ...] = ()
-        for size in coverage_sizes(records, "sdpo"):
-            if size == POOLED or int(size) > NARROW:
-                continue
-            gain = Comparison("coverage", f"sdpo_{size}", "base", "trained", "accuracy", "above")
-            fall = replace(gain, metric="length", claimed="below")
-            for r in select(records, "coverage", gain.condition, "trained", "accuracy"):
-                found = [difference(records, c, r["step"]) for c in (gain, fall) if r["step"]]
-                pair = tuple(e for e in found if e and e.low != e.high)  # see `decide`
-                if len(pair) == 2 and (not best or pair[0].value > best[0].value):
-                    best = pair
-        note = "Best step for accuracy, chosen afterwards: the gain is overstated." if best else ""
-        return Claim("coverage", text, _together([decide(e) for e in best]), best, (), note)
-
-    return rule
+    best: tuple[Evidence, ...] = ()
+    for run in index.coverage_runs("sdpo"):
+        if run.num_problems is None or run.num_problems > NARROW:
+            continue
+        gain = Comparison("coverage", run, "trained", "above")
+        fall = replace(gain, metric="length", claimed="below")
+        for point in index.curve("coverage", run, "trained", "accuracy"):
+            found = [difference(index, c, point.step) for c in (gain, fall) if point.step]
+            pair = tuple(e for e in found if e and e.point.low != e.point.high)  # not of a single problem
+            if len(pair) == 2 and (not best or pair[0].point.value > best[0].point.value):
+                best = pair
+    return best, (), "Best step for accuracy, chosen afterwards: the gain is overstated." if best else ""
 
 
-def _across_coverage(text: str, method: str, *, with_all: bool) -> Rule:
-    """The narrowest |D| against the widest, out of distribution."""
+def _across_coverage(method: str, *, with_all: bool) -> Rule:
+    """The fewest training problems against the most, out of distribution."""
 
-    def rule(records: Sequence[Record]) -> Claim:
-        sizes = [s for s in coverage_sizes(records, method) if with_all or s != POOLED]
-        if len(sizes) < 2 or (with_all and sizes[-1] != POOLED):
-            return Claim("coverage", text, Outcome.NOT_MEASURED)
-        narrow, wide = f"{method}_{sizes[0]}", f"{method}_{sizes[-1]}"
-        ends = Comparison("coverage", narrow, wide, "k4", "accuracy", "below")
-        return _compare(text, ends)(records)
+    def rule(index: Index) -> Finding:
+        runs = [c for c in index.coverage_runs(method) if with_all or c.num_problems is not None]
+        if len(runs) < 2 or (with_all and runs[-1].num_problems is not None):
+            return NOTHING
+        return _compare(Comparison("coverage", runs[0], "k4", "below", baseline=runs[-1]))(index)
 
     return rule
 
 
-def _sft(run: str, dataset: str, claimed: Direction, metric: str = "accuracy") -> Comparison:
-    return Comparison("sft", run, "base", dataset, metric, claimed)
+def _full_set_falls(index: Index) -> Finding:
+    """SDPO on all training problems against base, out of distribution."""
+    runs = [c for c in index.coverage_runs("sdpo") if c.num_problems is None]
+    return _measured(index, [Comparison("coverage", c, "k4", "below") for c in runs]), (), ""
 
 
-def _trained(
-    run: str, dataset: str, claimed: Direction, metric: str = "accuracy", other: str = "base"
-) -> Comparison:
-    return Comparison("on_policy", run, other, dataset, metric, claimed)
+NONE, ONLY_ANSWER, WHOLE = (replace(BASE, prompt=prompt) for prompt in ("none", "answer", "solution"))
+CLAIMS: Mapping[str, Mapping[str, Rule]] = {
+    "richness": {
+        "epistemic words fall as the context gets richer": _falls_with_richness("num_epistemic"),
+        "responses get shorter as the context gets richer": _falls_with_richness("length"),
+        "accuracy rises with richness: no context < answer only ≤ full solution": _compare(
+            Comparison("richness", ONLY_ANSWER, "walk", "above", baseline=NONE),
+            Comparison("richness", WHOLE, "walk", "not below", baseline=ONLY_ANSWER),
+        ),
+    },
+    "sft": {
+        "SFT on guided responses lowers accuracy": _compare(
+            Comparison("sft", SFT[1], "k3", "below"),
+            also=(
+                Comparison("sft", SFT[1], "k4", "below"),
+                Comparison("sft", SFT[1], "k3", "below", "num_epistemic"),
+            ),
+        ),
+        "SFT on unguided responses does not lower accuracy": _compare(
+            Comparison("sft", SFT[0], "k3", "not below"),
+            also=(Comparison("sft", SFT[0], "k4", "not below"),),
+        ),
+    },
+    "on_policy": {
+        "GRPO raises accuracy": _compare(Comparison("on_policy", GRPO, "k3", "above")),
+        "GRPO raises accuracy out of distribution": _compare(Comparison("on_policy", GRPO, "k4", "above")),
+        "SDPO with c = s lowers accuracy out of distribution": _compare(
+            Comparison("on_policy", SOLUTION, "k4", "below"),
+            also=(Comparison("on_policy", SOLUTION, "k3", "below"),),
+        ),
+        "SDPO with c = s∖think lowers accuracy out of distribution": _compare(
+            Comparison("on_policy", ANSWER, "k4", "below"),
+            also=(Comparison("on_policy", ANSWER, "k3", "below"),),
+        ),
+        "SDPO with c = s is worse than with c = s∖think out of distribution": _compare(
+            Comparison("on_policy", SOLUTION, "k4", "below", baseline=ANSWER),
+            also=(Comparison("on_policy", SOLUTION, "k3", "below", baseline=ANSWER),),
+        ),
+        "SDPO shortens responses, with c = s and with c = s∖think": _compare(
+            Comparison("on_policy", SOLUTION, "k3", "below", "length"),
+            Comparison("on_policy", ANSWER, "k3", "below", "length"),
+        ),
+        "SDPO leaves fewer epistemic words, with c = s and with c = s∖think": _compare(
+            Comparison("on_policy", SOLUTION, "k3", "below", "num_epistemic"),
+            Comparison("on_policy", ANSWER, "k3", "below", "num_epistemic"),
+        ),
+        "a frozen teacher is at least as good as an EMA teacher out of distribution": _compare(
+            Comparison("on_policy", SOLUTION, "k4", "not below", baseline=SOLUTION_EMA),
+            Comparison("on_policy", ANSWER, "k4", "not below", baseline=ANSWER_EMA),
+        ),
+    },
+    "coverage": {
+        f"SDPO on at most {NARROW} problems gains on these problems while shortening": _narrow_gain,
+        "SDPO on few problems is worse out of distribution than on many, the full set left out": (
+            _across_coverage("sdpo", with_all=False)
+        ),
+        "SDPO on the full set falls below base out of distribution": _full_set_falls,
+        "GRPO on few problems is worse out of distribution than on the full set": (
+            _across_coverage("grpo", with_all=True)
+        ),
+    },
+}
 
 
-SOLUTION, ANSWER = "sdpo_solution_fixed", "sdpo_answer_fixed"
-RULES: tuple[Rule, ...] = (
-    _falls_with_richness("words", "epistemic words fall as the context gets richer"),
-    _falls_with_richness("length", "responses get shorter as the context gets richer"),
-    _compare(
-        "accuracy rises with richness: no context < answer only ≤ full solution",
-        Comparison("richness", "answer", "unguided", "walk", "accuracy", "above"),
-        Comparison("richness", "solution", "answer", "walk", "accuracy", "not below"),
-    ),
-    _compare(
-        "SFT on guided responses lowers accuracy",
-        _sft("sft_guided", "k3", "below"),
-        also=(_sft("sft_guided", "k4", "below"), _sft("sft_guided", "k3", "below", "words")),
-    ),
-    _compare(
-        "SFT on unguided responses does not lower accuracy",
-        _sft("sft_unguided", "k3", "not below"),
-        also=(_sft("sft_unguided", "k4", "not below"),),
-    ),
-    _compare("GRPO raises accuracy", _trained("grpo", "k3", "above")),
-    _compare("GRPO raises accuracy out of distribution", _trained("grpo", "k4", "above")),
-    _compare(
-        "SDPO with c = s lowers accuracy out of distribution",
-        _trained(SOLUTION, "k4", "below"),
-        also=(_trained(SOLUTION, "k3", "below"),),
-    ),
-    _compare(
-        "SDPO with c = s∖think lowers accuracy out of distribution",
-        _trained(ANSWER, "k4", "below"),
-        also=(_trained(ANSWER, "k3", "below"),),
-    ),
-    _compare(
-        "SDPO with c = s is worse than with c = s∖think out of distribution",
-        _trained(SOLUTION, "k4", "below", other=ANSWER),
-        also=(_trained(SOLUTION, "k3", "below", other=ANSWER),),
-    ),
-    _compare(
-        "SDPO shortens responses, with c = s and with c = s∖think",
-        _trained(SOLUTION, "k3", "below", "length"),
-        _trained(ANSWER, "k3", "below", "length"),
-    ),
-    _compare(
-        "SDPO leaves fewer epistemic words, with c = s and with c = s∖think",
-        _trained(SOLUTION, "k3", "below", "words"),
-        _trained(ANSWER, "k3", "below", "words"),
-    ),
-    _compare(
-        "a frozen teacher is at least as good as an EMA teacher out of distribution",
-        _trained(SOLUTION, "k4", "not below", other="sdpo_solution_ema"),
-        _trained(ANSWER, "k4", "not below", other="sdpo_answer_ema"),
-    ),
-    _narrow_gain(f"SDPO on at most {NARROW} problems gains on these problems while shortening"),
-    _across_coverage(
-        "SDPO on few problems is worse out of distribution than on many, the full set left out",
-        "sdpo",
-        with_all=False,
-    ),
-    _compare(
-        "SDPO on the full set falls below base out of distribution",
-        Comparison("coverage", "sdpo_all", "base", "k4", "accuracy", "below"),
-    ),
-    _across_coverage(
-        "GRPO on few problems is worse out of distribution than on the full set",
-        "grpo",
-        with_all=True,
-    ),
-)
-
-
-def judge(records: Sequence[Record]) -> list[Claim]:
-    """Every claim with its verdict, in the paper's order; without records it is not measured."""
-    return [rule(records) for rule in RULES]
+def judge(index: Index) -> list[Claim]:
+    """Every claim with its verdict, in the paper's order; one without measurements is not measured."""
+    claims = [(section, text, rule(index)) for section in CLAIMS for text, rule in CLAIMS[section].items()]
+    return [
+        Claim(section, text, tuple(evidence), tuple(also), note)
+        for section, text, (evidence, also, note) in claims
+    ]

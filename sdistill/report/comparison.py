@@ -1,90 +1,93 @@
-"""The page of several runs side by side."""
+"""The page of several runs side by side, and the differences of the same condition between two runs."""
 
+import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sdistill.analysis.comparison import contrasts, last_values
-from sdistill.analysis.records import DIFFERENCES, Record
-from sdistill.report import figures, markup, prose
-from sdistill.report.claims import Claim
-from sdistill.report.lookup import SECTIONS, integer_seeds, name
-from sdistill.report.markup import badge, escape
-from sdistill.report.page import document, figure, summary_of, traces_section
+import numpy as np
+from matplotlib.figure import Figure
+
+from sdistill.analysis.measure import DIFFERENCES, by_problem
+from sdistill.analysis.statistics import paired_bootstrap
+from sdistill.report import figures, page, prose
+from sdistill.report.claims import Claim, separate_difference
+from sdistill.report.lookup import HEADINGS, PAPER, UNITS, Index, Point, name
+from sdistill.report.page import badge, escape
 from sdistill.report.runs import Run
-from sdistill.report.tables import DIGITS, Cell, Row, Table, detectable_rows
+from sdistill.report.tables import Row, Table, cell, detectable_rows
 from sdistill.report.traces import Packed
+from sdistill.storage import read_responses
+from sdistill.types import Condition
 
-Cells = Mapping[str, Mapping[tuple[str, str], Record]]
-"""Metric → (condition, data set) → the record of the last step."""
+Key = tuple[Condition, str]  # condition, data set
+Values = dict[int, dict[str, dict[str, float]]]
+"""Seed → metric → problem → value."""
 
-CAPTION = "Accuracy at the last step of each run, with 95 % intervals over problems within its seeds."
+
+# ── Differences ──────────────────────────────────────────────────────────────────────────────────
 
 
-def comparison_page(
-    runs: Sequence[Run], tables: Mapping[str, Sequence[Table]], traces: Packed, svgs: Mapping[str, str]
-) -> str:
-    """The HTML of a page about several runs.
+def last_values(index: Index, section: str, metric: str) -> dict[Key, Point]:
+    """(Condition, data set) → the pooled value at the last step, conditions in the paper's order."""
+    datasets = sorted({m.dataset for m in index.sections.get(section, ())})
+    keys = [(c, dataset) for c in index.conditions(section) for dataset in datasets]
+    return {key: p for key in keys if (p := index.last(section, *key, metric))}
 
-    Args:
-      runs: What to compare; the others with the first.
-      tables: Section → its tables, as `section_comparisons` makes them; `runs` for those of the settings.
-      traces: Responses of all.
-      svgs: Section → its figure.
+
+def kept_values(run: Path, section: str, key: Key, step: int) -> Values:
+    """Of every seed whose responses a run's directory holds; empty if they cannot be read."""
+    (condition, dataset), values = key, Values()
+    for path in sorted(
+        (run / "runs" / section / condition.label).glob(f"seed*/{dataset}*-{step:06d}.jsonl.gz")
+    ):
+        seed = path.parent.name.removeprefix("seed")
+        if path.name.rpartition("-")[0].removesuffix("_test") == dataset and seed.isdecimal():
+            try:
+                values[int(seed)] = by_problem(read_responses(path))
+            except (EOFError, OSError, zlib.error, ValueError, TypeError, LookupError):
+                return {}  # cut short, or of another version
+    return values
+
+
+def contrast(metric: str, first: tuple[Point, Values], second: tuple[Point, Values]) -> tuple[Point, bool]:
+    """The second run's value of a metric minus the first's.
+
+    Returns:
+      The difference; and whether it is paired by problem and seed. If not, the runs count as independent.
     """
-    parts = {"runs": _titled("runs", "Runs", "".join(map(markup.table, tables["runs"])))}
-    headings = {"runs": "Runs", "traces": "Traces"}
-    if any(prose.studies_paper(run.records) for run in runs):
-        parts["claims"] = _titled("claims", "Claims", _claims(runs))
-        headings["claims"] = "Claims"
-    for section, found in tables.items():
-        if section != "runs":
-            headings[section] = prose.HEADINGS[section]
-            drawn = figure(svgs[section], CAPTION) if section in svgs else ""
-            body = drawn + markup.read("comparison.html") + "".join(map(markup.table, found))
-            parts[section] = _titled(section, headings[section], body)
-    parts["traces"] = traces_section(traces)
-    first = runs[0].name
-    return document(
-        title=f"{len(runs)} runs compared",
-        about=f"Differences are of each other run minus {first}.",
-        summary="".join(map(_summary, runs)),
-        notes=[f"{run.name}: {note}" for run in runs for note in run.notes],
-        headings=headings,
-        parts=parts,
-        traces=traces,
+    (their_point, theirs), (our_point, ours) = first, second
+    seeds = sorted(set(ours) & set(theirs))
+    tables = [values[seed][metric] for seed in seeds for values in (ours, theirs)]
+    problems = [p for p in tables[0] if all(p in table for table in tables)] if tables else []
+    if not problems:
+        return separate_difference(our_point, their_point), False
+    left, right = (
+        np.asarray([[values[seed][metric][p] for p in problems] for seed in seeds])
+        for values in (ours, theirs)
     )
+    return Point(our_point.step, *paired_bootstrap(left, right)), True
 
 
-def _summary(run: Run) -> str:
-    """A run in a sentence, and its findings about fixes in a list."""
-    sentence = prose.headline(run.claims) if prose.studies_paper(run.records) else "Fixes on harder problems:"
-    return summary_of(f"{run.name}: {sentence}", [escape(line) for line in prose.fixes_findings(run.records)])
-
-
-def _titled(identity: str, heading: str, body: str) -> str:
-    return f'<section id="{identity}"><h2>{escape(heading)}</h2>{body}</section>'
+# ── Tables ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def run_tables(runs: Sequence[Run]) -> list[Table]:
-    """What the runs are, and which of their settings differ."""
+    """The runs, and which of their settings differ."""
     rows: list[Row] = []
     for run in runs:
         environment = run.settings.get("environment.json", {})
-        sections = [s for s in prose.HEADINGS if any(r["section"] == s for r in run.records)]
-        seeds = ", ".join(map(str, integer_seeds(run.records))) or "none"
-        commit = str(environment.get("commit", "–"))[:12]
-        rows.append(
-            [run.name, seeds, ", ".join(sections) or "none", commit, str(environment.get("jax", "–"))]
-        )
+        sections = ", ".join(s for s in HEADINGS if s in run.index.sections) or "none"
+        seeds = ", ".join(map(str, run.index.seeds)) or "none"
+        commit, jax = (str(environment.get(key, "–")) for key in ("commit", "jax"))
+        rows.append([run.name, seeds, sections, commit[:12], jax])
     settings = [_flat(run.settings.get("config.json", {})) for run in runs]
-    changed: list[Row] = []
-    for key in sorted({key for values in settings for key in values}):
-        found = [str(values.get(key, "–")) for values in settings]
-        if len(set(found)) > 1:
-            changed.append([key, *found])
-    names = [run.name for run in runs]
-    tables = [Table("What they are", ["run", "seeds", "sections", "commit", "jax"], rows)]
-    return tables + [Table("Settings that differ", ["setting", *names], changed)] * bool(changed)
+    keys = sorted({key for values in settings for key in values})
+    all_settings = {key: [str(values.get(key, "–")) for values in settings] for key in keys}
+    changed: list[Row] = [[key, *values] for key, values in all_settings.items() if len(set(values)) > 1]
+    tables = [Table("The runs", ["run", "seeds", "sections", "commit", "jax"], rows)]
+    tables.append(Table("Settings that differ", ["setting", *(run.name for run in runs)], changed))
+    return tables if changed else tables[:1]
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -96,91 +99,104 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def section_comparisons(runs: Sequence[Run]) -> dict[str, list[Table]]:
-    """Section → a table of each metric, of the sections that at least two runs have in common."""
+    """Section → a table of each metric, of the sections that the first run has in common with another."""
     tables = {}
-    for section in prose.HEADINGS:
-        cells = [{m: last_values(run.records, section, m) for m in DIFFERENCES} for run in runs]
-        shared = [key for key in cells[0]["accuracy"] if any(key in c["accuracy"] for c in cells[1:])]
-        if shared:
-            found = [_contrasts(runs, cells, key) for key in shared]
-            tables[section] = [
-                _metric_table(metric, runs, cells, shared, [c[metric] for c in found])
-                for metric in DIFFERENCES
+    for section in HEADINGS:
+        values = {metric: [last_values(run.index, section, metric) for run in runs] for metric in DIFFERENCES}
+        first, *others = values["accuracy"]
+        kept = {
+            key: [
+                kept_values(run.path, section, key, points[key].step) if key in points else {}
+                for run, points in zip(runs, values["accuracy"], strict=True)
             ]
+            for key in first
+            if any(key in points for points in others)
+        }
+        if kept:
+            tables[section] = [_metric_table(metric, runs, values[metric], kept) for metric in DIFFERENCES]
     return tables
-
-
-def _contrasts(
-    runs: Sequence[Run], cells: Sequence[Cells], key: tuple[str, str]
-) -> dict[str, list[tuple[str | Cell, bool]]]:
-    """Metric → for each run after the first, the contrast with the first and whether it is paired."""
-    sides = [
-        (run.path, {m: c[m][key] for m in DIFFERENCES if key in c[m]})
-        for run, c in zip(runs, cells, strict=True)
-    ]
-    found: dict[str, list[tuple[str | Cell, bool]]] = {metric: [] for metric in DIFFERENCES}
-    for side in sides[1:]:
-        contrast = contrasts(sides[0], side) if "accuracy" in side[1] else {}
-        for metric in DIFFERENCES:
-            c = contrast.get(metric)
-            cell = Cell(c.value, c.low, c.high, DIGITS[metric]) if c else ""
-            found[metric].append((cell, c is not None and c.paired))
-    return found
 
 
 def _metric_table(
     metric: str,
     runs: Sequence[Run],
-    cells: Sequence[Cells],
-    keys: Sequence[tuple[str, str]],
-    differences: Sequence[Sequence[tuple[str | Cell, bool]]],
+    values: Sequence[Mapping[Key, Point]],
+    kept: Mapping[Key, Sequence[Values]],
 ) -> Table:
+    """One row for each condition and data set: the values and the differences to the first run."""
     rows: list[Row] = []
-    for key, found in zip(keys, differences, strict=True):
-        values: Row = []
-        for c in cells:
-            r = c[metric].get(key)
-            values.append(Cell(r["value"], r["ci_low"], r["ci_high"], DIGITS[metric]) if r else "")
-        paired = "yes" if all(p for _, p in found) else "no"
-        rows.append([*key, *values, *(cell for cell, _ in found), paired])
+    for key, kept_of_runs in kept.items():
+        (first, first_kept), *others = zip([v.get(key) for v in values], kept_of_runs, strict=True)
+        found = [
+            contrast(metric, (first, first_kept), (p, k)) if first and p else (None, False) for p, k in others
+        ]
+        paired = "yes" if all(paired for _, paired in found) else "no"
+        cells = [cell(p, metric) for p in (first, *(p for p, _ in others), *(p for p, _ in found))]
+        rows.append([*key, *cells, paired])
     names = [run.name for run in runs]
     minus = [f"{other} minus {names[0]}" for other in names[1:]]
-    title = prose.UNITS[metric]
     columns = ["condition", "data", *names, *minus, "paired"]
-    return Table(title[0].upper() + title[1:], columns, rows, detectable_rows(columns, rows, minus))
+    return Table(prose.capitalized(UNITS[metric]), columns, rows, detectable_rows(columns, rows, minus))
 
 
-def draw_comparison(runs: Sequence[Run], sections: Sequence[str]) -> dict[str, figures.Figure]:
+def draw_comparison(runs: Sequence[Run], sections: Sequence[str]) -> dict[str, Figure]:
     """Section → figure of the accuracies of all runs."""
     return {
-        section: figures.runs({run.name: last_values(run.records, section, "accuracy") for run in runs})
-        for section in sections
+        s: figures.runs({run.name: last_values(run.index, s, "accuracy") for run in runs}) for s in sections
     }
+
+
+# ── The page ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def comparison_page(
+    runs: Sequence[Run], tables: Mapping[str, Sequence[Table]], traces: Packed, svgs: Mapping[str, str]
+) -> str:
+    """The HTML of a page about several runs, each compared with the first.
+
+    Args:
+      runs: The runs.
+      tables: Section → its tables, as `section_comparisons` makes them; under `runs` those of `run_tables`.
+      traces: Responses of all.
+      svgs: Section → its figure.
+    """
+    parts = {"runs": page.section("runs", "Runs", "".join(map(page.table, tables["runs"])))}
+    if any(prose.studies_paper(run.index) for run in runs):
+        parts["claims"] = page.section("claims", "Claims", _claims(runs))
+    caption = "Accuracy at the last step of each run, with 95 % intervals over problems within its seeds."
+    for section, svg in svgs.items():
+        body = (
+            page.figure(svg, caption)
+            + page.read("comparison.html")
+            + "".join(map(page.table, tables[section]))
+        )
+        parts[section] = page.section(section, HEADINGS[section], body)
+    parts["traces"] = page.traces_section(traces)
+    summary = ""
+    for run in runs:
+        sentence = (
+            prose.headline(run.claims) if prose.studies_paper(run.index) else "Fixes on harder problems:"
+        )
+        summary += page.summary(f"{run.name}: {sentence}", page.items(prose.fixes_findings(run.index)))
+    about = f"Differences are of each other run minus {runs[0].name}."
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    return page.document(f"{len(runs)} runs compared", about, summary, notes, parts, traces)
 
 
 def _claims(runs: Sequence[Run]) -> str:
     """A row for each claim, a column for each run."""
-    judged = [run.claims for run in runs]
     head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
-    rows, section = [], ""
-    for claims in zip(*judged, strict=True):
+    rows, section = "", ""
+    for claims in zip(*(run.claims for run in runs), strict=True):
         if claims[0].section != section:
             section = claims[0].section
-            span = f'colspan="{len(runs) + 1}" scope="colgroup"'
-            rows.append(f"<tr><th {span}>{escape(SECTIONS[section])}</th></tr>")
-        text = claims[0].text
+            rows += f'<tr><th colspan="{len(runs) + 1}" scope="colgroup">{escape(PAPER[section])}</th></tr>'
         cells = "".join(f"<td>{_verdict(claim)}</td>" for claim in claims)
-        rows.append(f"<tr><td>{escape(text[0].upper() + text[1:])}</td>{cells}</tr>")
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Claims"><table class="matrix"><thead>'
-        f'<tr><th scope="col">Claim</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        rows += f"<tr><td>{escape(prose.capitalized(claims[0].text))}</td>{cells}</tr>"
+    head = f'<thead><tr><th scope="col">Claim</th>{head}</tr></thead>'
+    return page.scrolling("region", "Claims", f'<table class="matrix">{head}<tbody>{rows}</tbody></table>')
 
 
 def _verdict(claim: Claim) -> str:
-    lines = "".join(
-        f"<small>{escape(name(e.comparison.condition))}: {escape(prose.measured(e))}</small>"
-        for e in claim.evidence
-    )
-    return f"{badge(claim.outcome)}{lines}"
+    texts = [f"{name(e.comparison.condition)}: {prose.measured(e)}" for e in claim.evidence]
+    return badge(claim.outcome) + "".join(f"<small>{escape(text)}</small>" for text in texts)

@@ -1,33 +1,25 @@
-"""How the figures of a study are drawn: colours, panels, curves, and the way into a page or a file.
+"""What figures are made of: colours, panels, curves, and the conversion to SVG and PDF.
 
-Ink (text, axes) is written as `currentColor` in a page, so that a figure takes its colours, light or dark;
-the colours of the data are of middle luminance and told apart by colour-blind readers too (after Okabe and
-Ito), and markers repeat what colours say. Nothing global is changed.
+Text and axes have the colour `currentColor` in a page, so a figure follows its light or dark scheme. The
+colours of the data have middle luminance, colour-blind readers can tell them apart (after Okabe and Ito), and
+markers repeat them. No global setting is changed.
 """
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sdistill.analysis.records import Record
+from sdistill.report.lookup import UNITS, Point
+from sdistill.types import Condition
 
-P = ParamSpec("P")
-
-INK = "#0a0b0c"  # a colour nothing else uses; `to_svg` turns it into the page's own
-GREY, BLUE, SKY, GREEN, ORANGE, RED, PINK = (
-    "#808890",
-    "#2f7fc1",
-    "#56b4e9",
-    "#12a37c",
-    "#e69f00",
-    "#d9601a",
-    "#cc79a7",
-)
+INK = "#0a0b0c"  # a colour that nothing else uses; `to_svg` replaces it
+GREY, BLUE, SKY, GREEN = "#808890", "#2f7fc1", "#56b4e9", "#12a37c"
+ORANGE, RED, PINK = "#e69f00", "#d9601a", "#cc79a7"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sdistill",
     "text.parse_math": False,  # names of runs may hold dollar signs
@@ -54,42 +46,37 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-UNITS = {
-    "accuracy": "accuracy",
-    "length": "length (tokens)",
-    "words": "epistemic words per response",
-}
-PLACES = {"walk": "", "trained": "trained on", "k3": "unseen", "k4": "harder (OOD)"}
+DATASETS = {"walk": "", "trained": "trained on", "k3": "unseen", "k4": "harder (OOD)"}
+MARKERS = "osD^vP"
 Line = tuple[str, str, str]  # colour, marker, dash
 
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draws under STYLE, whatever the caller's matplotlib settings are."""
-
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style.context(["default", STYLE]):
-            return draw(*args, **kwargs)
-
-    wrapper.__doc__ = draw.__doc__
-    return wrapper
+styled = style.context(["default", STYLE])
+"""Decorator: applies STYLE in a function, whatever the caller's matplotlib settings are."""
 
 
+@styled
 def to_pdf(figure: Figure) -> bytes:
-    """The figure as a PDF file, in dark ink: the same bytes for the same figure."""
+    """The figure as a PDF file, in dark ink. Equal figures give equal bytes."""
     stream = io.BytesIO()
-    with style.context(["default", STYLE]):
-        figure.savefig(stream, format="pdf", metadata={"CreationDate": None})
+    figure.savefig(stream, format="pdf", metadata={"CreationDate": None})
     return stream.getvalue()
 
 
+@styled
 def to_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element to put into a page: the same bytes for the same figure."""
+    """The figure as an `<svg>` element for a page. Equal figures give equal bytes."""
     stream = io.StringIO()
-    with style.context(["default", STYLE]):
-        figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
+    figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+
+
+def line(c: Condition) -> Line:
+    """How a model is drawn: its method and context give colour and marker, an EMA teacher a dotted line."""
+    sdpo = (ORANGE, "s") if c.context == "answer" else (RED, "v")
+    colour, marker = {"base": (GREY, "D"), "grpo": (BLUE, "o"), "sdpo": sdpo}.get(c.method, (PINK, "P"))
+    return colour, marker, ":" if c.teacher == "ema" else "-"
 
 
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -98,71 +85,67 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def legend(figure: Figure, columns: int) -> None:
-    """One legend under all panels, each label once."""
+def finish(axes: Axes, title: str, across: str = "", *, from_zero: bool = False) -> None:
+    """Titles a panel and its horizontal axis; marks it if it is empty. Lengths and counts start at zero."""
+    axes.set_title(title)
+    axes.set_xlabel(across)
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    if not axes.has_data():
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def title(metric: str, dataset: str) -> str:
+    """The title of a panel."""
+    return ", ".join(filter(None, (UNITS[metric], DATASETS[dataset])))
+
+
+def legend(figure: Figure, columns: int) -> Figure:
+    """The figure, with one legend under all panels that has each label once."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(text, handle)
     if found:
         figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+    return figure
 
 
-def title(axes: Axes, metric: str, dataset: str) -> None:
-    """Says what a panel shows, or that it was not measured."""
-    axes.set_title(", ".join(filter(None, (UNITS[metric], PLACES[dataset]))))
-    if metric != "accuracy":
-        axes.set_ylim(bottom=0)  # lengths and counts are compared as ratios
-    if not axes.has_data():
-        empty(axes)
-
-
-def empty(axes: Axes) -> None:
-    """Marks a panel that there is nothing to show in."""
-    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def spread(r: Record) -> list[list[float]] | None:
-    """Distances from the value to its bounds, as matplotlib wants them."""
-    if r["ci_low"] is None or r["ci_high"] is None:
+def spread(p: Point | None) -> list[list[float]] | None:
+    """Distances from the value to its bounds, in matplotlib's form."""
+    if p is None or p.low is None or p.high is None:
         return None
-    return [[max(0.0, r["value"] - r["ci_low"])], [max(0.0, r["ci_high"] - r["value"])]]
+    return [[max(0.0, p.value - p.low)], [max(0.0, p.high - p.value)]]
 
 
-def curve(axes: Axes, rows: Sequence[Record], line: Line, label: str) -> None:
+def dot(axes: Axes, x: float, y: float, marker: str, colour: str, **settings: Any) -> None:
+    """A value with intervals, `xerr` or `yerr`."""
+    face = {"markerfacecolor": colour, "markersize": 6, "capsize": 2, "elinewidth": 1.2}
+    axes.errorbar(x, y, fmt=marker, color=colour, **(face | settings))
+
+
+def list_rows(axes: Axes, labels: Sequence[str], *, named: bool) -> None:
+    """Makes a panel a list with a row for each label, from the top; `named` shows the labels."""
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(range(len(labels)), labels if named else [""] * len(labels))
+    axes.grid(axis="y", visible=False)
+
+
+def curve(axes: Axes, points: Sequence[Point], style: Line, label: str) -> None:
     """Values over training steps with the band of their intervals."""
-    colour, marker, dash = line
-    steps = [r["step"] for r in rows]
-    axes.plot(
-        steps,
-        [r["value"] for r in rows],
-        color=colour,
-        marker=marker,
-        linestyle=dash,
-        label=label,
-    )
-    banded = [r for r in rows if spread(r)]
-    axes.fill_between(
-        [r["step"] for r in banded],
-        [r["ci_low"] for r in banded],
-        [r["ci_high"] for r in banded],
-        color=colour,
-        alpha=0.13,
-        linewidth=0,
-    )
+    colour, marker, dash = style
+    steps, values = [p.step for p in points], [p.value for p in points]
+    axes.plot(steps, values, color=colour, marker=marker, linestyle=dash, label=label)
+    bounds = [(p.step, p.low, p.high) for p in points if p.low is not None and p.high is not None]
+    if bounds:
+        axes.fill_between(*zip(*bounds, strict=True), color=colour, alpha=0.13, linewidth=0)
 
 
-def same_scale(panels: Sequence[Axes]) -> None:
+def same_scale(panels: Iterable[Axes]) -> None:
     """One vertical scale for panels that are compared with each other."""
-    limits = [axes.get_ylim() for axes in panels if axes.has_data()]
-    for axes in panels:
-        if axes.has_data():
-            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def baseline(axes: Axes, rows: Sequence[Record]) -> None:
-    """The base model as a dashed line."""
-    if rows:
-        axes.axhline(rows[0]["value"], color=GREY, linestyle="--", linewidth=1.3, label="base")
+    drawn = [axes for axes in panels if axes.has_data()]
+    limits = [axes.get_ylim() for axes in drawn]
+    for axes in drawn:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))

@@ -1,174 +1,123 @@
-"""The figures of a study, from its records. One function per figure."""
+"""The figures of a study, drawn from its measurements. The docstring of a plot is its caption in the page."""
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sdistill.analysis.attribution import ATTRIBUTION
-from sdistill.analysis.probes import PROBES
-from sdistill.analysis.records import Record
-from sdistill.report import drawing
-from sdistill.report.attribution_figure import signal_by_class, signal_by_place
-from sdistill.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, PINK, PLACES, RED, SKY, UNITS, Line
-from sdistill.report.evidence import Comparison, Evidence, Outcome, decide, difference
-from sdistill.report.lookup import POOLED, coverage_sizes, integer_seeds, name, select
-from sdistill.report.probe_figure import probes
-from sdistill.report.ranking import FIXES, JUDGE, last, standings
-from sdistill.report.richness_figure import richness
+from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS
+from sdistill.analysis.probes import PLAIN, PROBES
+from sdistill.report import drawing, findings, lookup
+from sdistill.report.claims import Comparison, difference, informative_by_bits
+from sdistill.report.drawing import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Line, spread
+from sdistill.report.findings import RANKED_ON
+from sdistill.report.lookup import BASE, FIXES, GRPO, ON_POLICY, SFT, UNITS, Index, Point, arm_name, name
+from sdistill.types import Condition
 
-SFT_COLOURS = {"base": GREY, "sft_unguided": BLUE, "sft_guided": ORANGE, "sft_guided_solution": RED}
-RUN_LINES: Mapping[str, Line] = {
-    "grpo": (BLUE, "o", "-"),
-    "sdpo_answer_fixed": (ORANGE, "s", "-"),
-    "sdpo_answer_ema": (ORANGE, "s", ":"),
-    "sdpo_solution_fixed": (RED, "v", "-"),
-    "sdpo_solution_ema": (RED, "v", ":"),
-}
-FIX_LINES: Mapping[str, Line] = {  # a fix has the colour of what it is put on
-    "base": (GREY, "o", "--"),
-    "grpo": (BLUE, "s", "--"),
-    "sdpo": (RED, "v", "--"),
-}
-PALE = 0.1  # change of accuracy up to which no tile has the full colour
-SIZE_RAMP = LinearSegmentedColormap.from_list("coverage", [ORANGE, "#d0508a", BLUE])
+PROMPT_MARKERS = {"none": "o", "answer": "s", "regenerated": "D", "solution": "v", "other_problem": "X"}
 
 
 @drawing.styled
-def sft(records: Sequence[Record]) -> Figure:
-    """Bars of base and the two fine-tuned models, on unseen and on harder problems."""
-    figure, panels = drawing.panels(1, 3, 9.6, 3.3)
-    places = ("k3", "k4")
+def richness(index: Index) -> Figure:
+    """Each model under each context, against the information that the context carries for it. Lines join the
+    contexts that say something about the problem at hand, in a form that the models have learned to read.
+    """
+    figure, panels = drawing.panels(1, 3, 9.6, 4.2)
+    found = [(section, c) for section in ("richness", "trained_richness") for c in index.conditions(section)]
+    prompts = {(c.prompt, c.fraction): lookup.response_name(c) for _, c in found}
+    others = itertools.cycle("^<>Pp*hd")
+    markers = {prompt: PROMPT_MARKERS.get(str(prompt[0])) or next(others) for prompt in prompts}
+    models: dict[tuple[str, Condition], list[Condition]] = {}
+    for section, c in found:
+        models.setdefault((section, replace(c, prompt=None, fraction=None)), []).append(c)
     for axes, metric in zip(panels, UNITS, strict=True):
-        for i, (condition, colour) in enumerate(SFT_COLOURS.items()):
-            for j, dataset in enumerate(places):
-                found = select(records, "sft", condition, dataset, metric)
-                if not found:
-                    continue
-                axes.bar(
-                    j + 0.2 * (i - 1.5),
-                    found[-1]["value"],
-                    0.18,
-                    yerr=drawing.spread(found[-1]),
-                    color=colour,
-                    ecolor=INK,
-                    capsize=2,
-                    label=name(condition),
-                )
-        axes.set_xticks(range(len(places)), [PLACES[place] for place in places])
+        for (section, model), conditions in models.items():
+            colour, _, dash = drawing.line(model)
+            places = {}
+            for c in conditions:
+                y = index.last(section, c, "walk", metric)
+                bits = index.last(section, c, "walk", "bits_per_response")
+                if y and (bits or c.prompt == "none"):
+                    places[c] = bits.value if bits else 0.0, y.value
+                    bars = {"xerr": spread(bits), "yerr": spread(y), "markerfacecolor": "none"}
+                    drawing.dot(axes, *places[c], markers[c.prompt, c.fraction], colour, **bars)
+            path = [places[c] for c in informative_by_bits(index, section, model) if c in places]
+            if path:
+                style = {"color": colour, "linestyle": dash, "linewidth": 1.2, "zorder": 1}
+                axes.plot(*zip(*path, strict=True), label=lookup.model_name(model), **style)
+        axes.set_xscale("symlog", base=2, linthresh=4)  # contexts that no model can read are far out
+        ticks = (0, 2, 4, 8, 16, 32, 64)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        for prompt, text in prompts.items() if axes.has_data() else ():
+            axes.plot([], [], markers[prompt], color=drawing.INK, markerfacecolor="none", label=text)
+        drawing.finish(axes, UNITS[metric], "measured bits per response", from_zero=metric != "accuracy")
+    return drawing.legend(figure, 4)
+
+
+@drawing.styled
+def sft(index: Index) -> Figure:
+    """Fine-tuning on the model's own correct responses, sampled without and with a context: the same
+    problems, the same number of responses.
+    """
+    figure, panels = drawing.panels(1, 3, 9.6, 3.3)
+    bars = list(zip((BASE, *SFT), (GREY, BLUE, ORANGE, RED), strict=True))
+    for axes, metric in zip(panels, UNITS, strict=True):
+        for (i, (c, colour)), (j, dataset) in itertools.product(enumerate(bars), enumerate(("k3", "k4"))):
+            if p := index.last("sft", c, dataset, metric):
+                style = {"yerr": spread(p), "color": colour, "ecolor": drawing.INK, "capsize": 2}
+                axes.bar(j + 0.2 * (i - 1.5), p.value, 0.18, label=name(c), **style)
+        axes.set_xticks(range(2), [drawing.DATASETS["k3"], drawing.DATASETS["k4"]])
         axes.grid(axis="x", visible=False)
-        drawing.title(axes, metric, "walk")
-    drawing.legend(figure, 3)
-    return figure
+        drawing.finish(axes, UNITS[metric])
+    return drawing.legend(figure, 3)
 
 
-def _from_base(base: Sequence[Record], rows: list[Record]) -> list[Record]:
-    """A training curve that starts at step 0, where the model is the base model."""
-    return [base[0], *rows] if base and rows and rows[0]["step"] > 0 else rows
+def _curves(
+    axes: Axes,
+    index: Index,
+    section: str,
+    lines: Mapping[Condition, tuple[Line, str]],
+    dataset: str,
+    metric: str,
+) -> None:
+    """Curves of runs from step 0, where a model is the base model; `lines`: run → its line and label."""
+    # Each |D| has its own trained problems, and starts from its own step 0.
+    base = [] if dataset == "trained" else index.curve(section, BASE, dataset, metric)
+    if base:
+        axes.axhline(base[0].value, color=GREY, linestyle="--", linewidth=1.3, label="base")
+    for c, (line, label) in lines.items():
+        if points := index.curve(section, c, dataset, metric):
+            start = base[:1] if points[0].step > 0 else []
+            drawing.curve(axes, [*start, *points], line, label)
 
 
 @drawing.styled
-def on_policy(records: Sequence[Record]) -> Figure:
-    """GRPO and SDPO over training steps: accuracy in and out of distribution, length, words."""
+def on_policy(index: Index) -> Figure:
+    """On-policy training. Dotted: teacher weights follow the student (EMA) instead of staying frozen. Harder
+    problems were never trained on.
+    """
     figure, panels = drawing.panels(2, 2, 9.6, 6.4)
-    cells = (("accuracy", "k3"), ("accuracy", "k4"), ("length", "k3"), ("words", "k3"))
+    lines = {c: (drawing.line(c), name(c)) for c in ON_POLICY}
+    cells = (("accuracy", "k3"), ("accuracy", "k4"), ("length", "k3"), ("num_epistemic", "k3"))
     for axes, (metric, dataset) in zip(panels, cells, strict=True):
-        base = select(records, "on_policy", "base", dataset, metric)
-        drawing.baseline(axes, base)
-        for condition, line in RUN_LINES.items():
-            rows = select(records, "on_policy", condition, dataset, metric)
-            if rows:
-                drawing.curve(axes, _from_base(base, rows), line, name(condition))
-        axes.set_xlabel("training step")
-        drawing.title(axes, metric, dataset)
-    drawing.legend(figure, 3)
-    return figure
-
-
-def _all_sizes(records: Sequence[Record]) -> list[str]:
-    sizes = coverage_sizes(records, "sdpo") + coverage_sizes(records, "grpo")
-    return sorted(set(sizes), key=lambda size: (size == POOLED, len(size), size))
+        _curves(axes, index, "on_policy", lines, dataset, metric)
+        heading = drawing.title(metric, dataset)
+        drawing.finish(axes, heading, "training step", from_zero=metric != "accuracy")
+    return drawing.legend(figure, 3)
 
 
 @drawing.styled
-def coverage(records: Sequence[Record]) -> Figure:
-    """SDPO and GRPO over training steps by the number of distinct training problems |D|."""
-    cells = (("accuracy", "trained"), ("accuracy", "k3"), ("accuracy", "k4"), ("length", "trained"))
-    figure, panels = drawing.panels(2, len(cells), 11.2, 5.8)
-    sizes = _all_sizes(records)
-    for method, row in (("sdpo", panels[: len(cells)]), ("grpo", panels[len(cells) :])):
-        for axes, (metric, dataset) in zip(row, cells, strict=True):
-            base = select(records, "coverage", "base", dataset, metric)
-            if dataset == "trained":
-                base = []  # each |D| has its own problems, and starts from its own step 0
-            drawing.baseline(axes, base)
-            for i, size in enumerate(sizes):
-                rows = select(records, "coverage", f"{method}_{size}", dataset, metric)
-                if rows:
-                    colour = to_hex(SIZE_RAMP(i / max(1, len(sizes) - 1)))
-                    line = (colour, "osD^vP"[i % 6], "-")
-                    drawing.curve(axes, _from_base(base, rows), line, f"|D| = {size}")
-            axes.set_xlabel("training step")
-            drawing.title(axes, metric, dataset)
-            axes.set_title(f"{method.upper()}: {axes.get_title('left')}", fontsize=9)
-    drawing.same_scale([axes for axes, cell in zip(panels, cells * 2, strict=True) if cell[0] == "accuracy"])
-    drawing.same_scale([axes for axes, cell in zip(panels, cells * 2, strict=True) if cell[0] == "length"])
-    drawing.legend(figure, 6)
-    return figure
-
-
-@drawing.styled
-def coverage_grid(records: Sequence[Record]) -> Figure:
-    """Change of accuracy against the base at the last step: |D| downwards, data sets to the right."""
-    figure, panels = drawing.panels(1, 2, 9.6, 0.9 + 0.52 * max(4, len(_all_sizes(records))))
-    places = ("trained", "k3", "k4")
-    changes = {}
-    for method in ("sdpo", "grpo"):
-        for size in coverage_sizes(records, method):
-            for place in places:
-                change = Comparison("coverage", f"{method}_{size}", "base", place, "accuracy", "above")
-                changes[method, size, place] = difference(records, change)
-    # A run in which nothing changes has pale tiles.
-    largest = max([PALE, *(abs(e.value) for e in changes.values() if e)])
-    for axes, method in zip(panels, ("sdpo", "grpo"), strict=True):
-        sizes = coverage_sizes(records, method)
-        axes.set_title(f"{method.upper()}: change of accuracy")
-        if not sizes:
-            drawing.empty(axes)
-            continue
-        for y, size in enumerate(sizes):
-            for x, place in enumerate(places):
-                _tile(axes, x, y, changes[method, size, place], largest)
-        axes.set(xlim=(-0.5, len(places) - 0.5), ylim=(len(sizes) - 0.5, -0.5))
-        axes.set_xticks(range(len(places)), [PLACES[place] for place in places])
-        axes.set_yticks(range(len(sizes)), [f"|D| = {size}" for size in sizes])
-        axes.tick_params(length=0)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-    return figure
-
-
-def _tile(axes: Axes, x: int, y: int, change: Evidence | None, largest: float) -> None:
-    """A difference in colour, the stronger the larger, and in figures."""
-    if change is None:
-        axes.text(x, y, "–", ha="center", va="center")
-        return
-    colour, strength = BLUE if change.value > 0 else ORANGE, 0.75 * abs(change.value) / largest
-    axes.add_patch(Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, color=colour, alpha=strength, linewidth=0))
-    clear = decide(change) in (Outcome.REPRODUCED, Outcome.NOT_REPRODUCED)
-    value, weight = f"{change.value:+.2f}".replace("-", "−"), "bold" if clear else "normal"
-    axes.text(x, y - 0.12, value, ha="center", va="center", fontsize=10.5, fontweight=weight)
-    if change.low is not None and change.low != change.high:
-        interval = f"[{change.low:+.2f}, {change.high:+.2f}]".replace("-", "−")
-        axes.text(x, y + 0.24, interval, ha="center", va="center", fontsize=7.5)
-
-
-@drawing.styled
-def training(records: Sequence[Record]) -> Figure:
-    """What training itself measures, over its steps: the mean over seeds, and each seed as a thin line."""
+def training(index: Index) -> Figure:
+    """Training metrics on the model's own rollouts, means over the steps from one evaluation to the next. The
+    divergence between student and teacher is split into tokens of epistemic words and all other tokens. Thick
+    lines: means over seeds; thin lines: single seeds.
+    """
     cells = {
         "train_accuracy": "accuracy on its own rollouts",
         "entropy": "entropy of the student (nats)",
@@ -177,198 +126,232 @@ def training(records: Sequence[Record]) -> Figure:
     }
     figure, panels = drawing.panels(2, 2, 9.6, 6.0)
     for axes, (metric, heading) in zip(panels, cells.items(), strict=True):
-        for condition, line in RUN_LINES.items():
-            seeds = [
-                {
-                    r["step"]: r["value"]
-                    for r in select(records, "on_policy", condition, "train", metric, seed)
-                }
-                for seed in integer_seeds(records)
-            ]
-            _mean_curve(axes, [values for values in seeds if values], line, name(condition))
-        axes.set_title(heading)
-        axes.set_xlabel("training step")
-        if not axes.has_data():
-            drawing.empty(axes)
-    drawing.legend(figure, 3)
-    return figure
+        for c in ON_POLICY:
+            colour, marker, dash = drawing.line(c)
+            curves = [index.curve("on_policy", c, "train", metric, seed=seed) for seed in index.seeds]
+            seeds = [{p.step: p.value for p in curve} for curve in curves if curve]
+            steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
+            for values in seeds if len(seeds) > 1 else ():
+                axes.plot([*values], [*values.values()], color=colour, ls=dash, linewidth=0.6, alpha=0.5)
+            if steps:
+                means = [sum(values[step] for values in seeds) / len(seeds) for step in steps]
+                axes.plot(steps, means, color=colour, marker=marker, linestyle=dash, label=name(c))
+        drawing.finish(axes, heading, "training step")
+    return drawing.legend(figure, 3)
 
 
-def _mean_curve(axes: Axes, seeds: Sequence[Mapping[int, float]], line: Line, label: str) -> None:
-    """The mean of curves at the steps that all have, and each of them."""
-    colour, marker, dash = line
-    steps = sorted(set.intersection(*(set(values) for values in seeds))) if seeds else []
-    if not steps:
-        return
-    for values in seeds if len(seeds) > 1 else ():
-        axes.plot([*values], [*values.values()], color=colour, linestyle=dash, linewidth=0.6, alpha=0.5)
-    means = [sum(values[step] for values in seeds) / len(seeds) for step in steps]
-    axes.plot(steps, means, color=colour, marker=marker, linestyle=dash, label=label)
+PALE = 0.1  # change of accuracy up to which no tile has the full colour
+SIZES = LinearSegmentedColormap.from_list("coverage", [ORANGE, "#d0508a", BLUE])
+
+
+def _size(c: Condition) -> str:
+    return f"|D| = {'all' if c.num_problems is None else c.num_problems}"
 
 
 @drawing.styled
-def fixes(records: Sequence[Record]) -> Figure:
-    """Every condition, ranked: accuracy in and out of distribution, length, words."""
-    order = [standing.condition for standing in standings(records)]
-    cells = (("accuracy", JUDGE), ("accuracy", "k3"), ("length", JUDGE), ("words", JUDGE))
+def coverage_grid(index: Index) -> Figure:
+    """Change of accuracy against the base on the same problems at the last step, with 95 % intervals. Orange:
+    below the base; blue: above; bold: the interval excludes 0. A single problem has none.
+    """
+    runs = {method: index.coverage_runs(method) for method in ("sdpo", "grpo")}
+    figure, panels = drawing.panels(1, 2, 9.6, 0.9 + 0.52 * max(4, *map(len, runs.values())))
+    datasets = ("trained", "k3", "k4")
+    cells = itertools.product([*runs["sdpo"], *runs["grpo"]], datasets)
+    changes = {cell: difference(index, Comparison("coverage", *cell, "above")) for cell in cells}
+    largest = max([PALE, *(abs(e.point.value) for e in changes.values() if e)])
+    for axes, (method, conditions) in zip(panels, runs.items(), strict=True):
+        for (y, c), (x, dataset) in itertools.product(enumerate(conditions), enumerate(datasets)):
+            change = changes[c, dataset]
+            _tile(axes, x, y, change.point if change else None, largest)
+        drawing.finish(axes, f"{method.upper()}: change of accuracy")
+        if conditions:
+            axes.set(xlim=(-0.5, len(datasets) - 0.5), ylim=(len(conditions) - 0.5, -0.5))
+            axes.set_xticks(range(len(datasets)), [drawing.DATASETS[dataset] for dataset in datasets])
+            axes.set_yticks(range(len(conditions)), [_size(c) for c in conditions])
+            axes.tick_params(length=0)
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def _tile(axes: Axes, x: int, y: int, change: Point | None, largest: float) -> None:
+    """A difference as a colour, stronger the larger it is, and in figures; bold if it is certain."""
+    if change is None:
+        axes.text(x, y, "–", ha="center", va="center")
+        return
+    colour, strength = BLUE if change.value > 0 else ORANGE, 0.75 * abs(change.value) / largest
+    axes.add_patch(Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, color=colour, alpha=strength, linewidth=0))
+    has_interval = change.low is not None and change.low != change.high
+    weight = "bold" if has_interval and change.side != "level" else "normal"
+    texts = [(y - 0.12, f"{change.value:+.2f}", {"fontsize": 10.5, "fontweight": weight})]
+    if has_interval:
+        texts.append((y + 0.24, f"[{change.low:+.2f}, {change.high:+.2f}]", {"fontsize": 7.5}))
+    for height, text, font in texts:
+        axes.text(x, height, text.replace("-", "−"), ha="center", va="center", **font)
+
+
+@drawing.styled
+def coverage(index: Index) -> Figure:
+    """Training on |D| distinct problems with a frozen teacher. Each |D| has its own trained problems."""
+    cells = (("accuracy", "trained"), ("accuracy", "k3"), ("accuracy", "k4"), ("length", "trained"))
+    figure, panels = drawing.panels(2, len(cells), 11.2, 5.8)
+    runs = {method: index.coverage_runs(method) for method in ("sdpo", "grpo")}
+    by_size = sorted(itertools.chain(*runs.values()), key=lambda c: c.num_problems or math.inf)
+    sizes = list(dict.fromkeys(map(_size, by_size)))
+    lines = {
+        size: (to_hex(SIZES(i / max(1, len(sizes) - 1))), drawing.MARKERS[i % len(drawing.MARKERS)], "-")
+        for i, size in enumerate(sizes)
+    }
+    cells_of_methods = itertools.product(runs, cells)
+    for axes, (method, (metric, dataset)) in zip(panels, cells_of_methods, strict=True):
+        of_method = {c: (lines[_size(c)], _size(c)) for c in runs[method]}
+        _curves(axes, index, "coverage", of_method, dataset, metric)
+        heading = f"{method.upper()}: {drawing.title(metric, dataset)}"
+        drawing.finish(axes, heading, "training step", from_zero=metric == "length")
+        axes.title.set_fontsize(9)
+    for metric in ("accuracy", "length"):
+        drawing.same_scale(axes for axes, cell in zip(panels, cells * 2, strict=True) if cell[0] == metric)
+    return drawing.legend(figure, 6)
+
+
+@drawing.styled
+def fixes(index: Index) -> Figure:
+    """Fixes, ranked by accuracy on harder problems. Filled marks and dashed lines: the base, plain GRPO and
+    plain SDPO; open marks: a fix on top of either, in its colour.
+    """
+    order = [standing.condition for standing in findings.standings(index)]
+    datasets = (RANKED_ON, "k3", RANKED_ON, RANKED_ON)
+    cells = tuple(zip(("accuracy", "accuracy", "length", "num_epistemic"), datasets, strict=True))
     figure, panels = drawing.panels(1, len(cells), 11.2, 1.4 + 0.32 * max(len(order), 6))
     for axes, (metric, dataset) in zip(panels, cells, strict=True):
-        for y, condition in enumerate(order):
-            r = last(records, condition, dataset, metric)
-            if r is None:
-                continue
-            colour, marker, _ = FIX_LINES.get(condition.partition("_")[0], (PINK, "D", "--"))
-            axes.errorbar(
-                r["value"],
-                y,
-                xerr=drawing.spread(r),
-                fmt=marker,
-                color=colour,
-                markersize=6.5,
-                markerfacecolor=colour if condition in FIX_LINES else "none",
-                capsize=2,
-                elinewidth=1.4,
-            )
-            if condition in FIX_LINES:
-                axes.axvline(r["value"], color=colour, linestyle="--", linewidth=1.1, label=name(condition))
-        drawing.title(axes, metric, dataset)
-        axes.set_title(f"{UNITS[metric].removesuffix(' per response')}, {PLACES[dataset]}", fontsize=9)
+        for y, c in enumerate(order):
+            if p := index.last(FIXES, c, dataset, metric):
+                colour, marker, _ = drawing.line(c)
+                face = "none" if c.fix else colour
+                drawing.dot(axes, p.value, y, marker, colour, xerr=spread(p), markerfacecolor=face)
+                if not c.fix:
+                    axes.axvline(p.value, color=colour, linestyle="--", linewidth=1.1, label=name(c))
+        drawing.finish(axes, drawing.title(metric, dataset).replace(" per response", ""))
+        axes.title.set_fontsize(9)
         if metric != "accuracy":
             axes.set_xlim(left=0)
         if order:
-            axes.set_ylim(len(order) - 0.4, -0.6)
-            labels = [name(condition) for condition in order] if axes is panels[0] else []
-            axes.set_yticks(range(len(order)), labels or [""] * len(order))
-            axes.grid(axis="y", visible=False)
-    drawing.legend(figure, 3)
-    return figure
+            drawing.list_rows(axes, [name(c) for c in order], named=axes is panels[0])
+    return drawing.legend(figure, 3)
 
 
 @drawing.styled
-def runs(cells: Mapping[str, Mapping[tuple[str, str], Record]]) -> Figure:
-    """Accuracy of every condition, a mark for each run; `cells`: run → (condition, data set) → record."""
-    datasets = list(dict.fromkeys(dataset for found in cells.values() for _, dataset in found))
-    conditions = list(dict.fromkeys(condition for found in cells.values() for condition, _ in found))
-    figure, panels = drawing.panels(1, len(datasets), 11.2, 1.2 + 0.34 * max(5, len(conditions)))
-    colours = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
-    for axes, dataset in zip(panels, datasets, strict=True):
-        for i, (run, found) in enumerate(cells.items()):
-            for y, condition in enumerate(conditions):
-                if r := found.get((condition, dataset)):
-                    axes.errorbar(
-                        r["value"],
-                        y + 0.5 * ((i + 1) / (len(cells) + 1) - 0.5),
-                        xerr=drawing.spread(r),
-                        fmt="osD^vP"[i % 6],
-                        color=colours[i % len(colours)],
-                        capsize=2,
-                        elinewidth=1.2,
-                        label=run,
-                    )
-        axes.set_title(f"accuracy, {PLACES.get(dataset) or dataset}")
-        axes.set_ylim(len(conditions) - 0.4, -0.6)
-        labels = [name(condition) for condition in conditions] if axes is panels[0] else []
-        axes.set_yticks(range(len(conditions)), labels or [""] * len(conditions))
-        axes.grid(axis="y", visible=False)
-    drawing.legend(figure, 3)
+def probes(index: Index) -> Figure:
+    """Accuracy of each model under every probe (filled) and its controls (open); dashed: neither."""
+    made = findings.probes_made(index)
+    arms = [arm for probe in made for arm in (probe.arm, *probe.controls) if arm != PLAIN]
+    models = findings.probed_models(index) or [BASE, GRPO]
+    figure, panels = drawing.panels(1, len(models), 11.2, 1.2 + 0.26 * max(len(arms), 6))
+    for axes, model in zip(panels, models, strict=True):
+        colour, *_ = drawing.line(model)
+        for y, arm in enumerate(arms):
+            if p := findings.accuracy(index, model, arm):
+                is_probe = any(arm == probe.arm for probe in made)
+                marker, face = ("s", colour) if is_probe else ("o", "none")
+                drawing.dot(axes, p.value, y, marker, colour, xerr=spread(p), markerfacecolor=face)
+        if plain := findings.accuracy(index, model, PLAIN):
+            axes.axvline(plain.value, color=colour, linestyle="--", linewidth=1.1)
+        drawing.finish(axes, f"{name(model)}: accuracy")
+        if arms:
+            axes.set_xlim(0, 1)
+            drawing.list_rows(axes, [arm_name(arm) for arm in arms], named=axes is panels[0])
+            axes.tick_params("y", labelsize=8.5)
     return figure
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure of a section.
+OTHER_LINES: Sequence[Line] = [
+    (colour, marker, dash)
+    for dash, markers in (("--", "DPX"), ("-.", "DPX"), (":", "dpx"))
+    for colour, marker in zip((GREEN, PINK, SKY), markers, strict=True)
+]
 
-    Attributes:
-      name: Of its files.
-      draw: From records to the figure.
-      caption: What it shows.
+
+def _attribution_lines(index: Index) -> dict[Condition, Line]:
+    """Condition → how it is drawn, in the paper's order."""
+    others = itertools.cycle(OTHER_LINES)
+    return {c: next(others) if c.fix else drawing.line(c) for c in index.conditions(ATTRIBUTION)}
+
+
+@drawing.styled
+def signal_by_class(index: Index) -> Figure:
+    """Epistemic tokens in training: their share of the signal and of the tokens, and the divergence from the
+    teacher there, from one evaluation to the next. Where the first share is above the second, an epistemic
+    token counts for more than another.
     """
+    figure, panels = drawing.panels(1, 3, 11.2, 3.6)
+    titles = {
+        "signal": "share of the signal on epistemic tokens",
+        "tokens": "share of tokens that are epistemic",
+        "divergence": "divergence at epistemic tokens (nats)",
+    }
+    for axes, (measure, heading) in zip(panels, titles.items(), strict=True):
+        for c, line in _attribution_lines(index).items():
+            if points := index.curve(ATTRIBUTION, c, "train", measure, group="class:epistemic"):
+                drawing.curve(axes, points, line, name(c))
+        drawing.finish(axes, heading, "training step", from_zero=True)
+    drawing.same_scale(panels[:2])
+    return drawing.legend(figure, 3)
 
-    name: str
-    draw: Callable[[Sequence[Record]], Figure]
-    caption: str
+
+@drawing.styled
+def signal_by_place(index: Index) -> Figure:
+    """Divergence from the teacher and share of the signal, by position in the response and by the student's
+    entropy, over all steps.
+    """
+    figure, panels = drawing.panels(2, 2, 9.6, 6.4)
+    titles = {"divergence": "mean divergence (nats)", "signal": "share of the signal"}
+    across = {
+        "tenth": "tenth of the response",
+        "fifth": "fifth of tokens by the student's entropy (5: forks)",
+    }
+    for axes, (measure, grouping) in zip(panels, itertools.product(titles, across), strict=True):
+        groups = [f"{grouping}:{group}" for group in GROUPINGS[grouping]]
+        for c, line in _attribution_lines(index).items():
+            found = [index.last(ATTRIBUTION, c, "train", measure, group=group) for group in groups]
+            points = [replace(p, step=i + 1) for i, p in enumerate(found) if p]
+            if points:
+                drawing.curve(axes, points, line, name(c))
+        axes.set_xticks(range(1, len(groups) + 1))
+        drawing.finish(axes, titles[measure], across[grouping], from_zero=True)
+    return drawing.legend(figure, 3)
 
 
-BANDS = "Bars and bands are 95 % intervals."
-FIGURES: Mapping[str, tuple[Plot, ...]] = {
-    "richness": (
-        Plot(
-            "richness",
-            richness,
-            "What each model does under each context, against the information that the context turned out to "
-            "carry for it. Lines join the contexts that say something about the problem at hand, in a form "
-            f"that the models have learned to read. {BANDS}",
-        ),
-    ),
-    "sft": (
-        Plot(
-            "sft",
-            sft,
-            "Fine-tuning on the model's own correct responses, produced without and with a context: the same "
-            f"problems, the same number of responses. {BANDS}",
-        ),
-    ),
-    "on_policy": (
-        Plot(
-            "on_policy",
-            on_policy,
-            "On-policy training. Dotted: teacher weights follow the student (EMA) instead of staying frozen. "
-            f"Harder problems were never trained on. {BANDS}",
-        ),
-        Plot(
-            "training",
-            training,
-            "What training measures on its own rollouts, means over the steps from one evaluation to the "
-            "next. The divergence between student and teacher is shown apart for tokens that are epistemic "
-            "words and for all others. Thin lines: single seeds. There are no intervals.",
-        ),
-    ),
+@drawing.styled
+def runs(cells: Mapping[str, Mapping[tuple[Condition, str], Point]]) -> Figure:
+    """Accuracy of every condition in each run; `cells`: run → (condition, data set) → accuracy."""
+    datasets = list(dict.fromkeys(dataset for found in cells.values() for _, dataset in found))
+    conditions = list(dict.fromkeys(c for found in cells.values() for c, _ in found))
+    figure, panels = drawing.panels(1, len(datasets), 11.2, 1.2 + 0.34 * max(5, len(conditions)))
+    styles = list(zip(drawing.MARKERS, (BLUE, RED, GREEN, PINK, ORANGE, SKY), strict=True))
+    for axes, dataset in zip(panels, datasets, strict=True):
+        for (i, (run, found)), (y, c) in itertools.product(enumerate(cells.items()), enumerate(conditions)):
+            if p := found.get((c, dataset)):
+                height = y + 0.5 * ((i + 1) / (len(cells) + 1) - 0.5)
+                drawing.dot(axes, p.value, height, *styles[i % len(styles)], xerr=spread(p), label=run)
+        drawing.finish(axes, f"accuracy, {drawing.DATASETS.get(dataset) or dataset}")
+        drawing.list_rows(axes, [name(c) for c in conditions], named=axes is panels[0])
+    return drawing.legend(figure, 3)
+
+
+FIGURES: Mapping[str, Sequence[Callable[[Index], Figure]]] = {
+    "richness": (richness,),
+    "sft": (sft,),
+    "on_policy": (on_policy, training),
     "trained_richness": (),
-    "coverage": (
-        Plot(
-            "coverage_grid",
-            coverage_grid,
-            "Change of accuracy against the base on the same problems at the last step, with 95 % intervals. "
-            "Orange: below the base; blue: above; bold: the interval excludes 0. A single problem has none.",
-        ),
-        Plot(
-            "coverage",
-            coverage,
-            "Training on |D| distinct problems, teacher frozen, c = s∖think. Trained problems differ from "
-            f"one |D| to the next. {BANDS}",
-        ),
-    ),
-    FIXES: (
-        Plot(
-            "fixes",
-            fixes,
-            "Fixes, ranked by accuracy on harder problems. Filled marks and dashed lines: the base, plain "
-            "GRPO and plain SDPO (c = s); open marks: a fix on top of either, in its colour. "
-            f"{BANDS}",
-        ),
-    ),
-    ATTRIBUTION: (
-        Plot(
-            "signal_by_class",
-            signal_by_class,
-            "Epistemic tokens in training: their share of the signal and of the tokens, and the divergence "
-            "from the teacher there, from one evaluation to the next. Where the first share is above "
-            f"the second, an epistemic token counts for more than another. {BANDS}",
-        ),
-        Plot(
-            "signal_by_place",
-            signal_by_place,
-            "Divergence from the teacher and share of the signal, by place in the response and by how unsure "
-            f"the student was, over all steps. {BANDS}",
-        ),
-    ),
-    PROBES: (
-        Plot(
-            "probes",
-            probes,
-            "Accuracy of each model under every probe (filled) and its controls (open); dashed: the model as "
-            f"it is. {BANDS}",
-        ),
-    ),
+    "coverage": (coverage_grid, coverage),
+    FIXES: (fixes,),
+    ATTRIBUTION: (signal_by_class, signal_by_place),
+    PROBES: (probes,),
 }
-"""Section → its figures, in the order in which they are shown."""
+"""Section → its figures, in their order. A file has the name of its function."""
+
+
+def caption(plot: Callable[[Index], Figure]) -> str:
+    """The caption of a figure."""
+    bands = "" if plot in (training, coverage_grid) else " Bars and bands are 95 % intervals."
+    return " ".join(str(plot.__doc__).split()) + bands

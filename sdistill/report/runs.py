@@ -1,52 +1,47 @@
-"""A run's directory as a report reads it: all there is, and notes on what is not.
+"""A run's directory as a report reads it: what is there, and notes on what is missing.
 
-A study that was interrupted, or that another version of sdistill wrote, is reported as far as it can be
-read. Only what would make figures wrong is an error.
+A study that was interrupted, or that another version of sdistill wrote, is reported as far as it can be read.
+Only what would make the report wrong is an error.
 """
 
 import functools
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdistill.analysis.attribution import ATTRIBUTION
-from sdistill.analysis.probes import PROBES
-from sdistill.analysis.records import Record
 from sdistill.report.claims import Claim, judge
-from sdistill.report.lookup import ACROSS, POOLED, SECTIONS
-from sdistill.report.ranking import FIXES
+from sdistill.report.lookup import HEADINGS, Index
+from sdistill.types import Measurement
 
 RESULTS = "results.jsonl"
-IDENTITY = ("section", "condition", "seed", "step", "dataset", "metric", "value")
-OPTIONAL = ("n", "ci_low", "ci_high")
 SETTINGS = {"config.json": "Settings", "environment.json": "Versions, devices, seeds"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was read of a run.
+    """A run as read from disk.
 
     Attributes:
-      name: That of its directory, with as many of those above it as tell it from the other runs read.
+      name: That of its directory, with as many parents as tell it from the other runs.
       path: Its directory.
-      records: The lines of its `results.jsonl`.
+      index: The measurements of its `results.jsonl`.
       settings: The JSON files of `SETTINGS` that it has, by name.
       notes: What is missing or could not be read, in sentences.
     """
 
     name: str
     path: Path
-    records: list[Record]
+    index: Index
     settings: dict[str, Any]
     notes: tuple[str, ...]
 
     @functools.cached_property
     def claims(self) -> list[Claim]:
         """The paper's claims as this run judges them."""
-        return judge(self.records)
+        return judge(self.index)
 
 
 def read_run(path: Path) -> Run:
@@ -54,35 +49,31 @@ def read_run(path: Path) -> Run:
 
     Raises:
       FileNotFoundError: if it is not one: it has neither results nor runs.
-      ValueError: naming file and line, if a line of the results is not a record.
+      ValueError: naming file and line, if a line of the results is not a measurement.
     """
     notes: list[str] = []
-    records: list[Record] = []
+    measurements: list[Measurement] = []
     if (path / RESULTS).is_file():
-        records = _read_records(path / RESULTS, notes)
+        measurements = _read_measurements(path / RESULTS, notes)
     elif (path / "runs").is_dir():
         notes.append(f"No {RESULTS}: the study was interrupted before its first section was complete.")
     else:
         raise FileNotFoundError(f"neither {RESULTS} nor runs/ in {path}: not the directory of a study")
-    unknown = sorted({r["section"] for r in records} - {*SECTIONS, FIXES, PROBES, ATTRIBUTION})
+    unknown = sorted({m.section for m in measurements} - {*HEADINGS})
     if unknown:
         notes.append(f"Sections that this version does not know, and does not show: {', '.join(unknown)}.")
     settings = {}
     for name in SETTINGS:
         try:
-            settings[name] = _read_object(path / name)
+            settings[name] = json.loads((path / name).read_text(encoding="utf-8"))
+            if not isinstance(settings[name], dict):
+                raise ValueError("not an object with fields")
         except FileNotFoundError:
             notes.append(f"No {name} in this run.")
         except ValueError as error:
+            settings.pop(name, None)
             notes.append(f"{name} could not be read: {error}.")
-    return Run(path.resolve().name, path, records, settings, tuple(notes))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("not an object with fields")
-    return content
+    return Run(path.resolve().name, path, Index(measurements), settings, tuple(notes))
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -99,29 +90,25 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [replace(run, name="/".join(part[-depth:])) for run, part in zip(runs, parts, strict=True)]
 
 
-def _read_records(path: Path, notes: list[str]) -> list[Record]:
-    """The records; notes say what was left out or filled in."""
+def _read_measurements(path: Path, notes: list[str]) -> list[Measurement]:
+    """The measurements; notes say which lines were left out."""
     lines = path.read_bytes().split(b"\n")  # text may hold characters that `str.splitlines` splits at
     complete, rest = lines[:-1], lines[-1]  # every line that was written whole ends with a newline
-    records, filled, other_seeds = [], 0, set()
+    measurements, other_seeds = [], set()
     for number, line in enumerate(complete, 1):
         try:
-            record = json.loads(line, parse_constant=lambda name: None)  # NaN: undefined
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(record, dict) or (missing := [key for key in IDENTITY if key not in record]):
-            lacking = ", ".join(missing) if isinstance(record, dict) else "keys"
-            raise ValueError(f"{path}:{number}: record without {lacking}")
-        if not isinstance(record["seed"], int) and record["seed"] not in (POOLED, ACROSS):
-            other_seeds.add(str(record["seed"]))
-            continue
-        filled += any(key not in record for key in OPTIONAL)
-        records.append(dict.fromkeys(OPTIONAL) | record)
+            values = json.loads(line, parse_constant=lambda name: None)  # NaN: undefined
+            known = {field.name: values[field.name] for field in fields(Measurement) if field.name in values}
+            measurement = Measurement.from_json(known)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: not a measurement: {error}") from error
+        if isinstance(measurement.seed, int) or measurement.seed in ("all", "any"):
+            measurements.append(measurement)
+        else:
+            other_seeds.add(str(measurement.seed))
     if rest.strip():
         notes.append(f"The last line of {RESULTS} was cut short by an interruption, and is left out.")
-    if filled:
-        notes.append(f"{filled} records of {RESULTS} have no interval: an earlier version wrote none.")
     if other_seeds:
         kinds = ", ".join(sorted(other_seeds))
-        notes.append(f"Records of seed {kinds} were left out: this version does not know what it means.")
-    return records
+        notes.append(f"Measurements of seed {kinds} were left out: this version does not know these seeds.")
+    return measurements

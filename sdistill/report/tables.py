@@ -1,4 +1,4 @@
-"""The tables of a report: what they hold, and the same as CSV. How they look is another's concern."""
+"""The tables of a report: their contents, and the same as CSV."""
 
 import csv
 import io
@@ -7,39 +7,40 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, MEASURES
-from sdistill.analysis.epistemic import WORDS
 from sdistill.analysis.probes import PROBES
-from sdistill.analysis.records import Record
 from sdistill.analysis.statistics import minimum_detectable
-from sdistill.report.lookup import (
-    ACROSS,
-    POOLED,
-    condition_rank,
-    integer_seeds,
-    name,
-    select,
-    select_difference,
-)
-from sdistill.report.probe_results import Contrast, contrasts, measured
-from sdistill.report.ranking import FIXES, JUDGE, by_seed, standings
+from sdistill.report.findings import RANKED_ON, contrasts, probes_made, standings, words_of
+from sdistill.report.lookup import BASE, FIXES, Index, Point, arm_name, name, rank, seeds
+from sdistill.types import Condition, Measurement
 
 VALUES = "Values at the last step"
-RANKING = f"Ranked by accuracy on {JUDGE}, problems harder than those trained on"
+RANKING = f"Ranked by accuracy on {RANKED_ON}, problems harder than those trained on"
 TRAINING = "Training metrics at the last step"
 DETECTABLE = "detectable difference"
 PROBE_COLUMNS = (
     "condition",
     "against",
     "accuracy",
-    "accuracy there",
+    "its accuracy",
     "difference",
     "would find",
     "longer by",
     "n",
 )
-OTHERS = " and others"  # what the interval is about
-DIGITS = {"accuracy": 3, "length": 1, "words": 2, "words_substring": 2, "bits_per_response": 2}
-ORDER = ("accuracy", "pass@", "maj@", "length", "words", "words_substring", "finished", "bits_per")
+BY_GROUP = {
+    "class": "By class of token, at the last steps",
+    "tenth": "By tenth of the response, over all steps",
+    "fifth": "By fifth of tokens by the student's entropy, over all steps",
+}
+DIGITS = {
+    "accuracy": 3,
+    "length": 1,
+    "num_epistemic": 2,
+    "num_epistemic_substrings": 2,
+    "bits_per_response": 2,
+}
+ORDER = ("accuracy", "pass@", "maj@", "length", "num_epistemic", "finished", "bits_per")
+OTHERS = " and others"  # the interval is over seeds too
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Cell:
     digits: int = 3
 
 
-Row = list[str | Cell]
+Row = list[str | Condition | Cell]
 
 
 @dataclass(frozen=True)
@@ -62,260 +63,196 @@ class Table:
     Attributes:
       title: Unique in its section.
       columns: Their heads.
-      rows: Text (conditions by their key) and `Cell`s, one for each column.
+      rows: Texts, conditions and `Cell`s, one for each column.
       foot: For each data set the smallest difference between rows, or from zero in a table of differences,
-        that these figures would probably show (see `minimum_detectable`).
+        that these measurements would probably show (see `minimum_detectable`).
     """
 
     title: str
-    columns: list[str]
+    columns: Sequence[str]
     rows: list[Row]
     foot: list[Row] = field(default_factory=list)
 
 
-def minus(other: str) -> str:
-    """The title of a table of differences to `other`."""
-    return f"Minus {name(other)}, paired by problem"
+def cell(p: Point | None, metric: str = "") -> str | Cell:
+    """A point with the decimals of its metric; empty without one."""
+    return "" if p is None else Cell(p.value, p.low, p.high, DIGITS.get(metric, 3))
 
 
-def section_tables(section: str, records: Sequence[Record]) -> list[Table]:
+def minus(baseline: Condition) -> str:
+    """The title of a table of differences to a baseline."""
+    return f"Minus {name(baseline)}, paired by problem"
+
+
+def section_tables(section: str, index: Index) -> list[Table]:
     """The tables of one section: values, paired differences, training metrics; each if it has rows.
 
-    Rows are pooled over seeds; what was not pooled (training metrics, a condition that was
-    interrupted) is shown seed by seed.
+    Rows are pooled over seeds; what was not pooled (training metrics, a condition that was interrupted) is
+    shown seed by seed.
     """
-    mine = [r for r in records if r["section"] == section]
-    groups: dict[str, list[Record]] = {VALUES: []}
+    mine, tables = index.sections.get(section, []), list[Table]()
     if section == ATTRIBUTION:
-        return attribution_tables(mine)
-    if section == PROBES:  # every probe has a table with its own controls
-        tables, mine = probe_tables(mine), [r for r in mine if "_minus:" not in r["metric"]]
-        mine = [r for r in mine if not r["metric"].startswith("word:")]
-    else:
-        tables = ranking_tables(mine) if section == FIXES else []
-    for r in mine:
-        title = VALUES
-        if r["dataset"] == "train":
-            title = TRAINING
-        elif other := r["metric"].partition("_minus:")[2]:
-            title = minus(other)
-        groups.setdefault(title, []).append(r)
+        return _attribution_tables(index)
+    if section == FIXES:
+        tables = _ranking_tables(index)
+    if section == PROBES:  # differences are in the tables of the probes, each with its own controls
+        tables, mine = _probe_tables(index), [m for m in mine if m.baseline is None and m.group is None]
+    groups: dict[str, list[Measurement]] = {VALUES: []}
+    for m in mine:
+        title = TRAINING if m.dataset == "train" else minus(m.baseline) if m.baseline else VALUES
+        groups.setdefault(title, []).append(m)
     for title in sorted(groups, key=lambda t: (t == TRAINING, t != VALUES)):
         if shown := _best_pooled(groups[title]):
-            paired = title not in (VALUES, TRAINING)
-            tables.append(_tabulate(title, shown, integer_seeds(mine), paired=paired))
+            tables.append(_tabulate(title, shown, seeds(mine), paired=title not in (VALUES, TRAINING)))
     return tables
 
 
-def _best_pooled(records: Sequence[Record]) -> list[Record]:
-    """Of each condition the records about other seeds too, else those pooled, else those of each seed."""
-    seeds: dict[str, set[int | str]] = {}
-    for r in records:
-        seeds.setdefault(r["condition"], set()).add(r["seed"])
-    best = {c: next((s for s in (ACROSS, POOLED) if s in found), None) for c, found in seeds.items()}
-    return [r for r in records if best[r["condition"]] in (None, r["seed"])]
+def _best_pooled(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Of each condition the measurements over problems and seeds, else over problems, else of each seed."""
+    found: dict[Condition, set[int | str]] = {}
+    for m in measurements:
+        found.setdefault(m.condition, set()).add(m.seed)
+    best = {c: next((seed for seed in ("any", "all") if seed in seeds), None) for c, seeds in found.items()}
+    return [m for m in measurements if best[m.condition] in (None, m.seed)]
 
 
-def _tabulate(title: str, records: Sequence[Record], all_seeds: list[int], *, paired: bool) -> Table:
+def _tabulate(
+    title: str, measurements: Sequence[Measurement], all_seeds: list[int], *, paired: bool
+) -> Table:
     """One row for each condition, data set and seed, at its last step; a column for each metric."""
-    rows: dict[tuple[str, str, str], dict[str, Record]] = {}
-    for r in records:
-        row = rows.setdefault((r["condition"], r["dataset"], str(r["seed"])), {})
-        metric = r["metric"].partition("_minus:")[0]
-        if metric not in row or r["step"] >= row[metric]["step"]:
-            row[metric] = r
-    metrics = sorted({metric for row in rows.values() for metric in row}, key=_rank)
+    rows: dict[tuple[Condition, str, str], dict[str, Measurement]] = {}
+    for m in measurements:
+        row = rows.setdefault((m.condition, m.dataset, str(m.seed)), {})
+        if m.metric not in row or m.step >= row[m.metric].step:
+            row[m.metric] = m
+
+    def place(metric: str) -> tuple[int, str]:
+        return next((i for i, start in enumerate(ORDER) if metric.startswith(start)), len(ORDER)), metric
+
+    metrics = sorted({metric for row in rows.values() for metric in row}, key=place)
     body: list[Row] = []
-    for key in sorted(rows, key=lambda k: (condition_rank(k[0]), k)):
-        condition, dataset, seed = key
-        step = max(r["step"] for r in rows[key].values())
-        row = {m: r for m, r in rows[key].items() if r["step"] == step}
-        cells = [_cell(row.get(m)) for m in metrics]
-        n = str(max((r["n"] for r in row.values() if r["n"] is not None), default=""))
-        seeds = ", ".join(map(str, all_seeds)) if seed in (POOLED, ACROSS) and all_seeds else seed
-        body.append([condition, dataset, str(step), *cells, n, seeds + OTHERS * (seed == ACROSS)])
+    for condition, dataset, seed in sorted(rows, key=lambda k: (rank(k[0]), k[1:])):
+        row = rows[condition, dataset, seed]
+        step = max(m.step for m in row.values())
+        found = [m if (m := row.get(metric)) and m.step == step else None for metric in metrics]
+        cells = [Cell(m.value, m.ci_low, m.ci_high, DIGITS.get(m.metric, 3)) if m else "" for m in found]
+        n = str(max((m.n for m in found if m and m.n is not None), default=""))
+        names = ", ".join(map(str, all_seeds)) if seed in ("all", "any") and all_seeds else seed
+        body.append([condition, dataset, str(step), *cells, n, names + OTHERS * (seed == "any")])
     columns = ["condition", "data", "step", *metrics, "n", "seeds"]
     return Table(title, columns, body, detectable_rows(columns, body, metrics if paired else ()))
-
-
-def _rank(metric: str) -> tuple[int, str]:
-    starts = [i for i, start in enumerate(ORDER) if metric.startswith(start)]
-    return (max(starts) if starts else len(ORDER), metric)
-
-
-def _cell(r: Record | None) -> str | Cell:
-    if r is None:
-        return ""
-    digits = DIGITS.get(r["metric"].partition("_minus:")[0], 3)
-    return Cell(r["value"], r["ci_low"], r["ci_high"], digits)
 
 
 def detectable_rows(columns: Sequence[str], rows: Sequence[Row], differences: Collection[str]) -> list[Row]:
     """The foot of a table that begins with condition and data: a row for each data set.
 
     Args:
-      columns: Of the table.
-      rows: Of the table; of each data set the least certain count.
-      differences: Columns that hold differences, which are told from zero and not from another row.
+      columns, rows: Of the table; the least certain rows of each data set count.
+      differences: Columns of differences, which are compared with zero and not with another row.
     """
     foot: list[Row] = []
     for dataset in dict.fromkeys(str(row[1]) for row in rows):
-        mine = [row for row in rows if row[1] == dataset]
-        cells = [
-            _detectable([row[i] for row in mine], paired=column in differences)
-            for i, column in enumerate(columns)
-        ]
+        cells = _detectable(columns, [row for row in rows if row[1] == dataset], differences)
         if any(isinstance(cell, Cell) for cell in cells):
             foot.append([DETECTABLE, dataset, *cells[2:]])
     return foot
 
 
-def _detectable(cells: Sequence[str | Cell], *, paired: bool) -> str | Cell:
+def _detectable(columns: Sequence[str], rows: Sequence[Row], differences: Collection[str]) -> Row:
     """Of differences the widest; of values the two widest, as if they were independent."""
-    widths, digits = [0.0], 0
-    for cell in cells:
-        if isinstance(cell, Cell) and cell.low is not None and cell.high is not None:
-            widths.append(cell.high - cell.low)
-            digits = cell.digits
-    first, second = sorted(widths, reverse=True)[:2] if len(widths) > 1 else (0.0, 0.0)
-    if first < 1e-9 or (second < 1e-9 and not paired):
-        return ""  # a single problem, or a single row, says nothing of chance
-    return Cell(minimum_detectable(0.0, first if paired else math.hypot(first, second)), digits=digits)
+    found: Row = []
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
+        bounded = [(c.low, c.high, c.digits) for c in cells if isinstance(c, Cell)]
+        widths = [high - low for low, high, _ in bounded if low is not None and high is not None]
+        first, second, *_ = [*sorted(widths, reverse=True), 0.0, 0.0]
+        if column in differences:
+            width = second = first
+        else:
+            width = math.hypot(first, second)
+        # A single problem has an interval of no width; a single row of values has no other to compare with.
+        is_defined = second > 1e-9
+        found.append(Cell(minimum_detectable(0.0, width), digits=bounded[-1][2]) if is_defined else "")
+    return found
 
 
-def ranking_tables(records: Sequence[Record]) -> list[Table]:
+def _ranking_tables(index: Index) -> list[Table]:
     """The conditions of the fixes in their order; no table where nothing was pooled."""
-    figures = {
-        f"{JUDGE} accuracy": (JUDGE, "accuracy"),
-        "minus base": (JUDGE, "accuracy_minus:base"),
-        "minus SDPO": (JUDGE, "accuracy_minus:sdpo"),
-        "k3 accuracy": ("k3", "accuracy"),
-        f"{JUDGE} length": (JUDGE, "length"),
-        f"{JUDGE} words": (JUDGE, "words"),
-        f"{JUDGE} finished": (JUDGE, "finished"),
+    sdpo = next((c for c in index.conditions(FIXES) if c.method == "sdpo" and not c.fix), BASE)
+    columns: dict[str, tuple[str, str, Condition | None]] = {
+        f"{RANKED_ON} accuracy": (RANKED_ON, "accuracy", None),
+        "minus base": (RANKED_ON, "accuracy", BASE),
+        "minus SDPO": (RANKED_ON, "accuracy", sdpo),
+        "k3 accuracy": ("k3", "accuracy", None),
+        **{f"{RANKED_ON} {m}": (RANKED_ON, m, None) for m in ("length", "num_epistemic", "finished")},
     }
     body: list[Row] = []
-    for standing in standings(records):
-        condition = standing.condition
-        found = [select_difference(records, FIXES, condition, *figure) for figure in figures.values()]
-        cells = [_cell(curve[-1] if curve else None) for curve in found]
-        seeds = ", ".join(f"{value:.2f}" for value in by_seed(records, condition))
-        body.append([standing.place, condition, *cells, seeds])
-    head = ["rank", "condition", *figures, f"{JUDGE} by seed"]
-    return [Table(RANKING, head, body, _ranking_foot(head, body))] if body else []
+    for standing in standings(index):
+        row: Row = [standing.rank, standing.condition]
+        for dataset, metric, baseline in columns.values():
+            of = (FIXES, standing.condition, dataset, metric)
+            row.append(cell(index.difference(*of, baseline) if baseline else index.last(*of), metric))
+        points = [index.last(FIXES, standing.condition, RANKED_ON, "accuracy", seed=s) for s in index.seeds]
+        body.append([*row, ", ".join(f"{p.value:.2f}" for p in points if p)])
+    if not body:
+        return []
+    head = ["rank", "condition", *columns, f"{RANKED_ON} by seed"]
+    foot = _detectable(head, body, [title for title, (*_, baseline) in columns.items() if baseline])
+    return [Table(RANKING, head, body, [["", DETECTABLE, *foot[2:]]])]
 
 
-GROUPED = {
-    "class": "By class of token, at the last steps",
-    "tenth": "By tenth of the response, over all steps",
-    "fifth": "By fifth of tokens by the student's entropy, over all steps",
-}
-GROUP_COLUMNS = ("condition", "group", "share of tokens", "share of signal", "divergence", "n")
-MOVED = "Words that rise and fall"
-LEVEL = 0.05  # of adjusted p-values
-
-
-@dataclass(frozen=True)
-class Word:
-    """What is known of a word under a condition: the base's rate, its change, its adjusted p-value, its z."""
-
-    word: str
-    listed: bool
-    base: Record
-    change: Record
-    p: Record
-    z: Record
-
-
-def words_of(records: Sequence[Record], condition: str, dataset: str) -> list[Word]:
-    """The words that were compared with the base, those that rise most first."""
-    found: dict[str, dict[str, Record]] = {}
-    for r in records:
-        kind, _, word = r["metric"].partition(":")
-        if kind.startswith("word_") and (r["section"], r["condition"], r["dataset"]) == (
-            ATTRIBUTION,
-            condition,
-            dataset,
-        ):
-            found.setdefault(word, {})[kind.removeprefix("word_")] = r
-    words = [Word(word, word in WORDS, **parts) for word, parts in found.items() if len(parts) == 4]
-    return sorted(words, key=lambda w: (-w.change["value"], w.word))
-
-
-def attribution_tables(records: Sequence[Record]) -> list[Table]:
+def _attribution_tables(index: Index) -> list[Table]:
     """Signal and divergence by groups of tokens; and the words that were compared with the base."""
-    conditions = sorted({r["condition"] for r in records}, key=condition_rank)
-    tables = []
-    for grouping, title in GROUPED.items():
+    conditions, tables = index.conditions(ATTRIBUTION), []
+    for grouping, title in BY_GROUP.items():
         body: list[Row] = []
-        for condition in conditions:
+        for c in conditions:
             for group in GROUPINGS[grouping]:
-                metrics = [f"{measure}:{grouping}:{group}" for measure in MEASURES]
-                found = [select(records, ATTRIBUTION, condition, "train", metric) for metric in metrics]
-                if found[0]:
-                    cells = [_cell(curve[-1] if curve else None) for curve in found]
-                    body.append([condition, group, *cells, str(found[0][-1]["n"])])
-        if body:
-            tables.append(Table(title, list(GROUP_COLUMNS), body))
-    moved: list[Row] = []
-    for condition in conditions:
-        for dataset in sorted({r["dataset"] for r in records} - {"train"}):
-            for w in words_of(records, condition, dataset):
-                kind = "list" if w.listed else "data"
-                cells = [
-                    _cell(w.base),
-                    _cell(w.change),
-                    Cell(w.p["value"], digits=4),
-                    Cell(w.z["value"], digits=1),
-                ]
-                moved.append([condition, dataset, w.word, kind, *cells, str(w.change["n"])])
-    if moved:
-        head = ["condition", "data", "word", "from", "base", "change", "adjusted p", "z", "n"]
-        tables.append(Table(MOVED, head, moved))
-    return tables
+                key = {"group": f"{grouping}:{group}"}
+                found = [index.last(ATTRIBUTION, c, "train", measure, **key) for measure in MEASURES]
+                body += [[c, group, *map(cell, found), str(found[0].n)]] if found[0] else []
+        columns = ["condition", "group", "share of tokens", "share of signal", "divergence", "n"]
+        tables.append(Table(title, columns, body))
+    words: list[Row] = []
+    datasets = sorted({m.dataset for m in index.sections.get(ATTRIBUTION, ())} - {"train"})
+    for c in conditions:
+        for dataset in datasets:
+            for w in words_of(index, c, dataset):
+                numbers = (cell(w.base), cell(w.change), Cell(w.p, digits=4), Cell(w.z, digits=1))
+                words.append([c, dataset, w.word, "list" if w.listed else "data", *numbers, str(w.change.n)])
+    head = ["condition", "data", "word", "from", "base", "change", "adjusted p", "z", "n"]
+    tables.append(Table("Words that rise and fall", head, words))
+    return [table for table in tables if table.rows]
 
 
-def probe_tables(records: Sequence[Record]) -> list[Table]:
+def _probe_tables(index: Index) -> list[Table]:
     """A table of each probe: a row for each model and control."""
     tables = []
-    for probe in measured(records):
-        if found := contrasts(records, probe):
-            title = name(probe.arm)
-            rows = [_contrast_row(c) for c in found]
-            tables.append(Table(title[0].upper() + title[1:], list(PROBE_COLUMNS), rows))
-    return tables
-
-
-def _contrast_row(c: Contrast) -> Row:
-    cells = [_cell(c.ours), _cell(c.theirs), _cell(c.difference), Cell(c.detectable), _cell(c.length)]
-    return [c.model, name(c.control), *cells, str(c.ours["n"])]
-
-
-def _ranking_foot(columns: Sequence[str], rows: Sequence[Row]) -> list[Row]:
-    cells = [
-        _detectable([row[i] for row in rows], paired=column.startswith("minus"))
-        for i, column in enumerate(columns)
-    ]
-    return [["", DETECTABLE, *cells[2:]]]
+    for probe in probes_made(index):
+        rows: list[Row] = []
+        for c in contrasts(index, probe):
+            accuracies = map(cell, (c.ours, c.theirs, c.difference))
+            others = (Cell(c.difference.detectable), cell(c.length, "length"), str(c.ours.n))
+            rows.append([c.model, arm_name(c.control), *accuracies, *others])
+        title = arm_name(probe.arm)
+        tables.append(Table(title[0].upper() + title[1:], PROBE_COLUMNS, rows))
+    return [table for table in tables if table.rows]
 
 
 def to_csv(table: Table) -> str:
     """The table as CSV, the smallest detectable differences last; a number's bounds follow it."""
-    numeric = [
-        any(isinstance(row[i], Cell) for row in [*table.rows, *table.foot]) for i in range(len(table.columns))
-    ]
-    head: list[str] = []
+    rows = [*table.rows, *table.foot]
+    numeric = [any(isinstance(row[i], Cell) for row in rows) for i in range(len(table.columns))]
+    lines: list[list[object]] = [[]]
     for column, is_number in zip(table.columns, numeric, strict=True):
-        head += [column, f"{column} low", f"{column} high"] if is_number else [column]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(head)
-    for row in [*table.rows, *table.foot]:
-        line: list[object] = []
-        for cell, is_number in zip(row, numeric, strict=True):
-            if isinstance(cell, Cell):
-                line += [cell.value, cell.low, cell.high]
+        lines[0] += [column, f"{column} low", f"{column} high"] if is_number else [column]
+    for row in rows:
+        lines.append([])
+        for content, is_number in zip(row, numeric, strict=True):
+            if isinstance(content, Cell):
+                lines[-1] += [content.value, content.low, content.high]
             else:
-                line += [cell, "", ""] if is_number else [cell]
-        writer.writerow(line)
+                text = content.label if isinstance(content, Condition) else content
+                lines[-1] += [text, "", ""] if is_number else [text]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(lines)
     return stream.getvalue()

@@ -1,5 +1,5 @@
 "use strict";
-// The trace viewer. Text of a run is only ever put into text nodes, so that none of it can be markup.
+// The trace viewer. Text of a run is only put into text nodes, so none of it can be markup.
 (async () => {
   const CUT = 20000; // characters of a response that are shown at once
   const $ = (id) => document.getElementById(id);
@@ -12,13 +12,13 @@
   const count = traces.group.length;
   const epistemic = new RegExp(`\\b(?:${words.join("|")})\\b`, "gi");
   const verdict = (i) => (traces.finish[i] !== "stop" ? "cut" : traces.correct[i] ? "correct" : "wrong");
-  const response = (i) => traces.tokens[i]?.join("") ?? traces.response[i];
+  const response = (i) => traces.tokens[i]?.join("") ?? traces.text[i];
   const group = (i) => groups[traces.group[i]];
   const text = (index) => (index < 0 ? "" : texts[index]);
   const divergence = traces.divergence.map((values) =>
     values ? values.reduce((sum, value) => sum + value, 0) / values.length : -Infinity);
 
-  // What a search looks through: a response, and once for all its traces a prompt or a problem.
+  // A search looks through the responses, and through each prompt, context and problem once.
   const loweredTexts = texts.map((value) => value.toLowerCase());
   const loweredResponses = Array.from({ length: count }, (_, i) => response(i).toLowerCase());
 
@@ -37,7 +37,7 @@
     "": ["as sampled", null],
     longest: ["longest first", (i) => traces.length[i]],
     shortest: ["shortest first", (i) => -traces.length[i]],
-    words: ["most epistemic words first", (i) => traces.words[i]],
+    words: ["most epistemic words first", (i) => traces.num_epistemic[i]],
     divergence: ["largest mean divergence first", (i) => divergence[i]],
   };
 
@@ -47,7 +47,7 @@
     select.value = entries.some(([value]) => value === kept) ? kept : entries[0][0];
   }
 
-  // Each field offers what the fields before it leave.
+  // Each field offers the values that the fields before it leave.
   function offer() {
     let left = groups;
     for (const field of FIELDS) {
@@ -65,14 +65,14 @@
   function filter() {
     const wanted = new Set(offer());
     const keep = groups.map((g) => wanted.has(g));
-    const sought = $("query").value.trim().toLowerCase();
-    const inTexts = sought ? loweredTexts.map((value) => value.includes(sought)) : [];
+    const query = $("query").value.trim().toLowerCase();
+    const inTexts = query ? loweredTexts.map((value) => value.includes(query)) : [];
     const wantedVerdict = $("verdict").value;
     found = [];
     for (let i = 0; i < count; i++) {
       if (!keep[traces.group[i]] || (wantedVerdict && verdict(i) !== wantedVerdict)) continue;
-      if (sought && !inTexts[traces.problem[i]] && !inTexts[traces.prompt[i]] && !inTexts[traces.context[i]]
-          && !loweredResponses[i].includes(sought)) continue;
+      if (query && !inTexts[traces.problem[i]] && !inTexts[traces.prompt[i]] && !inTexts[traces.context[i]]
+          && !loweredResponses[i].includes(query)) continue;
       found.push(i);
     }
     const measure = ORDERS[$("order").value][1];
@@ -88,10 +88,10 @@
     $("found").textContent = !found.length ? "No trace fits; widen the search or the filters."
       : `${found.length.toLocaleString("en")} of ${count.toLocaleString("en")} traces: `
         + `${(100 * mean(traces.correct)).toFixed(0)} % correct, on average ${mean(traces.length).toFixed(1)} tokens `
-        + `and ${mean(traces.words).toFixed(2)} epistemic words.`;
+        + `and ${mean(traces.num_epistemic).toFixed(2)} epistemic words.`;
   }
 
-  // ── The list: only the rows in sight exist ─────────────────────────────────────────────────────
+  // ── The list: only visible rows exist ──────────────────────────────────────────────────────────
 
   const list = $("list");
   const SIGNS = { correct: "✓", wrong: "✗", cut: "…" };
@@ -125,7 +125,7 @@
     made.setAttribute("aria-posinset", String(place + 1));
     const sign = element("span", `sign ${verdict(i)}`, SIGNS[verdict(i)]);
     sign.title = verdict(i);
-    const about = `${g.name} · ${g.dataset} · ${traces.length[i]} tokens, ${traces.words[i]} words`;
+    const about = `${g.name} · ${g.dataset} · ${traces.length[i]} tokens, ${traces.num_epistemic[i]} words`;
     made.append(sign, element("span", "problem", text(traces.problem[i])), element("small", "", about));
     made.addEventListener("click", () => choose(place));
     return made;
@@ -146,9 +146,11 @@
     show();
   }
 
-  // ── A trace, and what stands beside it ─────────────────────────────────────────────────────────
+  // ── The chosen trace, and the one beside it ────────────────────────────────────────────────────
 
-  // Context of this response, or else the response that says most about how the teacher would go on.
+  const isGuided = (g) => g.role === "guided" || g.role === "solution";
+
+  // The teacher's context, or else the response that best shows how the teacher would continue.
   function guess(i, others) {
     const g = group(i);
     if (traces.context[i] >= 0) return "context";
@@ -156,10 +158,10 @@
       && (g.dataset !== "train" || group(j) === g));
     const pick = (fits) => near.find(fits) ?? -1;
     let j = -1;
-    if (g.dataset === "train") j = pick((k) => traces.step[k] === traces.step[i] && traces.correct[k]); // shown to it
-    else if (g.guided) j = pick((k) => group(k).condition === "unguided");
-    else if (near.some((k) => group(k).guided)) j = pick((k) => group(k).condition === "solution");
-    else if (g.condition !== "base") j = pick((k) => group(k).condition === "base");
+    if (g.dataset === "train") j = pick((k) => traces.step[k] === traces.step[i] && traces.correct[k]); // its demonstration
+    else if (isGuided(g)) j = pick((k) => group(k).role === "none");
+    else if (near.some((k) => isGuided(group(k)))) j = pick((k) => group(k).role === "solution");
+    else if (g.role !== "base") j = pick((k) => group(k).role === "base");
     if (j < 0) j = pick((k) => group(k) !== g);
     if (j < 0) j = others[0] ?? -1;
     return j < 0 ? "" : String(j);
@@ -172,7 +174,7 @@
     return `${SIGNS[verdict(j)]} ${g.name} (${where}, step ${traces.step[j]}, sample ${traces.sample[j]})`;
   }
 
-  let besideGroup = null; // the reader's own choice, kept while going through the list
+  let besideGroup = null; // the reader's choice, which stays while the list is browsed
 
   function show() {
     const i = found[chosen];
@@ -185,7 +187,7 @@
     }
     const others = sameProblem(i).filter((j) => j !== i);
     const entries = others.map((j) => [String(j), label(j)]);
-    if (traces.context[i] >= 0) entries.unshift(["context", "what the teacher was shown"]);
+    if (traces.context[i] >= 0) entries.unshift(["context", "the teacher's context"]);
     if (!entries.length) entries.push(["", "no other response to this problem"]);
     const same = others.filter((j) => traces.group[j] === besideGroup);
     const kept = same.find((j) => traces.sample[j] === traces.sample[i]) ?? same[0];
@@ -199,7 +201,7 @@
     const value = $("beside").value;
     if (value === "context") {
       const context = text(traces.context[found[chosen]]);
-      $("other").replaceChildren(element("h3", "", "What the teacher was shown"), body(context, null, null));
+      $("other").replaceChildren(element("h3", "", "The teacher's context"), body(context, null, null));
     } else if (value) {
       $("other").replaceChildren(...trace(Number(value)));
     } else {
@@ -213,15 +215,15 @@
     const named = { correct: "correct", wrong: "wrong", cut: traces.finish[i] === "error" ? "failed" : "cut off" };
     heading.append(element("span", `badge ${verdict(i)}`, named[verdict(i)]));
     const where = `${several ? `${g.run}, ` : ""}${g.section}, ${g.dataset}, seed ${g.seed}, step ${traces.step[i]}`;
-    const about = `${where}, sample ${traces.sample[i]}. ${traces.length[i]} tokens, ${traces.words[i]} epistemic words.`;
+    const about = `${where}, sample ${traces.sample[i]}. ${traces.length[i]} tokens, ${traces.num_epistemic[i]} epistemic words.`;
     const parts = [heading, element("small", "", about), element("h4", "", "Prompt")];
-    const asked = body(text(traces.prompt[i]) || text(traces.problem[i]), null, null);
-    asked.className = "asked";
-    parts.push(asked, element("h4", "", "Response"), body(response(i), traces.tokens[i], traces.divergence[i]));
+    const prompt = body(text(traces.prompt[i]) || text(traces.problem[i]), null, null);
+    prompt.className = "prompt";
+    parts.push(prompt, element("h4", "", "Response"), body(response(i), traces.tokens[i], traces.divergence[i]));
     if (traces.feedback[i] >= 0) parts.push(element("h4", "", "Feedback"), body(text(traces.feedback[i]), null, null));
     if (traces.divergence[i]) {
       const sum = traces.divergence[i].reduce((total, value) => total + value, 0);
-      parts.push(element("small", "", `Divergence: ${sum.toPrecision(3)} nats in all, ${divergence[i].toPrecision(3)} a token.`));
+      parts.push(element("small", "", `Divergence: ${sum.toPrecision(3)} nats in all, ${divergence[i].toPrecision(3)} per token.`));
       $("legend").hidden = false;
     }
     return parts;
@@ -273,7 +275,7 @@
     }
   }
 
-  // ── Hands ──────────────────────────────────────────────────────────────────────────────────────
+  // ── Events ─────────────────────────────────────────────────────────────────────────────────────
 
   options($("verdict"), Object.entries(VERDICTS));
   const orders = Object.entries(ORDERS).filter(([key]) => key !== "divergence" || scale > 0);
