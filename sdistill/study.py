@@ -44,6 +44,7 @@ from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
 from sdistill.model.weights import SIGNS_BASE, load_pretrained
 from sdistill.report.build import print_section, write_report
+from sdistill.report.lookup import Index
 from sdistill.report.runs import read_run
 from sdistill.settings import parse, to_json
 from sdistill.storage import (
@@ -93,7 +94,7 @@ def run_study(config: RunsConfig, workdir: Path, console: Console) -> Path:
             done = {measurement.section for measurement in found}
             kept = [measurement for measurement in before if measurement.section not in done]
             write_measurements(workdir / "results.jsonl", found + kept)
-            print_section(name, [measurement.to_json() for measurement in found], console)
+            print_section(name, Index(found), console)
     return write_report(read_run(workdir))
 
 

@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from sdistill.analysis.measure import BASE
 from sdistill.report import comparison, drawing, prose, tables
 from sdistill.report.claims import Claim, Outcome
 from sdistill.report.figures import FIGURES
 from sdistill.report.findings import RANKED_ON
-from sdistill.report.lookup import BASE, HEADINGS, Index
+from sdistill.report.lookup import HEADINGS, Index
 from sdistill.report.page import run_page
 from sdistill.report.runs import Run, read_runs
 from sdistill.report.tables import Cell, Row, Table, section_tables

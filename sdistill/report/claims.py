@@ -18,18 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sdistill.report.lookup import (
-    ANSWER,
-    ANSWER_EMA,
-    BASE,
-    GRPO,
-    SFT,
-    SOLUTION,
-    SOLUTION_EMA,
-    Index,
-    Point,
-    name,
-)
+from sdistill.analysis.measure import BASE
+from sdistill.report.lookup import ANSWER, ANSWER_EMA, GRPO, SFT, SOLUTION, SOLUTION_EMA, Index, Point, name
 from sdistill.types import Condition, Seed
 
 MARGIN = 0.03  # accuracy that counts as "about level" in a claim of no loss

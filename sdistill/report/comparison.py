@@ -66,7 +66,7 @@ def contrast(metric: str, first: tuple[Point, Values], second: tuple[Point, Valu
         np.asarray([[values[seed][metric][p] for p in problems] for seed in seeds])
         for values in (ours, theirs)
     )
-    return Point(our_point.step, *paired_bootstrap(left, right)), True
+    return Point(our_point.step, *paired_bootstrap(left - right)), True
 
 
 # ── Tables ───────────────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -121,8 +122,8 @@ def spread(p: Point | None) -> list[list[float]] | None:
 
 
 def dot(axes: Axes, x: float, y: float, marker: str, colour: str, **settings: Any) -> None:
-    """A value with intervals, `xerr` or `yerr`."""
-    face = {"markerfacecolor": colour, "markersize": 6, "capsize": 2, "elinewidth": 1.2}
+    """A value with its intervals, `xerr` and `yerr`. It is filled unless its `markerfacecolor` is `none`."""
+    face: dict[str, Any] = {"markerfacecolor": colour, "markersize": 6, "capsize": 2, "elinewidth": 1.2}
     axes.errorbar(x, y, fmt=marker, color=colour, **(face | settings))
 
 
@@ -138,9 +139,8 @@ def curve(axes: Axes, points: Sequence[Point], style: Line, label: str) -> None:
     colour, marker, dash = style
     steps, values = [p.step for p in points], [p.value for p in points]
     axes.plot(steps, values, color=colour, marker=marker, linestyle=dash, label=label)
-    bounds = [(p.step, p.low, p.high) for p in points if p.low is not None and p.high is not None]
-    if bounds:
-        axes.fill_between(*zip(*bounds, strict=True), color=colour, alpha=0.13, linewidth=0)
+    bounds = np.asarray([(p.step, p.low, p.high) for p in points if p.side]).reshape(-1, 3)
+    axes.fill_between(*bounds.T, color=colour, alpha=0.13, linewidth=0)
 
 
 def same_scale(panels: Iterable[Axes]) -> None:

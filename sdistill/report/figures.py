@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -11,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import PLAIN, PROBES
 from sdistill.report import drawing, findings, lookup
 from sdistill.report.claims import Comparison, difference, informative_by_bits
 from sdistill.report.drawing import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Line, spread
 from sdistill.report.findings import RANKED_ON
-from sdistill.report.lookup import BASE, FIXES, GRPO, ON_POLICY, SFT, UNITS, Index, Point, arm_name, name
+from sdistill.report.lookup import FIXES, GRPO, ON_POLICY, SFT, UNITS, Index, Point, arm_name, name
 from sdistill.types import Condition
 
 PROMPT_MARKERS = {"none": "o", "answer": "s", "regenerated": "D", "solution": "v", "other_problem": "X"}
@@ -44,12 +46,16 @@ def richness(index: Index) -> Figure:
                 bits = index.last(section, c, "walk", "bits_per_response")
                 if y and (bits or c.prompt == "none"):
                     places[c] = bits.value if bits else 0.0, y.value
-                    bars = {"xerr": spread(bits), "yerr": spread(y), "markerfacecolor": "none"}
+                    bars: dict[str, Any] = {
+                        "xerr": spread(bits),
+                        "yerr": spread(y),
+                        "markerfacecolor": "none",
+                    }
                     drawing.dot(axes, *places[c], markers[c.prompt, c.fraction], colour, **bars)
             path = [places[c] for c in informative_by_bits(index, section, model) if c in places]
             if path:
-                style = {"color": colour, "linestyle": dash, "linewidth": 1.2, "zorder": 1}
-                axes.plot(*zip(*path, strict=True), label=lookup.model_name(model), **style)
+                label = lookup.model_name(model)
+                axes.plot(*zip(*path, strict=True), color=colour, ls=dash, lw=1.2, zorder=1, label=label)
         axes.set_xscale("symlog", base=2, linthresh=4)  # contexts that no model can read are far out
         ticks = (0, 2, 4, 8, 16, 32, 64)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -70,8 +76,8 @@ def sft(index: Index) -> Figure:
     for axes, metric in zip(panels, UNITS, strict=True):
         for (i, (c, colour)), (j, dataset) in itertools.product(enumerate(bars), enumerate(("k3", "k4"))):
             if p := index.last("sft", c, dataset, metric):
-                style = {"yerr": spread(p), "color": colour, "ecolor": drawing.INK, "capsize": 2}
-                axes.bar(j + 0.2 * (i - 1.5), p.value, 0.18, label=name(c), **style)
+                style: dict[str, Any] = {"color": colour, "ecolor": drawing.INK, "capsize": 2}
+                axes.bar(j + 0.2 * (i - 1.5), p.value, 0.18, yerr=spread(p), label=name(c), **style)
         axes.set_xticks(range(2), [drawing.DATASETS["k3"], drawing.DATASETS["k4"]])
         axes.grid(axis="x", visible=False)
         drawing.finish(axes, UNITS[metric])
@@ -183,11 +189,11 @@ def _tile(axes: Axes, x: int, y: int, change: Point | None, largest: float) -> N
     axes.add_patch(Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, color=colour, alpha=strength, linewidth=0))
     has_interval = change.low is not None and change.low != change.high
     weight = "bold" if has_interval and change.side != "level" else "normal"
-    texts = [(y - 0.12, f"{change.value:+.2f}", {"fontsize": 10.5, "fontweight": weight})]
+    value = f"{change.value:+.2f}".replace("-", "−")
+    axes.text(x, y - 0.12, value, ha="center", va="center", fontsize=10.5, fontweight=weight)
     if has_interval:
-        texts.append((y + 0.24, f"[{change.low:+.2f}, {change.high:+.2f}]", {"fontsize": 7.5}))
-    for height, text, font in texts:
-        axes.text(x, height, text.replace("-", "−"), ha="center", va="center", **font)
+        interval = f"[{change.low:+.2f}, {change.high:+.2f}]".replace("-", "−")
+        axes.text(x, y + 0.24, interval, ha="center", va="center", fontsize=7.5)
 
 
 @drawing.styled

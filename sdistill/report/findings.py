@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 from sdistill.analysis.attribution import ATTRIBUTION
 from sdistill.analysis.epistemic import WORDS
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import MASKED, PLAIN, PROBES, Arm, Probe, probes
-from sdistill.report.lookup import BASE, FIXES, Index, Point
+from sdistill.report.lookup import FIXES, Index, Point
 from sdistill.types import Condition
 
 RANKED_ON = "k4"  # the data set that ranks the fixes: never trained on

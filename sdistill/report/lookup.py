@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdistill.analysis.attribution import ATTRIBUTION
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import PROBES, Arm
 from sdistill.analysis.statistics import minimum_detectable
 from sdistill.types import Condition, Measurement, Seed
@@ -31,7 +32,7 @@ UNITS = {
     "num_epistemic": "epistemic words per response",
 }
 
-BASE, GRPO = Condition("base"), Condition("grpo")
+GRPO, SDPO = Condition("grpo"), Condition("sdpo")
 SFT = [Condition("sft", context) for context in ("none", "answer", "solution")]
 ANSWER, ANSWER_EMA, SOLUTION, SOLUTION_EMA = (
     Condition("sdpo", context, teacher) for context in ("answer", "solution") for teacher in ("fixed", "ema")
@@ -183,8 +184,11 @@ class Index:
     ) -> list[Point]:
         """The measurements that have a value, by step."""
         found = self._curves.get((section, condition, dataset, metric, seed, baseline, group), {})
-        points = [(step, m.value, m.ci_low, m.ci_high, m.n) for step, m in sorted(found.items())]
-        return [Point(step, value, *rest) for step, value, *rest in points if value is not None]
+        return [
+            Point(step, m.value, m.ci_low, m.ci_high, m.n)
+            for step, m in sorted(found.items())
+            if m.value is not None
+        ]
 
     def last(
         self, section: str, condition: Condition, dataset: str, metric: str, **others: Any

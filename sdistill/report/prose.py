@@ -4,15 +4,16 @@ import math
 from collections.abc import Sequence
 
 from sdistill.analysis.attribution import ATTRIBUTION
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import PROBES, Probe
 from sdistill.report import findings
 from sdistill.report.claims import Claim, Evidence, Outcome
 from sdistill.report.lookup import (
-    BASE,
     FIXES,
     GRPO,
     ON_POLICY,
     PAPER,
+    SDPO,
     SFT,
     UNITS,
     Index,
@@ -82,15 +83,13 @@ def missing(section: str, index: Index) -> list[str]:
         "sft": [BASE, *SFT],
         "on_policy": [BASE, *ON_POLICY],
         "coverage": [BASE],
-        FIXES: [BASE, GRPO],
+        FIXES: [BASE, GRPO, SDPO],
         ATTRIBUTION: ON_POLICY if studies_paper(index) else [],
     }
     conditions = index.conditions(section)
     lacking = [name(c) for c in expected.get(section, ()) if c not in conditions]
     if section == "coverage":
         lacking += [method.upper() for method in ("sdpo", "grpo") if not index.coverage_runs(method)]
-    if section == FIXES and not any(c.method == "sdpo" and not c.fix for c in conditions):
-        lacking.append("SDPO")
     notes = [f"Not measured in this run: {', '.join(lacking)}."] if lacking else []
     if not any(m.seed == "all" for m in index.sections[section]):
         notes.append("Not pooled over seeds: no verdict, no figure; the tables show single seeds.")
@@ -166,8 +165,7 @@ def fixes_findings(index: Index) -> list[str]:
     words = {"above": "Better than", "level": "Not told apart from", "below": "Worse than"}
     return [
         f"{words[side]} {name(baseline)}: {', '.join(map(name, conditions))}."
-        for baseline in index.conditions(FIXES)
-        if baseline.method in ("base", "sdpo") and not baseline.fix
+        for baseline in (BASE, SDPO)
         for side, conditions in findings.sides(index, baseline).items()
         if conditions
     ]

@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, MEASURES
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import PROBES
 from sdistill.analysis.statistics import minimum_detectable
 from sdistill.report.findings import RANKED_ON, contrasts, probes_made, standings, words_of
-from sdistill.report.lookup import BASE, FIXES, Index, Point, arm_name, name, rank, seeds
+from sdistill.report.lookup import FIXES, SDPO, Index, Point, arm_name, name, rank, seeds
 from sdistill.types import Condition, Measurement
 
 VALUES = "Values at the last step"
@@ -134,9 +135,12 @@ def _tabulate(
     for condition, dataset, seed in sorted(rows, key=lambda k: (rank(k[0]), k[1:])):
         row = rows[condition, dataset, seed]
         step = max(m.step for m in row.values())
-        found = [m if (m := row.get(metric)) and m.step == step else None for metric in metrics]
-        cells = [Cell(m.value, m.ci_low, m.ci_high, DIGITS.get(m.metric, 3)) if m else "" for m in found]
-        n = str(max((m.n for m in found if m and m.n is not None), default=""))
+        at_step = {metric: m for metric, m in row.items() if m.step == step}
+        cells: Row = ["" for _ in metrics]
+        for metric, m in at_step.items():
+            digits = DIGITS.get(metric, 3)
+            cells[metrics.index(metric)] = Cell(m.value, m.ci_low, m.ci_high, digits)
+        n = str(max((m.n for m in at_step.values() if m.n is not None), default=""))
         names = ", ".join(map(str, all_seeds)) if seed in ("all", "any") and all_seeds else seed
         body.append([condition, dataset, str(step), *cells, n, names + OTHERS * (seed == "any")])
     columns = ["condition", "data", "step", *metrics, "n", "seeds"]
@@ -177,11 +181,10 @@ def _detectable(columns: Sequence[str], rows: Sequence[Row], differences: Collec
 
 def _ranking_tables(index: Index) -> list[Table]:
     """The conditions of the fixes in their order; no table where nothing was pooled."""
-    sdpo = next((c for c in index.conditions(FIXES) if c.method == "sdpo" and not c.fix), BASE)
     columns: dict[str, tuple[str, str, Condition | None]] = {
         f"{RANKED_ON} accuracy": (RANKED_ON, "accuracy", None),
         "minus base": (RANKED_ON, "accuracy", BASE),
-        "minus SDPO": (RANKED_ON, "accuracy", sdpo),
+        "minus SDPO": (RANKED_ON, "accuracy", SDPO),
         "k3 accuracy": ("k3", "accuracy", None),
         **{f"{RANKED_ON} {m}": (RANKED_ON, m, None) for m in ("length", "num_epistemic", "finished")},
     }

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from sdistill.analysis.attribution import ATTRIBUTION
 from sdistill.analysis.epistemic import WORDS, count_words
-from sdistill.report.lookup import BASE, HEADINGS, ON_POLICY, SFT, name, rank
+from sdistill.analysis.measure import BASE
+from sdistill.report.lookup import HEADINGS, ON_POLICY, SFT, name, rank
 from sdistill.report.runs import Run
 from sdistill.types import Condition
 

@@ -1,13 +1,15 @@
 """The trace viewer in a real browser: fast with 20,000 traces, by mouse and by keys, on any screen."""
 
+import itertools
 import random
 
 import pytest
 
-from sdistill import report
+from sdistill.analysis.measure import BASE
+from sdistill.report import drawing, figures, page, traces
+from sdistill.report.lookup import ANSWER, ANSWER_EMA, GRPO, SFT, SOLUTION
 from sdistill.report.runs import read_run
-from sdistill.report.traces import TRACES
-from tests.analysis.synthetic import fixes_records, synthetic_records, write_generations, write_run
+from tests.report.synthetic import fixes_measurements, paper_measurements, shown, write_rows, write_run
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> maybe </pre> wait"
 LONG = "perhaps " + "9 " * 30_000 + "the end"
@@ -24,22 +26,33 @@ def made_up(problem, sample, rng, **fields):
     }  # fmt: skip
 
 
+def write_page(path):
+    """The page of a run, with one figure in place of all: drawing takes long."""
+    run = read_run(path)
+    svg = drawing.to_svg(figures.sft(run.index))
+    svgs = {plot.__name__: svg for plots in figures.FIGURES.values() for plot in plots}
+    (path / "report.html").write_text(page.run_page(run, traces.embed([run]), svgs), encoding="utf-8")
+    return path / "report.html"
+
+
 @pytest.fixture(scope="module")
 def many(chromium, tmp_path_factory):
     """A page with as many traces as go into one, each of some 300 characters."""
     run = tmp_path_factory.mktemp("many")
     rng = random.Random(0)
-    conditions = ("base", "grpo", "sdpo_solution_fixed", "sdpo_answer_fixed", "sdpo_answer_ema")
+    conditions = (BASE, GRPO, SOLUTION, ANSWER, ANSWER_EMA)
     for condition in conditions:
-        rows = [made_up(p, s, rng) for p in range(TRACES // len(conditions) // 4) for s in range(4)]
-        write_generations(run / f"runs/on_policy/{condition}/seed0/k4_test-000040.jsonl.gz", rows)
-    return report.write_report(read_run(run))
+        rows = [
+            made_up(p, s, rng) for p in range(traces.MAX_TRACES // len(conditions) // 4) for s in range(4)
+        ]
+        write_rows(run / f"runs/on_policy/{condition.label}/seed0/k4_test-000040.jsonl.gz", rows)
+    return write_page(run)
 
 
 @pytest.fixture(scope="module")
 def few(chromium, tmp_path_factory):
     """A whole study, and responses with everything that a trace may carry."""
-    run = write_run(tmp_path_factory.mktemp("few"), synthetic_records() + fixes_records())
+    run = write_run(tmp_path_factory.mktemp("few"), paper_measurements() + fixes_measurements())
     rng = random.Random(0)
     tokens = ["8", " -3", " may", "be", " 4", " wait"]
     by_token = {"tokens": tokens, "divergence": [0.0, 0.1, 2.0, 0.5, -0.3, 1.0]}
@@ -51,8 +64,8 @@ def few(chromium, tmp_path_factory):
         made_up(3, 0, rng, finish="length", feedback="no answer"),
         made_up(4, 0, rng, attribution={"tokens": ["ten chars "] * 6_000, "divergence": [1.0] * 6_000}),
     ]
-    write_generations(run / "runs/sft/sft_guided/seed0/k3_test-000009.jsonl.gz", rows)
-    return report.write_report(read_run(run))
+    write_rows(run / f"runs/sft/{SFT[1].label}/seed0/k3_test-000009.jsonl.gz", rows)
+    return write_page(run)
 
 
 def ready(page):
@@ -82,46 +95,46 @@ def test_twenty_thousand_traces_open_at_once_and_only_those_in_sight_exist(many,
     assert page.locator(".row").count() < 60
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
+def test_filters_answer_at_once(many, open_page):
+    page = ready(open_page(many))
+    for field, value in [
         ("query", "8 4 77"),
         ("query", "nowhere to be found"),
         ("query", "a"),
-        ("condition", "grpo"),
+        ("condition", GRPO.label),
         ("verdict", "wrong"),
         ("order", "words"),
-    ],
-)
-def test_filters_answer_at_once(many, open_page, field, value):
-    page = ready(open_page(many))
-    seconds = page.evaluate(
-        """async ([field, value]) => {
-          const times = [];
-          for (let i = 0; i < 7; i++) {
-            const input = document.getElementById(field);
-            input.value = "";
-            input.dispatchEvent(new Event("input", { bubbles: true }));
-            await new Promise(requestAnimationFrame);
-            const start = performance.now();
-            input.value = value;
-            input.dispatchEvent(new Event("input", { bubbles: true }));
-            document.getElementById("list").getBoundingClientRect();  // laid out
-            times.push((performance.now() - start) / 1000);
-          }
-          return Math.min(...times);  // other tests run beside
-        }""",
-        [field, value],
-    )
-    print(f"{field}={value!r}: {1000 * seconds:.0f} ms")
-    assert seconds < FILTERS
+    ]:
+        seconds = page.evaluate(
+            """async ([field, value]) => {
+              const times = [];
+              const input = document.getElementById(field);
+              const set = (value) => {
+                input.value = value;
+                input.dispatchEvent(new Event("input", { bubbles: true }));
+              };
+              for (let i = 0; i < 7; i++) {
+                set("");
+                await new Promise(requestAnimationFrame);
+                const start = performance.now();
+                set(value);
+                document.getElementById("list").getBoundingClientRect();  // laid out
+                times.push((performance.now() - start) / 1000);
+              }
+              set("");
+              return Math.min(...times);  // other tests run beside
+            }""",
+            [field, value],
+        )
+        print(f"{field}={value!r}: {1000 * seconds:.0f} ms")
+        assert seconds < FILTERS, (field, value)
 
 
 def test_searches_and_filters_find_what_fits(many, open_page):
     page = ready(open_page(many))
     page.fill("#query", "8 4 77 =")
     assert page.inner_text("#found").startswith("20 of 20,000 traces: 0 % correct")
-    only(page, condition="grpo")
+    only(page, condition=GRPO.label)
     assert page.inner_text("#found").startswith("4 of 20,000")
     assert "GRPO" in page.inner_text("#chosen h3")
     page.fill("#query", "nowhere")
@@ -174,18 +187,18 @@ def test_tokens_take_the_colour_of_their_divergence(few, open_page):
     assert page.is_visible("#legend") and "3.30 nats in all" in page.inner_text("#chosen")
 
 
-def test_beside_a_response_stands_what_the_teacher_was_shown(few, open_page):
+def test_beside_a_response_stands_the_teachers_context(few, open_page):
     page = only(ready(open_page(few)), section="sft")
     page.fill("#query", "shown: +")
-    assert page.inner_text("#other h3") == "What the teacher was shown"
+    assert page.inner_text("#other h3") == "The teacher's context"
     assert page.inner_text("#other pre") == "shown: + - <b>"
     page.fill("#query", "")
-    only(page, section="richness", condition="unguided")
+    only(page, section="richness", condition=shown("none").label)
     assert page.inner_text("#other h3").startswith("full solution (s)")
-    only(page, condition="answer")
+    only(page, condition=shown("answer").label)
     assert page.inner_text("#other h3").startswith("no context (∅)")
     only(page, condition="", section="on_policy", dataset="k4")
-    only(page, condition="sdpo_solution_fixed")
+    only(page, condition=SOLUTION.label)
     assert page.inner_text("#other h3").startswith("base")
 
 
@@ -222,19 +235,20 @@ def test_what_was_cut_off_is_no_mere_mistake(few, open_page):
     assert page.inner_text("#chosen .badge") == "cut off" and "no answer" in page.inner_text("#chosen")
 
 
-@pytest.mark.parametrize("width", [360, 800, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_sticks_out_and_text_can_be_read(few, open_page, width, scheme):
-    page = ready(open_page(few, viewport={"width": width, "height": 800}, color_scheme=scheme))
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
-    ink, paper = page.evaluate(
-        """() => {
-          const style = getComputedStyle(document.body);
-          return [style.color, style.backgroundColor].map(
-            (text) => text.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0));
-        }"""
-    )
-    assert (ink > paper) == (scheme == "dark") and abs(ink - paper) > 400
+def test_nothing_sticks_out_and_text_can_be_read(few, open_page):
+    page = ready(open_page(few))
+    for scheme, width in itertools.product(["light", "dark"], [360, 800, 1280]):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        ink, paper = page.evaluate(
+            """() => {
+              const style = getComputedStyle(document.body);
+              return [style.color, style.backgroundColor].map(
+                (text) => text.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0));
+            }"""
+        )
+        assert (ink > paper) == (scheme == "dark") and abs(ink - paper) > 400
 
 
 def test_on_paper_there_are_claims_and_the_chosen_pair_only(few, open_page):

@@ -6,18 +6,10 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import PLAIN, Arm
-from sdistill.report.lookup import (
-    ANSWER,
-    ANSWER_EMA,
-    BASE,
-    GRPO,
-    ON_POLICY,
-    SFT,
-    SOLUTION,
-    SOLUTION_EMA,
-)
-from sdistill.types import Measurement
+from sdistill.report.lookup import ANSWER, ANSWER_EMA, GRPO, ON_POLICY, SDPO, SFT, SOLUTION, SOLUTION_EMA
+from sdistill.types import Condition, Measurement
 
 HOSTILE = "<script>alert(1)</script> <think> maybe 8 -3 & wait </think> + -"
 
@@ -140,7 +132,7 @@ def coverage_measurements():
 
 def fixed(method, fix=None):
     """A run of the section of the fixes."""
-    return replace(SOLUTION if method == "sdpo" else GRPO, fix=fix)
+    return Condition(method, fix=fix)
 
 
 FIXES = {  # accuracy on k4 and k3, minus base and minus SDPO on k4, length, epistemic words
@@ -251,7 +243,7 @@ def response(problem, sample, rng):
 PROBED = {  # model: accuracy unchanged, with words forbidden, with others forbidden, with a forced attempt
     BASE: (0.75, 0.15, 0.75, 0.75),
     GRPO: (0.85, 0.20, 0.84, 0.85),
-    SOLUTION: (0.25, 0.05, 0.25, 0.45),
+    SDPO: (0.25, 0.05, 0.25, 0.45),
 }
 
 
@@ -280,9 +272,9 @@ def probe_measurements():
         arm(model, forbid, forbidden, 70.0, minus=controls)
         arm(model, nothing, plain, 51.0)
         arm(model, cue, extra, 80.0, minus=[(nothing.of(model), extra - plain, 29.0)])
-    arm(SOLUTION, mask_others, 0.24, 50.0)
-    controls = [(mask_others.of(SOLUTION), 0.11, 2.0), (PLAIN.of(SOLUTION), 0.10, 2.0)]
-    arm(SOLUTION, masked, 0.35, 52.0, minus=controls)
+    arm(SDPO, mask_others, 0.24, 50.0)
+    controls = [(mask_others.of(SDPO), 0.11, 2.0), (PLAIN.of(SDPO), 0.10, 2.0)]
+    arm(SDPO, masked, 0.35, 52.0, minus=controls)
     for word, value in (("maybe", 2.5), ("wait", 1.0), ("might", 0.0)):
         rows.append(measured("probes", forbid.of(BASE), "k4", "word", value, half=None, seed=0, group=word))
     return rows

@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.statistics import minimum_detectable
 from sdistill.report.claims import Comparison, Outcome, difference, informative_by_bits, judge
-from sdistill.report.lookup import ANSWER, ANSWER_EMA, BASE, GRPO, SFT, SOLUTION, Index
+from sdistill.report.lookup import ANSWER, ANSWER_EMA, GRPO, SFT, SOLUTION, Index
 from tests.report.synthetic import coverage_measurements, measured, narrow, paper_measurements, shown
 
 
@@ -77,7 +78,7 @@ def test_step_zero_of_a_training_run_settles_nothing():
 
 
 def test_difference_prefers_paired_then_mirrored_then_separate_intervals():
-    c = Comparison("on_policy", ANSWER, ANSWER_EMA, "k4", "accuracy", "above")
+    c = Comparison("on_policy", ANSWER, "k4", "above", baseline=ANSWER_EMA)
     separate = [
         measured("on_policy", ANSWER, "k4", "accuracy", 0.6, half=0.03, step=5),
         measured("on_policy", ANSWER_EMA, "k4", "accuracy", 0.5, half=0.04, step=5),
@@ -105,7 +106,7 @@ def test_gain_on_few_problems_is_against_the_runs_own_start_and_skips_a_single_p
 
 
 def test_the_interval_over_problems_and_seeds_decides_where_there_is_one():
-    c = Comparison("on_policy", GRPO, BASE, "k3", "accuracy", "above")
+    c = Comparison("on_policy", GRPO, "k3", "above")
     of = ("on_policy", GRPO, "k3", "accuracy", 0.05)
     within = measured(*of, half=0.02, step=9, baseline=BASE)
     across = measured(*of, half=0.08, step=9, baseline=BASE, seed="any")
@@ -116,7 +117,7 @@ def test_the_interval_over_problems_and_seeds_decides_where_there_is_one():
 
 
 def test_the_detectable_difference_comes_from_the_interval():
-    c = Comparison("on_policy", GRPO, BASE, "k3", "accuracy", "above")
+    c = Comparison("on_policy", GRPO, "k3", "above")
     row = measured("on_policy", GRPO, "k3", "accuracy", 0.05, half=0.02, step=9, baseline=BASE)
     assert difference(Index([row]), c).point.detectable == minimum_detectable(0.03, 0.07)
     row = replace(row, ci_low=None, ci_high=None)

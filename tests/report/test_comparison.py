@@ -3,17 +3,18 @@ import random
 import numpy as np
 import pytest
 
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.statistics import paired_bootstrap
 from sdistill.report.claims import separate_difference
-from sdistill.report.comparison import contrast, kept_figures, last_values
-from sdistill.report.lookup import BASE, GRPO, SFT, Index, Point
+from sdistill.report.comparison import contrast, kept_values, last_values
+from sdistill.report.lookup import GRPO, SFT, Index, Point
 from tests.report.synthetic import measured, response, write_rows
 
 FILE = "runs/on_policy/grpo/seed{seed}/k4_test-000040.jsonl.gz"
 
 
 def side(path, value, seeds=(), problems=range(8)):
-    """A run's point and the figures of the responses that it keeps for these seeds; and their accuracies."""
+    """A run's point and the values of the responses that it keeps for these seeds; and their accuracies."""
     accuracies = []
     for seed in seeds:
         rng = random.Random(f"{path.name} {seed}")
@@ -21,15 +22,15 @@ def side(path, value, seeds=(), problems=range(8)):
         write_rows(path / FILE.format(seed=seed), rows)
         correct = {p: [r["correct"] for r in rows if r["problem"] == f"8 4 {p} = 1"] for p in problems}
         accuracies.append([np.mean(correct[p]) for p in problems])
-    figures = kept_figures(path, "on_policy", (GRPO, "k4"), 40)
-    return (Point(40, value, value - 0.02, value + 0.02), figures), np.asarray(accuracies)
+    values = kept_values(path, "on_policy", (GRPO, "k4"), 40)
+    return (Point(40, value, value - 0.02, value + 0.02), values), np.asarray(accuracies)
 
 
 def test_the_same_problems_and_seeds_are_paired(tmp_path):
     first, theirs = side(tmp_path / "a", 0.5, seeds=(0, 1, 2))
     second, ours = side(tmp_path / "b", 0.6, seeds=(1, 2, 3))
     found, paired = contrast("accuracy", first, second)
-    expected = paired_bootstrap(ours[:2], theirs[1:])  # seeds 1 and 2
+    expected = paired_bootstrap(ours[:2] - theirs[1:])  # seeds 1 and 2
     assert paired and (found.value, found.low, found.high) == expected
 
 
@@ -50,9 +51,9 @@ def test_without_pairs_the_values_are_subtracted(tmp_path, seeds, problems):
 )
 def test_responses_that_cannot_be_read_are_not_paired(tmp_path, spoil):
     side(tmp_path, 0.6, seeds=(0, 1))
-    assert sorted(kept_figures(tmp_path, "on_policy", (GRPO, "k4"), 40)) == [0, 1]
+    assert sorted(kept_values(tmp_path, "on_policy", (GRPO, "k4"), 40)) == [0, 1]
     spoil(tmp_path / FILE.format(seed=0))
-    assert kept_figures(tmp_path, "on_policy", (GRPO, "k4"), 40) == {}
+    assert kept_values(tmp_path, "on_policy", (GRPO, "k4"), 40) == {}
 
 
 def test_the_last_pooled_step_counts():

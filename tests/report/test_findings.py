@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import MASKED, PLAIN, Arm, probes
 from sdistill.report.findings import (
     contrast,
@@ -13,7 +14,7 @@ from sdistill.report.findings import (
     standings,
     words_of_arm,
 )
-from sdistill.report.lookup import BASE, GRPO, SOLUTION, Index
+from sdistill.report.lookup import GRPO, SDPO, Index
 from sdistill.report.prose import probe_findings, probe_words
 from sdistill.report.tables import PROBE_COLUMNS, VALUES, section_tables
 from tests.report.synthetic import fixed, fixes_measurements, measured, probe_measurements
@@ -24,7 +25,7 @@ def test_fixes_are_ranked_with_ties_visible():
     assert ranks == {
         GRPO: "1–2", fixed("grpo", "contrastive_hints"): "1–2",
         BASE: "3–4", fixed("sdpo", "marker_mask"): "3–4",
-        fixed("sdpo", "pass_rate"): "5–6", SOLUTION: "5–6",
+        fixed("sdpo", "pass_rate"): "5–6", SDPO: "5–6",
     }  # fmt: skip
     assert list(ranks)[:3] == [GRPO, fixed("grpo", "contrastive_hints"), BASE]  # of a tie the higher first
 
@@ -34,9 +35,9 @@ def test_ranked_conditions_lie_above_level_with_or_below_a_baseline():
     assert sides(Index(rows), BASE) == {
         "above": [GRPO, fixed("grpo", "contrastive_hints")],
         "level": [fixed("sdpo", "marker_mask")],
-        "below": [fixed("sdpo", "pass_rate"), SOLUTION],
+        "below": [fixed("sdpo", "pass_rate"), SDPO],
     }
-    assert sides(Index(rows), SOLUTION)["level"] == [fixed("sdpo", "pass_rate")]
+    assert sides(Index(rows), SDPO)["level"] == [fixed("sdpo", "pass_rate")]
     wide = measured("fixes", GRPO, "k4", "accuracy", 0.12, half=0.2, step=40, seed="any", baseline=BASE)
     assert GRPO in sides(Index([*rows, wide]), BASE)["level"]  # the interval over seeds holds zero
 
@@ -54,7 +55,7 @@ def index():
 
 
 def test_contrasts_are_those_that_were_measured(index):
-    assert probed_models(index) == [BASE, GRPO, SOLUTION]
+    assert probed_models(index) == [BASE, GRPO, SDPO]
     assert [probe.arm for probe in probes_made(index)] == [
         Arm("forbid_words"),
         Arm("extra_cue", 1),
@@ -62,15 +63,15 @@ def test_contrasts_are_those_that_were_measured(index):
     ]
     forbid, extra, mask = (contrasts(index, probe) for probe in probes_made(index))
     assert [(c.model, c.control) for c in forbid] == [
-        (model, control) for model in (BASE, GRPO, SOLUTION) for control in (Arm("forbid_neutral"), PLAIN)
+        (model, control) for model in (BASE, GRPO, SDPO) for control in (Arm("forbid_neutral"), PLAIN)
     ]
     assert [c.difference.side for c in forbid[:2]] == ["below", "below"]
     assert [(c.model, c.difference.side) for c in extra] == [
         (BASE, "level"),
         (GRPO, "level"),
-        (SOLUTION, "above"),
+        (SDPO, "above"),
     ]
-    assert [(c.model, c.control) for c in mask] == [(SOLUTION, control) for control in MASKED.controls]
+    assert [(c.model, c.control) for c in mask] == [(SDPO, control) for control in MASKED.controls]
     assert forbid[0].difference.value == pytest.approx(-0.6)
     assert forbid[0].difference.detectable == pytest.approx(0.01 * 1.4294, rel=1e-3)
     assert contrast(index, BASE, Arm("shuffle_words"), PLAIN) is None
@@ -78,20 +79,20 @@ def test_contrasts_are_those_that_were_measured(index):
 
 def test_a_probe_recovers_a_share_of_the_loss(index):
     extra = next(p for p in probes(1) if p.arm == Arm("extra_cue", 1))
-    assert recovered(index, SOLUTION, extra) == (pytest.approx(0.5), pytest.approx(0.2 / 0.5))
+    assert recovered(index, SDPO, extra) == (pytest.approx(0.5), pytest.approx(0.2 / 0.5))
     assert recovered(index, GRPO, extra) is None  # has lost nothing
 
 
 def test_the_findings_state_the_differences(index):
     text = " ".join(probe_findings(index))
-    assert "Uncertainty words forbidden, against other words forbidden: base lower, 0.150 for 0.750" in text
+    assert "Epistemic words forbidden, against other words forbidden: base lower, 0.150 for 0.750" in text
     assert "base not told apart (+0.000 [−0.010, +0.010], would find ±0.014)" in text
-    lost = "SDPO c = s has lost 0.500 against the base; with"
-    assert f"{lost} a word of doubt instead of the end of thinking, 1 × 40 % of that comes back." in text
-    assert f"{lost} uncertainty words forbidden another 40 % of that is lost." in text
+    lost = "SDPO has lost 0.500 against the base; with"
+    assert f"{lost} an epistemic word instead of the end of thinking, 1 × 40 % of that comes back." in text
+    assert f"{lost} epistemic words forbidden another 40 % of that is lost." in text
     assert re.search(r"\d of \d+ comparisons would probably have found a difference of 0\.03; the", text)
     assert probe_words(index) == [
-        "base, uncertainty words forbidden: maybe 2.50, wait 1.00; together 3.50 per response."
+        "base, epistemic words forbidden: maybe 2.50, wait 1.00; together 3.50 per response."
     ]
     assert words_of_arm(index, BASE, Arm("forbid_words")) == {"maybe": 2.5, "wait": 1.0, "might": 0.0}
 
@@ -99,9 +100,9 @@ def test_the_findings_state_the_differences(index):
 def test_every_probe_has_a_table_and_values_hold_no_words(index):
     tables = section_tables("probes", index)
     assert [t.title for t in tables if tuple(t.columns) == PROBE_COLUMNS] == [
-        "Uncertainty words forbidden",
-        "A word of doubt instead of the end of thinking, 1 ×",
-        "No loss at uncertainty words",
+        "Epistemic words forbidden",
+        "An epistemic word instead of the end of thinking, 1 ×",
+        "No loss at epistemic words",
     ]
     values = next(t for t in tables if t.title == VALUES)
     assert "word" not in values.columns

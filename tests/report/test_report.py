@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from sdistill.analysis.measure import BASE
 from sdistill.analysis.statistics import minimum_detectable
 from sdistill.report import build as report
-from sdistill.report import page, traces
-from sdistill.report.lookup import ANSWER, BASE, GRPO, ON_POLICY, SFT, SOLUTION, Index
+from sdistill.report import drawing, figures, page, traces
+from sdistill.report.lookup import ANSWER, GRPO, ON_POLICY, SFT, SOLUTION, Index, Point
 from sdistill.report.runs import read_run, read_runs
 from sdistill.report.tables import Table, section_tables
 from sdistill.types import Condition
@@ -29,13 +30,17 @@ from tests.report.synthetic import (
     attribution_measurements,
     fixes_measurements,
     measured,
-    narrow,
     paper_measurements,
+    probe_measurements,
     response,
     shown,
     write_rows,
     write_run,
 )
+
+PLOTS = {plot.__name__: plot for plots in figures.FIGURES.values() for plot in plots}
+FAST = ("richness", "coverage_grid", "fixes")  # what holds for these holds for all, and is quickly drawn
+TO_PDF = drawing.to_pdf
 
 
 def made_up(problem, **fields):
@@ -58,10 +63,21 @@ def data_of(page):
     return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cheap_pdfs():
+    """Fonts in PDF files take as long as all else. One test makes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "to_pdf", lambda figure: b"%PDF")
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that has everything, and its page."""
-    measurements = paper_measurements() + fixes_measurements() + attribution_measurements()
+    measurements = [
+        *(paper_measurements() + fixes_measurements()),
+        *(attribution_measurements() + probe_measurements()),
+    ]
     run = write_run(tmp_path_factory.mktemp("runs") / "whole", measurements)
     return run, report.write_report(read_run(run)).read_text(encoding="utf-8")
 
@@ -82,7 +98,7 @@ def test_names_that_are_markup_are_text_everywhere(tmp_path):
         *(measured(section, unknown, bad, "accuracy", 0.5) for section in ("sft", "coverage")),
         *(measured("fixes", c, "k4", "accuracy", 0.5, step=40) for c in (BASE, unknown, sdpo)),
         measured("fixes", unknown, "k4", "accuracy", 0.1, baseline=unknown),
-        measured("coverage", narrow("sdpo", bad), "k4", bad, 0.5, group=bad),
+        measured("coverage", replace(sdpo, num_problems=8), "k4", bad, 0.5, group=bad),
     ]
     runs = [write_run(tmp_path / name, rows, responses=False) for name in ("a&<img>$", "c$")]
     for run in runs:
@@ -138,6 +154,44 @@ def test_every_claim_is_stated_with_what_it_rests_on(whole):
     assert "Not measured" not in page
 
 
+@pytest.mark.parametrize("name", PLOTS)
+def test_figures_take_the_pages_ink(name, whole):
+    svg = (whole[0] / f"report/{name}.svg").read_text(encoding="utf-8")
+    assert "<svg" in svg and "currentColor" in svg
+    assert drawing.INK not in svg and "<metadata>" not in svg
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.long) for n in PLOTS])
+def test_figures_are_deterministic(name, whole):
+    svg = drawing.to_svg(PLOTS[name](read_run(whole[0]).index))
+    assert (whole[0] / f"report/{name}.svg").read_text(encoding="utf-8").endswith(svg)
+
+
+def test_files_for_papers_are_deterministic(monkeypatch):
+    index = Index([m for m in paper_measurements() if m.section == "sft"])
+    monkeypatch.setattr(drawing, "to_pdf", TO_PDF)
+    first = drawing.to_pdf(figures.sft(index))
+    assert first.startswith(b"%PDF") and first == drawing.to_pdf(figures.sft(index))
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_panels_without_data_say_so(name):
+    texts = [text.get_text() for axes in PLOTS[name](Index([])).axes for text in axes.texts]
+    assert texts.count("not measured") >= 2
+
+
+def test_the_grid_shows_differences_with_intervals(whole):
+    svg = (whole[0] / "report/coverage_grid.svg").read_text(encoding="utf-8")
+    assert ">−0.25<" in svg and ">[−0.27, −0.23]<" in svg  # one problem, out of distribution
+    assert svg.count("|D| = ") == 10
+
+
+def test_runs_are_told_apart_by_name():
+    figure = figures.runs({run: {(GRPO, "k4"): Point(0, 0.7, 0.6, 0.8)} for run in ("a", "b")})
+    svg = drawing.to_svg(figure)
+    assert ">a<" in svg and ">b<" in svg and ">GRPO<" in svg
+
+
 ORDER = ("claims", "coverage", "attribution", "fixes")
 
 
@@ -145,7 +199,7 @@ def test_sections_are_in_order_each_with_its_figures(whole):
     _, page = whole
     places = [page.index(f'<section id="{part}"') for part in (*ORDER, "traces")]
     assert places == sorted(places)
-    assert page.count('<figure role="group">') == 9 and page.count("<tfoot>") > 5
+    assert page.count('<figure role="group">') == 10 and page.count("<tfoot>") > 5
 
 
 def test_traces_are_those_of_the_last_step_with_markup_as_text(whole):
@@ -166,9 +220,9 @@ def test_a_run_of_the_fixes_alone_has_a_page_of_its_own(tmp_path):
     page = page_of(write_run(tmp_path, fixes_measurements(), responses=False))
     assert "<h2>Which fix keeps reasoning?</h2>" in page and page.count('<figure role="group">') == 1
     assert 'id="claims"' not in page and "Not measured" not in page
-    assert "SDPO c = s + marker mask" in page and ">3–4<" in page
-    assert "Not told apart from base: SDPO c = s + marker mask." in page
-    assert "Worse than base: SDPO c = s + pass-rate weight, SDPO c = s." in page
+    assert "SDPO + marker mask" in page and ">3–4<" in page
+    assert "Not told apart from base: SDPO + marker mask." in page
+    assert "Worse than base: SDPO + pass-rate weight, SDPO." in page
 
 
 def test_missing_parts_are_marked(tmp_path):
@@ -358,7 +412,7 @@ def test_values_by_token_are_kept_where_they_fit(tmp_path):
 
 
 def test_one_large_divergence_does_not_wash_out_all_others(tmp_path):
-    rows = [made_up(0, tokens=["a"] * 200, divergence=[50.0] + [-0.1] * 199)]
+    rows = [made_up(0, attribution=by_token(["a"] * 200, [50.0] + [-0.1] * 199))]
     assert json.loads(gzip.decompress(base64.b64decode(embedded(tmp_path, rows).data)))["scale"] == 0.1
 
 
