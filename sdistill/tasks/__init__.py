@@ -1,1 +1,1 @@
-"""What a problem is and how an answer to it is judged."""
+"""Problems, and the verification of responses to them."""

@@ -1,13 +1,13 @@
-"""Programs: the last Python block of a response, run on tests.
+"""Programs: the last Python block of a response is run on tests.
 
-What `Problem.metadata` holds, all plain JSON:
+`Problem.metadata` holds, as plain JSON:
 
     tests       a list of {"input": text, "output": text}; all must pass
-    function    the name of what is called, a function or a method of a class `Solution`; without it, a test's
-                input is the program's standard input, and its output the standard output that is expected
+    function    the name of a function, or of a method of a class `Solution`, that is called; without it, a
+                test's input is standard input, and its output is the expected standard output
 
 With a function, a test's input has one JSON argument a line, and its output is the JSON of the result, as in
-LiveCodeBench. The expected outputs never enter the sandbox, so no program can print its way to a pass.
+LiveCodeBench. The expected outputs never enter the sandbox, so a program cannot print them.
 """
 
 import json
@@ -26,17 +26,17 @@ from sdistill.tasks.workers import core_count
 
 FENCE = re.compile(r"[ \t]*```[ \t]*(\w*)")
 PYTHON = ("python", "python3", "py")
-SHOWN = 400  # characters of an input, an output or an error that feedback quotes
-LINES = 8  # and lines
+MAX_QUOTED = 400  # characters of an input, an output or an error in the feedback
+MAX_LINES = 8
 
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """How programs are judged.
+    """How programs are verified.
 
     Attributes:
       limits: Of one run, that is of one test.
-      parallel: Programs that run at a time; None for one a core.
+      parallel: Number of programs that run at a time; None for one a core.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -55,14 +55,14 @@ class CodeTask(Task):
 
     @property
     def isolation(self) -> sandbox.Isolation:
-        """What keeps programs apart from this machine."""
+        """How programs are kept apart from this machine."""
         return sandbox.isolation()
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """A response is right if its program passes all tests.
+        """A response is correct if its program passes all tests.
 
-        The program is the last closed block of the answer that is fenced as Python, or where there is none,
-        the last that names no language. The feedback quotes the first test that fails.
+        The program is the last closed Python block of the answer, or without one, the last block that names
+        no language. The feedback quotes the first test that fails.
 
         Raises:
           ValueError: naming the problem, if its metadata is not as described above.
@@ -74,63 +74,59 @@ class CodeTask(Task):
         for number, test in enumerate(tests, 1):
             run = sandbox.run(source, test["input"], self._config.limits, function=function)
             if not _passes(run, test["output"], function):
-                told = f"Test {number} of {len(tests)} failed.\n{self._failure(run, test)}"
-                return Verdict(False, source, told, timed_out=run.end == "time")
+                feedback = f"Test {number} of {len(tests)} failed.\nInput:\n{_head(test['input'])}\n"
+                if run.status == "timeout":
+                    feedback += f"It took more than {self._config.limits.seconds} seconds."
+                elif run.status == "failed":
+                    feedback += f"Error:\n{_tail(run.error)}"
+                else:
+                    feedback += f"Expected:\n{_head(test['output'])}\nGot:\n{_head(run.output)}"
+                return Verdict(False, source, feedback, timed_out=run.status == "timeout")
         return Verdict(True, source)
 
     def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Judges many responses, several at a time."""
+        """Verifies many responses, several at a time."""
         for problem in {id(problem): problem for problem, _ in pairs}.values():
-            read_tests(problem)  # what is wrong with a problem is said before anything runs
+            read_tests(problem)  # an error in a problem is raised before anything runs
         with ThreadPoolExecutor(self._config.parallel or core_count()) as threads:
             return list(threads.map(lambda pair: self.verify(*pair), pairs))
 
-    def _failure(self, run: Run, test: Mapping[str, str]) -> str:
-        """What the model is told of a test that failed."""
-        shown = f"Input:\n{_head(test['input'])}\n"
-        if run.end == "time":
-            return f"{shown}It took more than {self._config.limits.seconds} seconds."
-        if run.end == "failed":
-            return f"{shown}Error:\n{_tail(run.error)}"
-        return f"{shown}Expected:\n{_head(test['output'])}\nGot:\n{_head(run.output)}"
-
 
 def read_tests(problem: Problem) -> tuple[Sequence[Mapping[str, str]], str | None]:
-    """The tests of a problem, and the function they call, None for programs.
+    """The tests of a problem, and the function that they call; None for programs.
 
     Raises:
-      ValueError: naming the problem and the field that is not as it should be.
+      ValueError: naming the problem and the field that is malformed.
     """
     tests, function = problem.metadata.get("tests"), problem.metadata.get("function")
-    wanted = "a list, not empty, of {'input': text, 'output': text}"
+    expected = "a list, not empty, of {'input': text, 'output': text}"
     where = f"problem {problem.id!r}: metadata"
     if not isinstance(tests, Sequence) or not tests:
-        raise ValueError(f"{where}['tests']={tests!r} must be {wanted}")
+        raise ValueError(f"{where}['tests']={tests!r} must be {expected}")
+    if function is not None and not (isinstance(function, str) and function.isidentifier()):
+        raise ValueError(f"{where}['function']={function!r} must be the name of a function")
     for number, test in enumerate(tests):
+        this_test = f"{where}['tests'][{number}]={test!r}"
         if not all(isinstance(test.get(name), str) for name in ("input", "output")):
-            raise ValueError(f"{where}['tests'][{number}]={test!r}: tests must be {wanted}")
+            raise ValueError(f"{this_test}: tests must be {expected}")
         if function is not None:
             try:
                 for value in [*test["input"].splitlines(), test["output"]]:
                     json.loads(value or "null")
             except json.JSONDecodeError:
-                raise ValueError(
-                    f"{where}['tests'][{number}]={test!r} must hold JSON, one value a line"
-                ) from None
-    if function is not None and not (isinstance(function, str) and function.isidentifier()):
-        raise ValueError(f"{where}['function']={function!r} must be the name of a function")
+                raise ValueError(f"{this_test} must hold JSON, one value a line") from None
     return tests, function
 
 
 def python_block(text: str) -> str | None:
-    """The last closed Python block; None if there is none. One pass over the lines."""
-    found: dict[bool, str] = {}
+    """The last closed Python block; None if there is none. Takes one pass over the lines."""
+    found: dict[bool, str] = {}  # by whether the block names its language
     language, lines = None, []
     for line in text.splitlines(keepends=True):
         fence = FENCE.match(line)
         if fence is None:
             lines.append(line)
-        elif fence[1] or language is None:  # a named fence opens a block, also where one was left open
+        elif fence[1] or language is None:  # a fence with a language opens a block, even inside another
             language, lines = fence[1].lower(), []
         else:
             if language in (*PYTHON, ""):
@@ -140,7 +136,7 @@ def python_block(text: str) -> str | None:
 
 
 def _passes(run: Run, expected: str, function: str | None) -> bool:
-    if run.end != "done":
+    if run.status != "done":
         return False
     if function is None:
         return same_output(run.output, expected)
@@ -156,24 +152,27 @@ def same_output(output: str, expected: str) -> bool:
     Blanks at the ends of lines, and blank lines at the end, do not count. In: "1.0 a \n", "1 a". Out: True.
     """
     ours, theirs = ([line.split() for line in text.rstrip().split("\n")] for text in (output, expected))
-    return ours == theirs or [list(map(_number, line)) for line in ours] == [
-        list(map(_number, line)) for line in theirs
-    ]
+    return ours == theirs or _numbers(ours) == _numbers(theirs)
 
 
-def _number(word: str) -> Decimal | str:
-    try:
-        number = Decimal(word)
-    except InvalidOperation:
-        return word
-    return number if number.is_finite() else word
+def _numbers(lines: list[list[str]]) -> list[list[Decimal | str]]:
+    """The words of lines, as numbers where they are finite numbers."""
+
+    def number(word: str) -> Decimal | str:
+        try:
+            value = Decimal(word)
+        except InvalidOperation:
+            return word
+        return value if value.is_finite() else word
+
+    return [list(map(number, line)) for line in lines]
 
 
 def _head(text: str) -> str:
-    kept = "\n".join(text.strip().split("\n")[:LINES])[:SHOWN]
-    return kept if kept == text.strip() else f"{kept} …"
+    quoted = "\n".join(text.strip().split("\n")[:MAX_LINES])[:MAX_QUOTED]
+    return quoted if quoted == text.strip() else f"{quoted} …"
 
 
 def _tail(text: str) -> str:
-    kept = "\n".join(text.strip().split("\n")[-LINES:])[-SHOWN:]
-    return kept if kept == text.strip() else f"… {kept}"
+    quoted = "\n".join(text.strip().split("\n")[-MAX_LINES:])[-MAX_QUOTED:]
+    return quoted if quoted == text.strip() else f"… {quoted}"

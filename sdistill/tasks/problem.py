@@ -1,4 +1,4 @@
-"""The nouns every task shares: a problem and the verdict on a response to it."""
+"""What all tasks share: a problem, the verdict on a response to it, and the protocol of a task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ THINK_START, THINK_END = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with a checkable answer.
+    """A question whose answer can be verified.
 
     Attributes:
       id: Unique within its task and stable across runs; random streams are keyed by it.
-      messages: The conversation that poses the problem; the last one is the user's.
+      messages: The conversation that poses the problem; the last message is the user's.
       answer: A reference answer in the task's own notation.
-      metadata: Whatever the task's verifier needs beyond the answer.
+      metadata: Whatever the verifier needs beyond the answer.
     """
 
     id: str
@@ -29,14 +29,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier found in one response.
+    """The result of verifying one response.
 
     Attributes:
       correct: Whether the final answer solves the problem.
-      answer: The answer that was read from the response, None if there was none.
-      feedback: Text an environment could hand back to the model; empty if it has none.
-      timed_out: Whether a deadline, or the death of its process, ended the verification, or the program
-        that was verified. Such a verdict is never `correct`, and it says nothing of the answer.
+      answer: The answer in the response; None if there is none.
+      feedback: Text that an environment could give to the model; empty if there is none.
+      timed_out: Whether verification, or the program that was verified, ran out of time, or its process died.
+        Such a verdict is never `correct`, and it says nothing about the answer.
     """
 
     correct: bool
@@ -46,36 +46,36 @@ class Verdict:
 
 
 class Task(Protocol):
-    """A source of verdicts. Tasks know text only; token ids are none of their business.
+    """Verifies responses. A task knows text only and no token ids.
 
-    A task may have processes of its own: close it, or use it as a context manager. Verdicts may be asked
-    for from several threads.
+    A task may own processes: close it, or use it as a context manager. Its methods may be called from
+    several threads.
 
     Attributes:
-      announcing: Words of responses that are part of an answer, or announce one; numbers, signs and markup
-        need not be named.
+      announcing: Words that are part of an answer, or announce one. Numbers, signs and markup need not be
+        listed.
     """
 
     announcing: frozenset[str] = frozenset()
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Judges the text of one response."""
+        """Verifies the text of one response."""
         ...
 
     def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Judges many responses, in their order and as fast as the task can."""
+        """Verifies many responses; the verdicts are in their order."""
         return [self.verify(problem, response) for problem, response in pairs]
 
     def first_wrong_attempt(self, problem: Problem, response: str) -> int | None:
-        """How many characters the response has up to the end of its first wrong attempt; None without one.
+        """The number of characters up to the end of the first wrong attempt in a response; None without one.
 
-        Where attempts cannot be told apart, the first thinking as a whole is one.
+        By default the thinking as a whole is one attempt.
         """
         end = response.find(THINK_END)
         return None if end < 0 or self.verify(problem, response).correct else len(response[:end].rstrip())
 
     def close(self) -> None:
-        """Ends what the task has started; no verdict can be asked for afterwards."""
+        """Ends the processes of the task, which cannot be used afterwards."""
         return None
 
     def __enter__(self) -> Self:
@@ -86,18 +86,18 @@ class Task(Protocol):
 
 
 def strip_thinking(response: str) -> str:
-    """Drops everything up to and including the last `</think>`: s∖think of the paper.
+    """The response without everything up to and including the last `</think>`: s∖think of the paper.
 
-    The opening tag may be missing, because several chat templates put it in the prompt; a
-    response that never closes its thinking is returned whole, as in the released code.
+    The opening tag may be missing, because several chat templates put it in the prompt. A response that never
+    closes its thinking is returned whole, as in the released code.
     """
     return response.rpartition(THINK_END)[2].strip()
 
 
 def answer_part(response: str) -> str:
-    """What a response says after its thinking.
+    """The text after the thinking, where the answer is read.
 
-    All up to the last `</think>` goes, and so does all from a `<think>` that nothing closes: a response
-    that is still thinking has said nothing yet. Without either tag, all of it is the answer.
+    It begins after the last `</think>` and ends at a `<think>` that nothing closes: a response that is still
+    thinking has not answered. Without either tag it is the whole response.
     """
     return strip_thinking(response).partition(THINK_START)[0].strip()

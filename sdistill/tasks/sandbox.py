@@ -12,26 +12,26 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from sdistill.settings import require_positive
 from sdistill.tasks import confined
 
-NOBODY = 65534  # Linux' user without rights
-# New namespaces have no network but their own, and no processes but their own, which all end with the first.
+NOBODY = 65534  # Linux's user without rights
+# New namespaces have their own network and their own processes, which all end with the first of them.
 NAMESPACES = ("unshare", "--user", "--net", "--ipc", "--pid", "--fork", "--kill-child")
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--no-new-privs")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run of a program may use.
+    """The resources of one run of a program.
 
     Attributes:
       seconds: Processor time; LiveCodeBench's limit.
       wall_seconds: Time by the clock, which is longer because other programs run, too.
       memory: Bytes of address space.
-      file: Bytes of a file it writes, standard output among them.
+      file: Bytes of each file it writes, standard output among them.
       processes: Processes and threads, where the machine can count them (see `Isolation`).
     """
 
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Isolation:
-    """What keeps programs apart from the machine, besides the limits.
+    """How programs are kept apart from the machine, besides the limits.
 
     Attributes:
       namespaces: Whether a program has no network, sees no other processes, and leaves none behind.
@@ -72,40 +72,40 @@ class Isolation:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a run.
+    """The result of one run of a program.
 
     Attributes:
-      end: `done`, `failed` with an error or a signal, or `time` if it used up its time.
+      status: `done`, `failed` with an error or a signal, or `timeout`.
       output: Its standard output.
-      error: Its standard error; where it was killed, the signal's name.
+      error: Its standard error, and the name of the signal that killed it.
     """
 
-    end: Literal["done", "failed", "time"]
+    status: Literal["done", "failed", "timeout"]
     output: str
     error: str
 
 
 @functools.cache
 def isolation() -> Isolation:
-    """The strongest isolation that works here, found out by trying.
+    """The strongest isolation that works here, found by trying.
 
     Raises:
-      RuntimeError: where no program runs at all, with what it said.
+      RuntimeError: if no program runs at all, with its error.
     """
-    root = os.geteuid() == 0
-    for candidate in (Isolation(a, b) for a in (True, False) for b in ([True, False] if root else [False])):
+    users = [True, False] if os.geteuid() == 0 else [False]
+    for candidate in [Isolation(namespaces, nobody) for namespaces in (True, False) for nobody in users]:
         try:
-            tried = run("print(6 * 7)", "", Limits(), isolated=candidate)
+            trial = run("print(6 * 7)", "", Limits(), isolated=candidate)
         except OSError as error:  # there is no such command, or no such right
-            tried = Run("failed", "", str(error))
-        if tried.output == "42\n":
+            trial = Run("failed", "", str(error))
+        if trial.output == "42\n":
             return candidate
-    raise RuntimeError(f"programs cannot be run here: {tried.error}")
+    raise RuntimeError(f"programs cannot be run here: {trial.error}")
 
 
 def run(
     source: str,
-    text: str,
+    stdin: str,
     limits: Limits,
     *,
     function: str | None = None,
@@ -115,48 +115,15 @@ def run(
 
     Args:
       source: The program.
-      text: Its standard input.
-      limits: What it may use.
-      function: Called with the JSON values on the lines of `text`; its result is the output, as JSON.
-      isolated: How; None for the strongest that works here.
+      stdin: Its standard input.
+      limits: Its resources.
+      function: Is called with the JSON values on the lines of `stdin`; its result is the output, as JSON.
+      isolated: How; None for the strongest isolation that works here.
     """
     isolated = isolated or isolation()
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile() as stdin,
-        tempfile.TemporaryFile() as stdout,
-        tempfile.TemporaryFile() as stderr,
-    ):
-        Path(folder, confined.SOURCE).write_text(source, encoding="utf-8")
-        stdin.write(text.encode())
-        stdin.seek(0)
-        if isolated.nobody:
-            shutil.chown(folder, NOBODY, NOBODY)
-        process = subprocess.Popen(
-            _command(limits, function, isolated),
-            cwd=folder,
-            # Nothing of the caller's environment, which may hold secrets.
-            env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            user=NOBODY if isolated.nobody else None,
-            group=NOBODY if isolated.nobody else None,
-            extra_groups=[] if isolated.nobody else None,
-        )
-        status, seconds, late = _wait(process, limits.wall_seconds)
-        output, error = _read(stdout, limits.file), _read(stderr, limits.file)
-    if late or seconds >= limits.seconds:
-        return Run("time", output, error)
-    if status < 0:
-        error += f"killed by {signal.Signals(-status).name}"
-    return Run("failed" if status else "done", output, error)
-
-
-def _command(limits: Limits, function: str | None, isolated: Isolation) -> list[str]:
+    user = NOBODY if isolated.nobody else None
     job = {
-        # The kernel kills a second later than `run` judges: so what it killed has used more than its time.
+        # The kernel kills a second later than `run` judges, so a killed program has exceeded its time.
         "seconds": limits.seconds + 1,
         "memory": limits.memory,
         "file": limits.file,
@@ -164,13 +131,47 @@ def _command(limits: Limits, function: str | None, isolated: Isolation) -> list[
         "packages": sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}),
         "function": function,
     }
-    program = [sys.executable, "-I", "-S", "-c", Path(confined.__file__).read_text(encoding="utf-8")]
     prefix = [*DIE_WITH_PARENT, *NAMESPACES] if isolated.namespaces else []
-    return [*prefix, *program, json.dumps(job)]
+    program = [sys.executable, "-I", "-S", "-c", Path(confined.__file__).read_text(encoding="utf-8")]
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as input_file,
+        tempfile.TemporaryFile() as output_file,
+        tempfile.TemporaryFile() as error_file,
+    ):
+        Path(folder, confined.SOURCE).write_text(source, encoding="utf-8")
+        input_file.write(stdin.encode())
+        input_file.seek(0)
+        if user is not None:
+            shutil.chown(folder, user, user)
+        process = subprocess.Popen(
+            [*prefix, *program, json.dumps(job)],
+            cwd=folder,
+            # Nothing of the caller's environment, which may hold secrets.
+            env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
+            stdin=input_file,
+            stdout=output_file,
+            stderr=error_file,
+            start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+        exit_code, seconds, late = _wait(process, limits.wall_seconds)
+        texts = []
+        for file in (output_file, error_file):
+            file.seek(0)
+            texts.append(file.read(limits.file).decode(errors="replace"))
+    output, error = texts
+    if late or seconds >= limits.seconds:
+        return Run("timeout", output, error)
+    if exit_code < 0:
+        error += f"killed by {signal.Signals(-exit_code).name}"
+    return Run("failed" if exit_code else "done", output, error)
 
 
 def _wait(process: subprocess.Popen[bytes], wall_seconds: float) -> tuple[int, float, bool]:
-    """Exit status, processor seconds, and whether it was killed because it took too long."""
+    """Exit code, processor seconds, and whether the program was killed after `wall_seconds`."""
     late = threading.Event()
 
     def end() -> None:
@@ -180,18 +181,13 @@ def _wait(process: subprocess.Popen[bytes], wall_seconds: float) -> tuple[int, f
     timer = threading.Timer(wall_seconds, end)
     timer.start()
     try:
-        # Left in the process table until the timer is gone and its group dead: its number stays its own.
+        # WNOWAIT keeps its number reserved until the timer has ended and the process group is dead.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     finally:
         timer.cancel()
         timer.join()
         os.killpg(process.pid, signal.SIGKILL)
-        # Not Popen.wait: only this tells the processor time of the program and of its children.
+        # Unlike Popen.wait, wait4 returns the processor time of the program and its children.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_utime + usage.ru_stime, late.is_set()
-
-
-def _read(file: IO[bytes], size: int) -> str:
-    file.seek(0)
-    return file.read(size).decode(errors="replace")

@@ -1,7 +1,7 @@
-"""The puzzle itself: `8 4 7 = 19` asks for the signs that make it true, `+ +`.
+"""The signs puzzle: `8 4 7 = 19` asks for the signs that make it true, `+ +`.
 
-Each of the k numbers is 1..9, the first has no sign of its own, and so there are 2^(k-1) candidate
-patterns, of which several may be right. Two problems with the same numbers and target are the same.
+Each of the k numbers is from 1 to 9, and the first has no sign. So there are 2^(k-1) patterns of signs, of
+which several may be right. Two puzzles with the same numbers and target are the same problem.
 """
 
 import itertools
@@ -16,6 +16,8 @@ SIGNS = ("+", "-")
 BLANK = "_"  # an unrevealed sign in a partial solution
 
 Pattern = tuple[str, ...]
+Puzzle = tuple[tuple[int, ...], int]
+"""Numbers and target."""
 
 
 def patterns(k: int) -> list[Pattern]:
@@ -25,10 +27,8 @@ def patterns(k: int) -> list[Pattern]:
 
 def evaluate(numbers: Sequence[int], pattern: Pattern) -> int:
     """Value of the expression. In: (8, 4, 7), ("+", "-"). Out: 5."""
-    total = numbers[0]
-    for sign, number in zip(pattern, numbers[1:], strict=True):
-        total += number if sign == "+" else -number
-    return total
+    terms = (number if sign == "+" else -number for sign, number in zip(pattern, numbers[1:], strict=True))
+    return numbers[0] + sum(terms)
 
 
 def solutions(numbers: Sequence[int], target: int) -> list[Pattern]:
@@ -41,7 +41,7 @@ def question(numbers: Sequence[int], target: int) -> str:
     return f"{' '.join(map(str, numbers))} = {target}"
 
 
-def parse_question(text: str) -> tuple[tuple[int, ...], int]:
+def parse_question(text: str) -> Puzzle:
     """Inverse of `question`. Raises ValueError, naming the text, if it is not a puzzle."""
     try:
         left, right = text.split(" = ")
@@ -52,42 +52,35 @@ def parse_question(text: str) -> tuple[tuple[int, ...], int]:
 
 def make_problem(numbers: Sequence[int], target: int) -> Problem:
     """The puzzle as a `Problem`. Raises ValueError if no pattern reaches the target."""
-    right = solutions(numbers, target)
-    text = question(numbers, target)
+    text, right = question(numbers, target), solutions(numbers, target)
     if not right:
         raise ValueError(f"{text!r} has no solution")
-    return Problem(
-        id=text,
-        messages=({"role": "user", "content": text},),
-        answer=" ".join(right[0]),
-        metadata={"k": len(numbers)},
-    )
+    return Problem(text, ({"role": "user", "content": text},), " ".join(right[0]), {"k": len(numbers)})
 
 
 def problem_from_text(text: str) -> Problem:
-    """The `Problem` a stored question stands for."""
+    """The `Problem` of a stored question."""
     return make_problem(*parse_question(text))
 
 
-def all_questions(k: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Every solvable puzzle of k numbers, each once, in lexicographic order."""
+def all_questions(k: int) -> Iterator[Puzzle]:
+    """Every solvable puzzle of k numbers once, in lexicographic order."""
     for numbers in itertools.product(range(1, 10), repeat=k):
         for target in sorted({evaluate(numbers, p) for p in patterns(k)}):
             yield numbers, target
 
 
-def random_question(k: int, rng: random.Random) -> tuple[tuple[int, ...], int]:
-    """A solvable puzzle: numbers uniform, target reached by a uniform pattern."""
+def random_question(k: int, rng: random.Random) -> Puzzle:
+    """A solvable puzzle: uniform numbers, and the target of a uniform pattern."""
     numbers = tuple(rng.randint(1, 9) for _ in range(k))
     return numbers, evaluate(numbers, tuple(rng.choice(SIGNS) for _ in range(k - 1)))
 
 
 def split_of(numbers: Sequence[int], target: int) -> str:
-    """Which split owns a puzzle: `corpus`, `pool` (training on-policy) or `test`.
+    """The split of a puzzle: `corpus`, `pool` (on-policy training) or `test`.
 
-    A hash of the problem decides, so the splits are disjoint by construction, whoever draws the
-    puzzles and in whatever order. There are few puzzles of three numbers (2,835), which is why
-    the shares differ with k; those of five or more belong to no training split.
+    A hash of the problem decides, so the splits are disjoint by construction. The shares differ with k
+    because there are only 2,835 puzzles of three numbers. Those of five or more are for tests only.
     """
     bucket = zlib.crc32(question(numbers, target).encode()) % 100
     if len(numbers) > 4:
@@ -97,15 +90,15 @@ def split_of(numbers: Sequence[int], target: int) -> str:
 
 
 class SignsTask(Task):
-    """Verifies by evaluating the expression that the response ends with."""
+    """Verifies a response by evaluating the expression at its end."""
 
     announcing = frozenset({"yes", "solution"})
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """A response is right if what follows its `</think>` is a pattern that hits the target.
+        """A response is correct if a pattern that reaches the target follows its `</think>`.
 
-        No `</think>`, anything but k-1 signs after it, or a wrong value: not correct. The feedback
-        says which.
+        It is not if `</think>` is missing, if anything but k-1 signs follows, or if the value is wrong; the
+        feedback says which.
         """
         numbers, target = parse_question(problem.id)
         if THINK_END not in response:

@@ -1,15 +1,15 @@
 """The Bayesian reasoner whose traces the base model learns from.
 
-It holds a uniform posterior over the patterns that its context leaves open, tries them in random
-order without repetition, and says how sure it is: before each attempt one of `so likely perhaps
-maybe` by the number still open, after each failure one of `wait hmm actually alternatively`. An
-attempt is a running remainder, number and what is left, so that success is a remainder of 0:
+It holds a uniform posterior over the patterns that its context leaves open, and tries them in random order
+without repetition. Words tell its certainty: before each attempt one of `so likely perhaps maybe`, by the
+number of open patterns, and after each failure one of `wait hmm actually alternatively`. An attempt is a
+running remainder, number and rest, so that success is a remainder of 0:
 
     8 4 7 = 5 <think> perhaps 8 -3 - 4 1 + 7 -6 wait perhaps 8 -3 + 4 -7 - 7 0 yes </think> + -
 
-What is built in here, and therefore is no finding of any study on this puzzle: certainty words go
-with the number of open patterns (up to `Habits.slip`); a worked solution in the context is verified
-again only half the time (`Habits.trust`); a bare answer in the context is always verified once.
+What is built in here is no finding of any study on this puzzle: words of certainty follow the number of open
+patterns (up to `Habits.slip`); a worked solution in the context is verified again only half the time
+(`Habits.trust`); a bare answer in the context is always verified once.
 """
 
 import random
@@ -21,6 +21,7 @@ from sdistill.tasks.signs_puzzle import (
     BLANK,
     SIGNS,
     Pattern,
+    Puzzle,
     evaluate,
     patterns,
     question,
@@ -35,17 +36,40 @@ GIVE_UP = "seems"
 SUCCESS = "yes"
 THINK = "<think>"
 
+CONTEXTS = {
+    "none": 0.46,
+    "partial": 0.12,
+    "answer": 0.10,
+    "answer_after_silence": 0.05,
+    "trace": 0.15,
+    "wrong": 0.06,
+    "other": 0.06,
+}
+"""Share of each kind of context in the corpus. `trace` is a correct response of the reasoner;
+`answer_after_silence` is one without any work, the form of responses under a trace; `wrong` is a solution
+that fails, whole or partial; `other` is another problem's solution, which says nothing about this one."""
+
+CONTINUED = 0.3
+"""Share of the corpus whose prompt contains the beginning of a thought, which the reasoner continues. The
+beginning is prompt, not target: a model learns to recover from it, not to produce it."""
+
+UNREACHABLE = 0.02
+"""Share of the corpus whose target no pattern reaches; the reasoner tries them all and gives up."""
+
+MAX_WORDS = 192
+"""Of an example, with its end; longer examples are drawn again."""
+
 
 @dataclass(frozen=True)
 class Habits:
     """How the reasoner behaves, as probabilities.
 
     Attributes:
-      give_up: Chance, at each failure, to stop and guess among the patterns left.
-      slip: Chance, at each attempt, to sound surer than it is. It gives the corpus traces that go
-        on after a confident mistake, without which a model trained to be confident has no way back.
-      trust: Chance that a worked solution in the context is repeated without verifying it again. At 1 the
-        teacher of SDPO under c = s forbids every attempt, and the student falls into loops.
+      give_up: At each failure, to stop and guess among the patterns left.
+      slip: At each attempt, to sound more certain than it is. Then the corpus has traces that go on after a
+        confident mistake; without them a model trained to be confident never recovers.
+      trust: To repeat a worked solution in the context without verifying it. At 1 the teacher of SDPO under
+        c = s forbids every attempt, and the student falls into loops.
     """
 
     give_up: float = 0.06
@@ -53,18 +77,18 @@ class Habits:
     trust: float = 0.5
 
 
-def certainty(open_count: int) -> str:
+def certainty(num_open: int) -> str:
     """1 `so`, 2 `likely`, 3 or 4 `perhaps`, more `maybe`."""
-    return CERTAINTY[min((open_count - 1).bit_length(), 3)]
+    return CERTAINTY[min((num_open - 1).bit_length(), 3)]
 
 
 def attempt(numbers: Sequence[int], target: int, pattern: Pattern) -> str:
-    """One pattern worked out. In: (8, 4, 7), 5, ("-", "+"). Out: `8 -3 - 4 1 + 7 -6`."""
-    left = target - numbers[0]
-    words = [str(numbers[0]), str(left)]
+    """A pattern worked out. In: (8, 4, 7), 5, ("-", "+"). Out: `8 -3 - 4 1 + 7 -6`."""
+    rest = target - numbers[0]
+    words = [str(numbers[0]), str(rest)]
     for sign, number in zip(pattern, numbers[1:], strict=True):
-        left += -number if sign == "+" else number
-        words += [sign, str(number), str(left)]
+        rest += -number if sign == "+" else number
+        words += [sign, str(number), str(rest)]
     return " ".join(words)
 
 
@@ -81,10 +105,10 @@ def search(
     habits: Habits,
     tried: Sequence[Pattern] = (),
 ) -> str:
-    """Thinks and answers, from a posterior that `revealed` and what was `tried` leave open.
+    """The reasoner's thought and answer, given the `revealed` signs and the patterns already `tried`.
 
-    When every pattern that agrees with the revealed signs has failed, the reasoner no longer believes
-    them and goes on with all the others; when all have failed it gives up with a guess.
+    When every pattern that agrees with the revealed signs has failed, the reasoner stops believing them and
+    tries all others; when all have failed, it gives up with a guess.
     """
     words: list[str] = []
     untried = [p for p in patterns(len(numbers)) if p not in tried]
@@ -106,80 +130,52 @@ def search(
     return " ".join([*words, GIVE_UP, THINK_END, *guess])
 
 
+def correct_trace(numbers: Sequence[int], target: int, rng: random.Random, habits: Habits) -> str:
+    """The reasoner's response without context, drawn again until it is correct."""
+    while True:
+        trace = search(numbers, target, (BLANK,) * (len(numbers) - 1), rng, habits)
+        if tuple(strip_thinking(trace).split()) in solutions(numbers, target):
+            return trace
+
+
 def failed_attempts(
     numbers: Sequence[int], target: int, count: int, rng: random.Random
 ) -> tuple[str, list[Pattern]]:
-    """Attempts somebody else made, possibly repeating themselves and sure beyond reason."""
+    """Attempts of somebody else, who may repeat himself and sound certain without reason."""
     wrong = [p for p in patterns(len(numbers)) if evaluate(numbers, p) != target]
     tried = [rng.choice(wrong) for _ in range(count)]
     words = [f"{rng.choice(CERTAINTY)} {attempt(numbers, target, p)} {rng.choice(DOUBT)}" for p in tried]
     return " ".join(words), tried
 
 
-def reveal(pattern: Pattern, count: int, rng: random.Random) -> Pattern:
-    """A partial pattern with `count` signs shown, the others `_`."""
-    shown = set(rng.sample(range(len(pattern)), count))
-    return tuple(sign if i in shown else BLANK for i, sign in enumerate(pattern))
-
-
-def guided(content: str, solution: str) -> str:
-    """The user turn that carries a solution, whole or partial."""
-    return f"{content} solution {solution}"
-
-
-def other_example(content: str, other: str, solution: str) -> str:
-    """The user turn that shows another problem with its solution first."""
-    return f"{guided(other, solution)} ; {content}"
-
-
 def finish_attempt(
     numbers: Sequence[int], target: int, revealed: Pattern, rng: random.Random
 ) -> tuple[str, str, Pattern]:
-    """An attempt somebody else began, and how the reasoner finishes it.
+    """An attempt that somebody else began: its beginning, the reasoner's rest, and the whole pattern.
 
-    The first signs are random, as somebody else chose them; the others follow what is revealed, and are
-    random where nothing is. Returns the beginning, the rest, and the pattern that came of it.
+    The signs of the beginning are random; the others follow the revealed signs, and are random without them.
     """
     words = attempt(numbers, target, patterns(len(numbers))[0]).split()
     cut = rng.randrange(len(words))
-    begun = len(range(2, cut, 3))  # signs are the words 2, 5, 8, …
+    num_begun = len(range(2, cut, 3))  # signs are the words 2, 5, 8, …
     pattern = tuple(
-        rng.choice(SIGNS) if position < begun or sign == BLANK else sign
+        rng.choice(SIGNS) if position < num_begun or sign == BLANK else sign
         for position, sign in enumerate(revealed)
     )
     words = attempt(numbers, target, pattern).split()
     return " ".join([rng.choice(CERTAINTY), *words[:cut]]), " ".join(words[cut:]), pattern
 
 
-CONTEXTS = {
-    "none": 0.46,
-    "partial": 0.12,
-    "answer": 0.10,
-    "answer_after_silence": 0.05,
-    "trace": 0.15,
-    "wrong": 0.06,
-    "other": 0.06,
-}
-"""Share of each kind of context in the corpus. `trace` is a correct response of the reasoner's own;
-`answer_after_silence` is one without any work shown, the form that responses under a trace take; `wrong`
-is a solution that fails, whole or partial; `other` is another problem's solution, which says nothing
-about this one."""
-
-CONTINUED = 0.3
-"""Share of the corpus whose prompt already holds the beginning of a thought, from which the reasoner goes
-on. The beginning is prompt, not target: a model learns to recover from it, not to produce it."""
-
-LONGEST = 192
-"""Words of an example, its end included, at most; longer ones are drawn again."""
-
-UNREACHABLE = 0.02
-"""Share of the corpus whose target no pattern reaches; the reasoner tries them all and gives up."""
+def reveal(pattern: Pattern, count: int, rng: random.Random) -> Pattern:
+    """A partial pattern: `count` of its signs, and `_` for the others."""
+    visible = set(rng.sample(range(len(pattern)), count))
+    return tuple(sign if i in visible else BLANK for i, sign in enumerate(pattern))
 
 
 def draw_context(
     kind: str, numbers: Sequence[int], target: int, rng: random.Random, habits: Habits
 ) -> tuple[str, Pattern]:
-    """A user turn with a context of this kind, and what it reveals of the solution."""
+    """A user turn with a context of this kind, and the signs that it reveals."""
     k, content = len(numbers), question(numbers, target)
     nothing: Pattern = (BLANK,) * (k - 1)
     right = solutions(numbers, target)
@@ -187,52 +183,43 @@ def draw_context(
         return content, nothing
     if kind == "other":
         other, other_target = corpus_question((3, 4), rng)
-        shown = " ".join(solutions(other, other_target)[0])
+        solution = " ".join(solutions(other, other_target)[0])
         if rng.random() < 0.5:
-            shown = correct_trace(other, other_target, rng, habits)
-        return other_example(content, question(other, other_target), shown), nothing
+            solution = correct_trace(other, other_target, rng, habits)
+        return f"{question(other, other_target)} solution {solution} ; {content}", nothing
     if kind == "trace":
-        trace = correct_trace(numbers, target, rng, habits)
-        return guided(content, trace), tuple(strip_thinking(trace).split())
+        solution = correct_trace(numbers, target, rng, habits)
+        return f"{content} solution {solution}", tuple(strip_thinking(solution).split())
     if kind == "wrong":
         revealed = rng.choice([p for p in patterns(k) if p not in right])
         if rng.random() < 0.5:
             revealed = reveal(revealed, rng.randint(1, k - 1), rng)
-        return guided(content, " ".join(revealed)), revealed
-    revealed = rng.choice(right)
-    if kind == "answer_after_silence":
-        return guided(content, " ".join(["so", THINK_END, *revealed])), revealed
-    if kind == "partial":
-        revealed = reveal(revealed, rng.randint(0, k - 2), rng)
-    return guided(content, " ".join(revealed)), revealed
+    else:
+        revealed = rng.choice(right)
+        if kind == "partial":
+            revealed = reveal(revealed, rng.randint(0, k - 2), rng)
+    silence = ["so", THINK_END] if kind == "answer_after_silence" else []
+    return " ".join([content, "solution", *silence, *revealed]), revealed
 
 
-def corpus_question(ks: Sequence[int], rng: random.Random) -> tuple[tuple[int, ...], int]:
-    """A random puzzle that belongs to the corpus."""
+def corpus_question(ks: Sequence[int], rng: random.Random) -> Puzzle:
+    """A random puzzle of the corpus."""
     while True:
         numbers, target = random_question(rng.choice(list(ks)), rng)
         if split_of(numbers, target) == "corpus":
             return numbers, target
 
 
-def correct_trace(numbers: Sequence[int], target: int, rng: random.Random, habits: Habits) -> str:
-    """The reasoner's own response without context, drawn again until it is right."""
-    while True:
-        trace = search(numbers, target, (BLANK,) * (len(numbers) - 1), rng, habits)
-        if tuple(strip_thinking(trace).split()) in solutions(numbers, target):
-            return trace
-
-
 def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
     """The `index`-th example of the corpus: (prompt, response), a function of its arguments only."""
     rng = random.Random(f"{seed}/{index}")
     while True:
-        prompt, response = _draw_example(rng, ks, habits)
-        if len(prompt.split()) + len(response.split()) < LONGEST:
+        prompt, response = (" ".join(" ".join(parts).split()) for parts in _draw_example(rng, ks, habits))
+        if len(prompt.split()) + len(response.split()) < MAX_WORDS:
             return prompt, response
 
 
-def _draw_example(rng: random.Random, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
+def _draw_example(rng: random.Random, ks: Sequence[int], habits: Habits) -> tuple[list[str], list[str]]:
     numbers, target = corpus_question(ks, rng)
     if rng.random() < UNREACHABLE:
         target += rng.choice((-1, 1))  # every sum of a puzzle has the same parity
@@ -246,24 +233,21 @@ def _draw_example(rng: random.Random, ks: Sequence[int], habits: Habits) -> tupl
         start, tried = failed_attempts(numbers, target, rng.randint(0, 3), rng)
         prompt.append(start)
         if rng.random() < 0.5:
-            begun, rest, pattern = finish_attempt(numbers, target, revealed, rng)
-            prompt.append(begun)
+            beginning, rest, pattern = finish_attempt(numbers, target, revealed, rng)
+            prompt.append(beginning)
             response.append(rest)
             if evaluate(numbers, pattern) == target:
-                response += [SUCCESS, THINK_END, *pattern]
-                return " ".join(" ".join(prompt).split()), " ".join(response)
+                return prompt, [*response, SUCCESS, THINK_END, *pattern]
             response.append(rng.choice(DOUBT))
             tried.append(pattern)
     if kind == "trace" and rng.random() < habits.trust:
-        response += [CERTAINTY[0], THINK_END, *revealed]
-    else:
-        response.append(search(numbers, target, revealed, rng, habits, tried))
-    return " ".join(" ".join(prompt).split()), " ".join(response)
+        return prompt, [*response, CERTAINTY[0], THINK_END, *revealed]
+    return prompt, [*response, search(numbers, target, revealed, rng, habits, tried)]
 
 
 def vocabulary(largest_k: int) -> list[str]:
-    """Every word a puzzle of up to `largest_k` numbers can need, numbers first."""
-    bound = 9 * 2 * (largest_k - 1)  # the target is at most 9k; what is left at most this
+    """Every word of puzzles of up to `largest_k` numbers, numbers first."""
+    bound = 9 * 2 * (largest_k - 1)  # of remainders; targets are at most 9k
     words = [THINK, THINK_END, "solution", ";", "=", *SIGNS, BLANK]
     words += [*CERTAINTY, *DOUBT, GIVE_UP, SUCCESS]
     return [str(n) for n in range(-bound, bound + 1)] + words

@@ -8,7 +8,7 @@ Agreement with what is known:
     solutions   the 500 worked solutions of MATH-500, as responses to their problems; all are right
     strangers   gold answers as answers to other problems, drawn at random; all are wrong
     parity      the rewritings again, in parity mode, which judges as the authors' released code does
-Speed: verdicts a second on each of these, on those rewritings that a worker is asked about, and of one answer
+Speed: verdicts a second on each of these, on those rewritings that go to a worker, and of one answer
 at the end of 400,000 characters. Hostile: answers made to hang or crash (`tests/tasks/adversarial.py`); how
 long one took at most, and what processes are left. DIR holds the parquet files of the authors' repository,
 math500.parquet and aime24.parquet.
@@ -82,7 +82,7 @@ def posed(gold: str) -> Problem:
 def agreement(task: MathematicsTask, cases: Sequence[Case]) -> dict[str, Any]:
     """Verdicts against what is known, and how many there are a second."""
     task.verify(posed("x"), r"\boxed{y}")  # the workers' start is not measured
-    asked, start = task.counts["asked"], time.perf_counter()
+    calls, start = task.counts["calls"], time.perf_counter()
     verdicts = task.verify_all([(posed(case.gold), case.response) for case in cases])
     seconds = time.perf_counter() - start
     both = zip(cases, verdicts, strict=True)
@@ -91,19 +91,19 @@ def agreement(task: MathematicsTask, cases: Sequence[Case]) -> dict[str, Any]:
         "pairs": len(cases),
         "agree": 1 - len(wrong) / len(cases),
         "rate": len(cases) / seconds,
-        "asked": task.counts["asked"] - asked,
+        "calls": task.counts["calls"] - calls,
         "timed out": sum(verdict.timed_out for verdict in verdicts),
         "disagreements": wrong,
     }
 
 
 def asked_cases(task: MathematicsTask, cases: Sequence[Case]) -> list[Case]:
-    """Those that a worker is asked about."""
+    """Those that go to a worker."""
     found = []
     for case in cases:
-        before = task.counts["asked"]
+        before = task.counts["calls"]
         task.verify(posed(case.gold), case.response)
-        if task.counts["asked"] > before:
+        if task.counts["calls"] > before:
             found.append(case)
     return found
 
@@ -189,7 +189,7 @@ def show(figures: dict[str, Any]) -> None:
     console = Console()
     table = Table("pairs", "number", "agree", "verdicts a second", "to workers", "timed out")
     for name, row in figures["rows"].items():
-        shown = (row["pairs"], f"{row['agree']:.2%}", f"{row['rate']:.0f}", row["asked"], row["timed out"])
+        shown = (row["pairs"], f"{row['agree']:.2%}", f"{row['rate']:.0f}", row["calls"], row["timed out"])
         table.add_row(name, *map(str, shown))
     console.print(table)
     for name, row in figures["rows"].items():

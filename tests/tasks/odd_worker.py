@@ -1,43 +1,50 @@
-"""A worker that does as it is told, well or badly."""
+"""An actor with methods that behave well or badly."""
 
 import os
 import signal
 import sys
 import time
 
-from sdistill.tasks.workers import serve
 
-
-def answer(question):
-    what, value = question
-    if what == "double":
+class Odd:
+    def double(self, value):
         return 2 * value
-    if what == "pid":
+
+    def pid(self):
         return os.getpid()
-    if what == "modules":
+
+    def modules(self):
         return sorted(sys.modules)
-    if what == "sleep":
-        time.sleep(value)
-    if what == "spin":
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+    def spin(self):
         while True:
             pass
-    if what == "power":
+
+    def power(self):
         9**9**9  # in C, with the interpreter's lock held
-    if what == "fill":
-        return len(bytearray(value))
-    if what == "kill":
+
+    def fill(self, num_bytes):
+        return len(bytearray(num_bytes))
+
+    def kill(self):
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "die once":
-        if not os.path.exists(value):
-            open(value, "w").close()
+
+    def die_once(self, mark):
+        if not os.path.exists(mark):
+            open(mark, "w").close()
             os._exit(3)
         return "second"
-    if what == "chatter":
+
+    def chatter(self):
         print("noise")
         sys.stderr.write("noise")
         os.write(1, b"noise")
-    return "done"
+        return "done"
 
 
-if __name__ == "__main__":
-    serve(answer, memory=1 << 30)
+class Broken:
+    def __init__(self):
+        raise ImportError("no such library")

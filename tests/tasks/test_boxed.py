@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.tasks.boxed import last_boxed
+from sdistill.tasks.mathematics import last_boxed
 
 
 @pytest.mark.parametrize(

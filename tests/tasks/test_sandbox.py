@@ -27,7 +27,7 @@ def isolated(request):
 
 def test_output_and_input(isolated):
     done = run("print(int(input()) + 1, 'ü')", "41\n", Limits(), isolated=isolated)
-    assert (done.end, done.output, done.error) == ("done", "42 ü\n", "")
+    assert (done.status, done.output, done.error) == ("done", "42 ü\n", "")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_output_and_input(isolated):
 )
 def test_what_programs_are_used_to(isolated, source):
     done = run(source, "", Limits(), isolated=isolated)
-    assert (done.end, float(done.output), done.error) == ("done", 1.0, "")
+    assert (done.status, float(done.output), done.error) == ("done", 1.0, "")
 
 
 @pytest.mark.parametrize(
@@ -55,21 +55,21 @@ def test_what_programs_are_used_to(isolated, source):
 )
 def test_errors_and_limits(isolated, source, error):
     failed = run(source, "", Limits(), isolated=isolated)
-    assert failed.end == "failed" and error in failed.error
+    assert failed.status == "failed" and error in failed.error
     assert "confined" not in failed.error and "main()" not in failed.error
 
 
 @pytest.mark.parametrize("source", ["while True: pass", "sum(range(10**12))", "import time; time.sleep(60)"])
 def test_time_is_limited(isolated, source):
     start = time.monotonic()
-    assert run(source, "", SHORT, isolated=isolated).end == "time"
+    assert run(source, "", SHORT, isolated=isolated).status == "timeout"
     assert time.monotonic() - start < 20
 
 
 def test_a_program_that_took_too_long_is_late_even_if_it_ended():
     source = "import time\nwhile time.process_time() < 1.2: pass\nprint('done')"
     late = run(source, "", Limits(seconds=1, wall_seconds=30.0))
-    assert (late.end, late.output) == ("time", "done\n")
+    assert (late.status, late.output) == ("timeout", "done\n")
 
 
 def test_nothing_is_seen_of_the_caller(isolated, monkeypatch):

@@ -9,22 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from sdistill.tasks.workers import LARGEST_QUESTION, WorkerDied, Workers
+from sdistill.tasks.workers import MAX_REQUEST, WorkerDied, WorkerPool
+from tests.tasks.odd_worker import Broken, Odd
 
 ROOT = Path(__file__).parents[2]
-ODD = "tests.tasks.odd_worker"
+MEMORY = 1 << 30
 
 
 @pytest.fixture
-def workers():
-    with_two = Workers(ODD, count=2, deadline=30.0)
+def pool():
+    with_two = WorkerPool(Odd, count=2, deadline=30.0, memory=MEMORY)
     yield with_two
     with_two.close()
 
 
 @pytest.fixture
 def hasty():
-    one = Workers(ODD, count=1, deadline=0.3)
+    one = WorkerPool(Odd, count=1, deadline=0.3, memory=MEMORY)
     yield one
     one.close()
 
@@ -44,123 +45,116 @@ def wait_until(condition, seconds=30.0):
         time.sleep(0.02)
 
 
-def test_one_worker_answers_one_question_after_the_other(workers):
-    assert [workers.ask(["double", n]) for n in range(5)] == [0, 2, 4, 6, 8]
-    assert workers.ask(["pid", 0]) == workers.ask(["pid", 0])
-    assert workers.counts == {"asked": 7}
+def workers():
+    """Processes of this one that are workers."""
+    children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pids in children for pid in pids]
+    return [command for command in commands if b"odd_worker" in command]
 
 
-def test_threads_share_the_workers(workers):
-    def ask(n):
-        workers.ask(["sleep", 0.05])
-        return workers.ask(["pid", 0]), workers.ask(["double", n])
+def test_one_worker_serves_one_call_after_the_other(pool, capfd):
+    """It starts with the first call, holds no JAX, and what it prints is no result."""
+    assert not workers()
+    assert [pool.call("double", n) for n in range(5)] == [0, 2, 4, 6, 8]
+    assert len(workers()) == 1 and pool.call("pid") == pool.call("pid")
+    assert "jax" not in pool.call("modules")
+    assert [pool.call("chatter") for _ in range(3)] == ["done"] * 3
+    assert capfd.readouterr() == ("", "")
+    assert pool.counts == {"calls": 11}
+
+
+def test_threads_share_the_workers(pool):
+    def call(n):
+        pool.call("sleep", 0.05)
+        return pool.call("pid"), pool.call("double", n)
 
     with ThreadPoolExecutor(6) as threads:
-        answers = list(threads.map(ask, range(12)))
-    assert [double for _, double in answers] == [2 * n for n in range(12)]
-    assert len({pid for pid, _ in answers}) == 2
+        results = list(threads.map(call, range(12)))
+    assert [double for _, double in results] == [2 * n for n in range(12)]
+    assert len({pid for pid, _ in results}) == 2
 
 
-@pytest.mark.parametrize("how", ["sleep", "spin", "power"])
-def test_a_late_answer_ends_the_worker(hasty, how):
-    """In a sleep, in Python, and in C that holds the interpreter's lock; asked from another thread."""
-    pid = hasty.ask(["pid", 0])
+@pytest.mark.parametrize(("method", "arguments"), [("sleep", [60]), ("spin", []), ("power", [])])
+def test_a_late_result_ends_the_worker(hasty, method, arguments):
+    """In a sleep, in Python, and in C that holds the interpreter's lock; called from another thread."""
+    pid = hasty.call("pid")
     raised = []
 
-    def ask():
+    def call():
         start = time.monotonic()
         try:
-            hasty.ask([how, 60])
+            hasty.call(method, *arguments)
         except TimeoutError as error:
             raised.append((error, time.monotonic() - start))
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=call)
     thread.start()
     thread.join(30)
     ((error, seconds),) = raised
     assert "0.3 s" in str(error) and 0.3 <= seconds < 20
     assert ended(pid)
-    assert hasty.counts == {"asked": 2, "timed out": 1}
-    assert hasty.ask(["double", 1]) == 2
+    assert hasty.counts == {"calls": 2, "timed out": 1}
+    assert hasty.call("double", 1) == 2
 
 
-@pytest.mark.parametrize(("how", "value"), [("kill", 0), ("fill", 1 << 31)])
-def test_a_question_that_ends_two_workers_is_given_up(workers, how, value):
+@pytest.mark.parametrize(("method", "arguments"), [("kill", []), ("fill", [1 << 31])])
+def test_a_call_that_ends_two_workers_is_given_up(pool, method, arguments):
     """By a signal, and by more memory than the worker has."""
-    with pytest.raises(WorkerDied, match=ODD):
-        workers.ask([how, value])
-    assert workers.counts == {"asked": 1, "died": 2}
-    assert workers.ask(["double", 1]) == 2
+    with pytest.raises(WorkerDied, match="Odd"):
+        pool.call(method, *arguments)
+    assert pool.counts == {"calls": 1, "died": 2}
+    assert pool.call("double", 1) == 2
 
 
-def test_a_question_is_asked_again_when_its_worker_died(workers, tmp_path):
-    assert workers.ask(["die once", str(tmp_path / "mark")]) == "second"
-    os.kill(workers.ask(["pid", 0]), 9)  # while it is idle
-    assert workers.ask(["double", 1]) == 2
-    assert workers.counts["died"] == 2
+def test_a_call_is_repeated_when_its_worker_died(pool, tmp_path):
+    assert pool.call("die_once", str(tmp_path / "mark")) == "second"
+    os.kill(pool.call("pid"), 9)  # while it is idle
+    assert pool.call("double", 1) == 2
+    assert pool.counts["died"] == 2
 
 
-def test_workers_hold_no_jax(workers):
-    assert "jax" not in workers.ask(["modules", 0])
+def test_a_request_may_not_be_larger_than_the_pipe_takes_at_once(pool):
+    assert pool.call("double", "x" * (MAX_REQUEST - 100))
+    with pytest.raises(ValueError, match=f"{MAX_REQUEST} at most"):
+        pool.call("double", "x" * MAX_REQUEST)
 
 
-def test_what_a_worker_prints_is_no_answer(workers, capfd):
-    assert [workers.ask(["chatter", 0]) for _ in range(3)] == ["done"] * 3
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_question_may_not_be_larger_than_the_pipe_takes_at_once(workers):
-    assert workers.ask(["double", "x" * (LARGEST_QUESTION - 100)])
-    with pytest.raises(ValueError, match=f"{LARGEST_QUESTION} at most"):
-        workers.ask(["double", "x" * LARGEST_QUESTION])
-
-
-def test_nothing_starts_before_it_is_needed(workers):
-    assert not any(ODD in command for command in commands_of_children())
-    workers.ask(["pid", 0])
-    assert sum(ODD in command for command in commands_of_children()) == 1
-
-
-def commands_of_children():
-    children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-    return [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pids in children for pid in pids]
-
-
-def test_closing_ends_workers_even_in_the_middle(workers):
-    idle = workers.ask(["pid", 0])
-    thread = threading.Thread(target=lambda: pytest.raises(RuntimeError, workers.ask, ["sleep", 60]))
+def test_closing_ends_workers_even_in_the_middle(pool):
+    idle = pool.call("pid")
+    thread = threading.Thread(target=lambda: pytest.raises(RuntimeError, pool.call, "sleep", 60))
     thread.start()
-    wait_until(lambda: workers.counts["asked"] == 2)
+    wait_until(lambda: pool.counts["calls"] == 2)
     time.sleep(0.1)
-    workers.close()
+    pool.close()
     thread.join(30)
     assert not thread.is_alive()
-    assert ended(idle) and not any(ODD in command for command in commands_of_children())
+    assert ended(idle) and not workers()
     with pytest.raises(RuntimeError, match="closed"):
-        workers.ask(["double", 1])
-    workers.close()
+        pool.call("double", 1)
+    pool.close()
 
 
 def test_a_pool_that_is_forgotten_ends_its_workers():
-    forgotten = Workers(ODD, count=1, deadline=30.0)
-    pid = forgotten.ask(["pid", 0])
+    forgotten = WorkerPool(Odd, count=1, deadline=30.0, memory=MEMORY)
+    pid = forgotten.call("pid")
     del forgotten
     wait_until(lambda: ended(pid))
 
 
 def test_a_worker_that_cannot_start_is_an_error(capfd):
-    missing = Workers("tests.tasks.no_such_worker", count=1, deadline=1.0)
-    with pytest.raises(RuntimeError, match="no_such_worker did not start"):
-        missing.ask(0)
-    assert "no_such_worker" in capfd.readouterr().err
+    broken = WorkerPool(Broken, count=1, deadline=1.0, memory=MEMORY)
+    with pytest.raises(RuntimeError, match="Broken did not start"):
+        broken.call("double", 1)
+    assert "no such library" in capfd.readouterr().err
 
 
 OWNER = """
 import os, signal, sys, threading, _thread
-from sdistill.tasks.workers import Workers
+from sdistill.tasks.workers import WorkerPool
+from tests.tasks.odd_worker import Odd
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-workers = Workers("tests.tasks.odd_worker", count=1, deadline={deadline})
-print(workers.ask(["pid", 0]), flush=True)
+pool = WorkerPool(Odd, count=1, deadline={deadline}, memory=1 << 30)
+print(pool.call("pid"), flush=True)
 {then}
 """
 
@@ -186,21 +180,21 @@ def test_no_worker_outlives_its_interpreter(then):
 def test_an_interrupt_ends_the_worker():
     interrupted = """
 try:
-    workers.ask(["sleep", 60])
+    pool.call("sleep", 60)
 except KeyboardInterrupt:
-    print(len(workers._alive), workers.ask(["double", 1]))
+    print(len(pool._processes), pool.call("double", 1))
 """
     process, pid = owner(interrupted)
-    time.sleep(0.3)  # it is asking by now; were it not, it would end with an error
+    time.sleep(0.3)  # it is in the call by now; were it not, it would end with an error
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert out == "0 2\n" and ended(pid)
 
 
-@pytest.mark.parametrize("question", ["['sleep', 0]", "['spin', 0]"])
-def test_no_worker_outlives_an_owner_that_is_killed(question):
+@pytest.mark.parametrize("call", ["'sleep', 0", "'spin'"])
+def test_no_worker_outlives_an_owner_that_is_killed(call):
     """An idle one sees its pipe close; one that is stuck runs out of the time the kernel gives it."""
-    process, pid = owner(f"workers.ask({question}); workers.ask({question}); sys.stdin.read()", deadline=0.5)
+    process, pid = owner(f"pool.call({call}); sys.stdin.read()", deadline=0.5)
     time.sleep(0.2)
     process.kill()
     process.communicate()
