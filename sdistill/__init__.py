@@ -22,6 +22,8 @@ _HOME = {
     "token_divergence": "divergence.definition",
     "parse": "settings",
     "read_responses": "storage",
+    "read_records": "storage",
+    "measure": "evaluate",
 }
 """Name → its module, imported when the name is first used: commands start without all of them."""
 

@@ -9,10 +9,11 @@
 Everything here is a few lines over the modules that the commands use.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +23,8 @@ from jaxtyping import Float
 
 from sdistill.batch import layout
 from sdistill.config import GRPOConfig, SDPOConfig
-from sdistill.data.catalogue import task_of
 from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.divergence.chunked import chunked_token_divergence
+from sdistill.divergence.chunked import Comparison, chunked_token_divergence
 from sdistill.divergence.definition import DivergenceConfig
 from sdistill.engine.sampling import Sampling
 from sdistill.losses import Sequences, response_hidden, response_ids
@@ -32,7 +32,6 @@ from sdistill.mesh_choice import training_mesh
 from sdistill.model.decoder import Decoder, bind
 from sdistill.model.folders import load_chat, load_model
 from sdistill.sample import PLAIN, Query, Sampler, encode, queries_for
-from sdistill.step import TrainState
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.spans import token_texts
@@ -130,62 +129,78 @@ class Policy:
 
     def compare(
         self,
-        problem: Problem,
-        response: str,
-        content: str,
+        problems: Sequence[Problem],
+        responses: Sequence[Response | str],
+        contents: Sequence[str | None],
         *,
         divergence: DivergenceConfig = FULL,
         temperature: float = 1.0,
         thinking: bool = True,
-    ) -> TokenComparison:
-        """The response under the problem alone (student) and under the user turn `content` (teacher).
+    ) -> list[TokenComparison]:
+        """Responses under the problems alone (student) and under the user turns `contents` (teacher).
 
         Args:
-          problem: What is responded to.
-          response: The text, whose end token is scored, too.
-          content: The teacher's user turn, such as `guided_content` makes.
+          problems: What is responded to.
+          responses: A response to each. The end token is scored as well, unless the response was cut.
+          contents: The teacher's user turn for each, such as `guided_content` makes; None for no context.
           divergence: How both are compared.
           temperature: Divides the logits of both.
           thinking: Whether prompts ask for thinking.
         """
         tokenizer = self.chat.tokenizer
-        ids = [*tokenizer.encode(response), tokenizer.eos_id]
-        student, teacher = (
-            self._sequences(encode(self.chat, Query(problem, content=c), thinking=thinking)[0], ids)
-            for c in (None, content)
-        )
-        compared = chunked_token_divergence(
-            response_hidden(self.model, student),
-            self.model.head(),
-            response_hidden(self.model, teacher),
-            self.model.head(),
-            response_ids(student),
-            **vars(divergence),
-            temperature=temperature,
-            chunk_size=512,
-        )
-        loss_BT, ours, theirs = jax.device_get(compared)
-        return TokenComparison(
-            token_texts(tokenizer, ids),
-            loss_BT[0],
-            ours.log_prob_BT[0],
-            theirs.log_prob_BT[0],
-            ours.entropy_BT[0],
-            theirs.entropy_BT[0],
-        )
+        rows = []
+        for response in responses:
+            text, finish = (
+                (response, "stop") if isinstance(response, str) else (response.text, response.finish)
+            )
+            rows.append([*tokenizer.encode(text), *([tokenizer.eos_id] if finish == "stop" else [])])
+        lengths = np.asarray([len(row) for row in rows])
+        ids = np.zeros((len(rows), lengths.max()), np.int32)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
 
-    def _sequences(self, prompt: Sequence[int], ids: Sequence[int]) -> Sequences:
-        return layout([prompt], np.asarray([ids], np.int32), np.asarray([len(ids)]), len(prompt))
+        def sequences(contents: Sequence[str | None]) -> Sequences:
+            queries = (Query(problem, content=c) for problem, c in zip(problems, contents, strict=True))
+            prompts = [encode(self.chat, query, thinking=thinking)[0] for query in queries]
+            return layout(prompts, ids, lengths, max(map(len, prompts)))
+
+        compared = _compare(
+            self.model, sequences([None] * len(rows)), sequences(contents), divergence, temperature
+        )
+        loss_BT, student, teacher = jax.device_get(compared)
+        scores = (loss_BT, student.log_prob_BT, teacher.log_prob_BT, student.entropy_BT, teacher.entropy_BT)
+        return [
+            TokenComparison(token_texts(tokenizer, row), *(x[i, : len(row)] for x in scores))
+            for i, row in enumerate(rows)
+        ]
 
 
-def load(source: str | Path, *, dtype: str = "float32") -> Policy:
+@functools.partial(nnx.jit, static_argnames=("divergence", "temperature"))
+def _compare(
+    model: Decoder, student: Sequences, teacher: Sequences, divergence: DivergenceConfig, temperature: float
+) -> Comparison:
+    return chunked_token_divergence(
+        response_hidden(model, student),
+        model.head(),
+        response_hidden(model, teacher),
+        model.head(),
+        response_ids(student),
+        **vars(divergence),
+        temperature=temperature,
+        chunk_size=512,
+    )
+
+
+def load(source: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Policy:
     """The model of a folder, of a Hugging Face name, or `signs_base`, on the first device.
 
     Raises:
       FileNotFoundError: if it is none of these; says how to get the files.
     """
     mesh = make_mesh(MeshConfig())
-    return Policy(load_model(source, mesh=mesh, dtype=dtype), load_chat(source), mesh)
+    model = load_model(source, mesh=mesh, dtype=dtype)
+    config = replace(model.config, compute=replace(model.config.compute, dtype=dtype))
+    return Policy(bind(config, nnx.state(model, nnx.Param)), load_chat(source), mesh)
 
 
 class Trainer:
@@ -223,6 +238,3 @@ class Trainer:
     def policy(self) -> Policy:
         """The model as trained so far. The next step takes its buffers: use it before."""
         return Policy(bind(self._run.model, self.state.params), self.chat, self._mesh)
-
-
-__all__ = ["Policy", "TokenComparison", "TrainState", "Trainer", "load", "task_of"]

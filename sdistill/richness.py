@@ -22,37 +22,6 @@ from sdistill.model.decoder import bind
 from sdistill.model.scoring import score_tokens
 
 
-def bits_between(
-    params: nnx.State,
-    model: ModelConfig,
-    prompts: Sequence[tuple[Sequence[int], Sequence[int]]],
-    responses: Sequence[Sequence[int]],
-    *,
-    max_prompt: int,
-    max_response: int,
-    chunk: int,
-) -> Float[np.ndarray, " N"]:
-    """log2 p(y|x, c) - log2 p(y|x) of responses that are there as tokens only; a row is scored at a time.
-
-    Args:
-      params: The weights that sampled, at temperature 1.
-      model: Their shape.
-      prompts: Of each response, without the context and with it.
-      responses: With their end tokens.
-      max_prompt: Columns for the prompts.
-      max_response: Columns for the responses.
-      chunk: Positions whose logits exist at the same time.
-    """
-    found = np.empty((len(responses), 2))
-    for i, (pair, response) in enumerate(zip(prompts, responses, strict=True)):
-        ids = np.zeros((1, max_response), np.int32)
-        ids[0, : len(response)] = response
-        for j, prompt in enumerate(pair):
-            rows = layout([prompt], ids, np.asarray([len(response)]), max_prompt)
-            found[i, j] = response_log_probs(params, rows, model=model, chunk=chunk).sum()
-    return (found[:, 1] - found[:, 0]) / math.log(2)
-
-
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def response_log_probs(
     params: nnx.State, rows: Sequences, *, model: ModelConfig, chunk: int
