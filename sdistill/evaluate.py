@@ -93,7 +93,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def measure(responses: Sequence[Response]) -> dict[str, Estimate]:
-    """Metric → mean with a 95 % bootstrap interval over problems: accuracy, length, epistemic words, pass@n."""
+    """Metric → mean with a 95 % bootstrap interval over problems: accuracy, length, words, pass@n, maj@n."""
     figures = by_problem(responses)
     return {name: bootstrap_mean([np.asarray(list(of.values()))]) for name, of in figures.items()}
 

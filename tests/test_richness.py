@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy.special import log_softmax
-from sdistill.rows import layout
 
+from sdistill.batch import layout
 from sdistill.engine.types import Completions
+from sdistill.losses import score_responses
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
-from sdistill.richness import bits_between, response_log_probs, richness_bits
+from sdistill.richness import richness_bits
 
 CONFIG = ModelConfig(12, 8, 12, 1, 2, 1, 4, initializer_range=0.7)
 MODEL = Decoder(CONFIG, nnx.Rngs(params=0))
@@ -48,8 +49,8 @@ def bits(prompts, *, max_prompt=5, batch=2, chunk=64):
 @pytest.mark.parametrize("chunk", [64, 3])
 def test_response_log_probs_match_float64(chunk):
     rows = layout(PLAIN, IDS, LENGTHS, 5)
-    found = response_log_probs(PARAMS, rows, model=CONFIG, chunk=chunk)
-    np.testing.assert_allclose(found, log_probs(PLAIN), rtol=1e-5, atol=1e-5)
+    found = score_responses(PARAMS, rows, model=CONFIG, temperature=1.0, logits_chunk_size=chunk)
+    np.testing.assert_allclose(found.log_prob_BT * rows.response_mask, log_probs(PLAIN), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
@@ -57,15 +58,6 @@ def test_bits_are_the_difference_of_log2_probabilities(batch):
     expected = (log_probs(GUIDED) - log_probs(PLAIN)).sum(axis=1) / np.log(2)
     np.testing.assert_allclose(bits(PLAIN, batch=batch), expected, rtol=1e-5, atol=1e-5)
     assert np.abs(expected).min() > 1e-3
-
-
-def test_bits_of_texts_are_those_of_rollouts():
-    pairs, responses = (
-        list(zip(PLAIN, GUIDED, strict=True)),
-        [row[:n] for row, n in zip(IDS, LENGTHS, strict=True)],
-    )
-    found = bits_between(PARAMS, CONFIG, pairs, responses, max_prompt=5, max_response=6, chunk=3)
-    np.testing.assert_allclose(found, bits(PLAIN), rtol=1e-5, atol=1e-5)
 
 
 def test_no_context_is_worth_nothing():
