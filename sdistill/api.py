@@ -9,7 +9,6 @@
 Everything here is a few lines over the modules that the commands use.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,8 +174,7 @@ class Policy:
         ]
 
 
-@functools.partial(nnx.jit, static_argnames=("divergence", "temperature"))
-def _compare(
+def _compared(
     model: Decoder, student: Sequences, teacher: Sequences, divergence: DivergenceConfig, temperature: float
 ) -> Comparison:
     return chunked_token_divergence(
@@ -189,6 +187,9 @@ def _compare(
         temperature=temperature,
         chunk_size=512,
     )
+
+
+_compare = nnx.jit(_compared, static_argnames=("divergence", "temperature"))
 
 
 def load(source: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Policy:
