@@ -4,21 +4,14 @@
     python -m sdistill.study --config configs/signs/fixes.py --workdir runs/fixes
     python -m sdistill.study --config configs/signs/probes.py --workdir runs/probes
 
-The sections are the paper's: (3) how much richer contexts change responses, (4) SFT on unguided and on guided
-responses, (5) SDPO against GRPO, then section 3 again of models so trained, (6) task coverage. The other
-studies have one section of their own: which of the fixes proposed since keeps reasoning, and what happens to
-responses whose uncertainty is taken away, forced on them, or moved. What a study directory holds:
+The sections are those of the paper: (3) what richer contexts do to responses, (4) SFT on unguided and on
+guided responses, (5) SDPO against GRPO, then section 3 again of the models so trained, (6) task coverage. The
+other two studies have one section each: the published fixes of SDPO, and the causal probes of epistemic
+words.
 
-    config.json, environment.json   settings, versions
-    runs/<section>/<condition>/seed<k>/<dataset>-<step>.jsonl.gz
-                                    every response with its verdict; training runs also keep their
-                                    metrics, rollouts and final weights there (see `sdistill.train`)
-    results.jsonl                   all measurements with their intervals
-    report.html                     the same to look at
-    report/                         its figures and tables as files
-
-Every file is written whole or not at all and is a function of the settings; figures are computed from
-the files. So a study that is killed goes on where it was, and ends with the same `results.jsonl`.
+A study directory holds responses, runs, measurements and the report (docs/files.md). Measurements are
+computed from the files, and the files depend on the settings only. So a study that was killed continues, and
+ends with the same `results.jsonl`.
 """
 
 import json
