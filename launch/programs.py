@@ -1,7 +1,7 @@
 """The compiled programs of a run as shapes: nothing is ever allocated.
 
 They are the functions that a run jits (`train.compiled_gradient`, `step.jit_update`,
-`losses.score_responses`, `engine.schedule.compiled`), lowered for arrays that exist only as shapes with a
+`losses.score_responses`, `engine.programs.programs_of`), lowered for arrays that exist only as shapes with a
 sharding.
 """
 
@@ -18,9 +18,8 @@ from sdistill import flops
 from sdistill.config import AnyTrainConfig, SDPOConfig, SFTConfig
 from sdistill.distributed.rules import BATCH, TRAINING, parameter_shardings
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.programs import Admission, empty_slots
-from sdistill.engine.sampling import Sampling, SamplingArrays
-from sdistill.engine.schedule import Plan, compiled
+from sdistill.engine.programs import empty_slots, programs_of
+from sdistill.engine.schedule import Plan
 from sdistill.losses import GRPOBatch, PackedBatch, SDPOBatch, Sequences, score_responses
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import parameter_shapes
@@ -135,7 +134,7 @@ def sampling_programs(
       sampled: In a step.
     """
     decoder = CachedDecoder(model)
-    programs: Any = compiled(decoder, mesh)
+    programs: Any = programs_of(decoder, mesh)
     prompt, slots = sampled.max_prompt_length, sampled.slots
     end = prompt + sampled.max_response_length
     plan = Plan.of(slots, prompt, sampled.max_response_length, int(mesh.shape["data"] * mesh.shape["fsdp"]))
@@ -144,19 +143,16 @@ def sampling_programs(
     own = jax.eval_shape(decoder.for_sampling, params)
     own = _with_sharding(own, decoder.shardings(own, mesh))
     pool = jax.eval_shape(lambda: empty_slots(decoder, slots, plan.lengths[-1]))
-    rows = _with_sharding(pool._replace(cache=None), NamedSharding(mesh, BATCH))
-    pool = rows._replace(cache=_with_sharding(pool.cache, NamedSharding(mesh, decoder.cache_spec())))
+    pool = pool._replace(
+        cache=_with_sharding(pool.cache, NamedSharding(mesh, decoder.cache_spec())),
+        rows=_with_sharding(pool.rows, NamedSharding(mesh, BATCH)),
+    )
     prefix = jax.eval_shape(lambda: decoder.empty_cache(plan.prefill_rows, prompt))
     prefix_layout = NamedSharding(mesh, PartitionSpec(None, *decoder.cache_spec()[1:]))
     prefix = _with_sharding(prefix, prefix_layout)
     stopped, forbidden = (jax.ShapeDtypeStruct((size,), bool) for size in (slots, model.vocab_size))
-    admitted = max(1, slots // 8)
-    settings = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), SamplingArrays.of([Sampling()] * admitted)
-    )
-    ints: Any = _whole(admitted)
-    names: Any = jax.ShapeDtypeStruct((admitted,), jnp.uint32)
-    admission = Admission(ints, ints, ints, ints, names, ints, ints, settings)
+    admitted = plan.admit_rows
+    started = jax.tree.map(lambda x: jax.ShapeDtypeStruct((admitted,), x.dtype), pool.rows)
 
     # Work. Of the prompts' last layer only keys and values are computed. The last token of a prompt is read
     # with each response, and the last token of a response never.
@@ -176,13 +172,13 @@ def sampling_programs(
             (own, _whole(plan.prefill_rows, prompt), _whole(plan.prefill_rows)),
             (training, pool),
             times=sampled.num_prompts / plan.prefill_rows,
-            keywords={"length": prompt},
+            keywords={"columns": prompt},
             flops=plan.prefill_rows * flops_of_prompt,
             traffic=layers + per_chip(prefix),
         ),
         "admit": Program(
             programs.admit,
-            (pool, prefix, admission, _whole(2)),
+            (pool, prefix, started, _whole(admitted), _whole(admitted)),
             (training, own),
             times=responses / admitted,
             traffic=2 * cache * admitted / slots * prompt / plan.lengths[-1],
@@ -190,7 +186,7 @@ def sampling_programs(
         # Work is the mean over the tokens of a response; memory is that of the last tokens.
         "decode": Program(
             programs.decode,
-            (own, pool, stopped, _whole(), _whole(1), forbidden),
+            (own, pool, stopped, _whole(), _whole(2), _whole(1), forbidden),
             (training, prefix),
             times=responses / slots * sampled.max_response_length,
             flops=slots * flops_of_response / sampled.max_response_length,

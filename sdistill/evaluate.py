@@ -22,8 +22,8 @@ from sdistill.analysis.measure import by_problem
 from sdistill.analysis.statistics import Estimate, bootstrap_mean
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.processes import check_agreement, is_writer
-from sdistill.engine.progress import follow
 from sdistill.engine.sampling import Sampling
+from sdistill.engine.types import follow
 from sdistill.model.folders import load_chat
 from sdistill.sample import open_sampler, queries_for
 from sdistill.settings import ConfigError

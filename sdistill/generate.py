@@ -22,9 +22,8 @@ from sdistill.contexts import guided_content
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import check_agreement, is_writer
-from sdistill.engine.progress import follow
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Completion, Finish
+from sdistill.engine.types import Completion, Finish, follow
 from sdistill.evaluate import print_figures
 from sdistill.model.folders import load_chat
 from sdistill.sample import Query, Sampler, encode, open_sampler, queries_for

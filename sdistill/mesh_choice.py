@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from sdistill.config import AnyTrainConfig, SFTConfig
-from sdistill.distributed.mesh import AXES, MeshConfig, make_mesh
+from sdistill.distributed.mesh import AXES, MeshConfig, device_memory, make_mesh
 from sdistill.distributed.rules import SAMPLING, TRAINING, parameter_shardings
-from sdistill.engine.memory import device_memory
 from sdistill.engine.schedule import PREFILL_TOKENS
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.folders import find_model

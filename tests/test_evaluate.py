@@ -5,9 +5,8 @@ import pytest
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Request
+from sdistill.engine.types import Finish, Request
 from sdistill.evaluate import judge, requests_for, sample
 from sdistill.tasks.signs_puzzle import SignsTask, make_problem
 from sdistill.text.chat import SignsChat

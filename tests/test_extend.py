@@ -109,7 +109,7 @@ def test_the_fix_changes_the_loss(extended):
         from configs.signs import sdpo
         from sdistill.settings import parse
         from sdistill.model.folders import load_chat
-        from sdistill.engine.programs import Finish
+        from sdistill.engine.types import Finish
         from sdistill.engine.types import Completion, Completions
         from sdistill.tasks.signs_puzzle import SignsTask, make_problem
         from sdistill.batch import on_policy_batch

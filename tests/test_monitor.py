@@ -29,7 +29,7 @@ def scalars(folder):
 
 
 def usage(**changes):
-    figures = {"total": 4, "responses": 4, "errors": 0, "tokens": 100, "steps": 30, "occupancy": 0.75}
+    figures = {"total": 4, "completed": 4, "errors": 0, "tokens": 100, "steps": 30, "occupancy": 0.75}
     return EngineStats(**figures | {"seconds": 1.25, "reshard_seconds": 0.25} | changes)
 
 

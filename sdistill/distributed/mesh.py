@@ -1,6 +1,7 @@
 """The device mesh: data × fsdp × tensor × context. A laptop is 1×1×1×1, and runs the same code."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,3 +60,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     # An axis may run along several of a TPU slice's own, or along a part of one.
     arranged = create_device_mesh(shape, devices[:needed], allow_split_physical_axes=True)
     return Mesh(arranged, AXES)
+
+
+def device_memory() -> int:
+    """Bytes that one device of this process has; on a CPU they are shared by all of its devices."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()

@@ -1,143 +1,113 @@
-"""The engine's programs on the device: pure functions of the slots' state, which tests may call directly.
+"""The engine's device programs: pure functions of the slots' state.
 
-A slot holds one row that is being decoded. The last token of its prompt, or the last one drawn, is not in
-the cache yet: every step puts it there and draws the next one, so that the first token of a response needs
+A slot holds one row that is being decoded. The row's latest token (at first the last token of its prompt) is
+not in the cache yet: every step puts it there and draws the next one. So the first token of a response needs
 no program of its own, and prompts are prefilled without logits.
 """
 
-import enum
+import functools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
+from sdistill.distributed.rules import BATCH
 from sdistill.engine.model import SamplingModel
 from sdistill.engine.sampling import SamplingArrays, draw
+from sdistill.engine.types import Finish
+
+ROUND_STEPS = 16  # so many that the host's part is small, so few that ended rows do not wait long
 
 
-class Finish(enum.IntEnum):
-    """Why a response ended: by itself, at its limit, or because the model's logits were not numbers."""
+class RowState(NamedTuple):
+    """Everything about B rows but their caches.
 
-    STOP = 1
-    LENGTH = 2
-    ERROR = 3
+    Attributes:
+      lengths: Number of tokens in the cache.
+      last: The token after those: the latest one, and the input of the next step.
+      drawn: Number of response tokens drawn so far.
+      limits: Maximum of `drawn`.
+      active: Whether the row is being decoded; inactive rows are computed but ignored.
+      problems: Hash of the problem's name, for the random stream.
+      samples: Index of the sample, likewise.
+      sampling: How tokens are drawn.
+    """
+
+    lengths: Int[Array | np.ndarray, " B"]
+    last: Int[Array | np.ndarray, " B"]
+    drawn: Int[Array | np.ndarray, " B"]
+    limits: Int[Array | np.ndarray, " B"]
+    active: Bool[Array | np.ndarray, " B"]
+    problems: UInt32[Array | np.ndarray, " B"]
+    samples: Int[Array | np.ndarray, " B"]
+    sampling: SamplingArrays
 
 
 class Slots(NamedTuple):
-    """The rows being decoded.
-
-    Attributes:
-      cache: The model's, with the first `lengths_B` tokens of every row.
-      lengths_B: See `cache`.
-      next_B: The token after those.
-      drawn_B: How many tokens of the response there are, `next_B` included.
-      limits_B: How many there may be.
-      live_B: Whether the row goes on; others are computed along and mean nothing.
-      keys_B: Random key of each response.
-      settings: How its tokens are drawn.
-    """
+    """The rows being decoded, on the device. The cache holds the first `rows.lengths` tokens of each."""
 
     cache: Any
-    lengths_B: Int[Array, " B"]
-    next_B: Int[Array, " B"]
-    drawn_B: Int[Array, " B"]
-    limits_B: Int[Array, " B"]
-    live_B: Bool[Array, " B"]
-    keys_B: UInt32[Array, "B 2"]
-    settings: SamplingArrays
-
-
-class Admission(NamedTuple):
-    """Responses that begin.
-
-    Attributes:
-      slots_R: The slot of each; a number beyond the slots makes it a filler.
-      source_R: The row of its prompt in the prefix.
-      lengths_R: Tokens of the prompt but the last.
-      last_R: The last token of the prompt.
-      problems_R: Which problem, and which sample of it: the names of its random stream.
-      samples_R: See `problems_R`.
-      limits_R: Tokens after which it is cut.
-      settings: How its tokens are drawn.
-    """
-
-    slots_R: Int[Array | np.ndarray, " R"]
-    source_R: Int[Array | np.ndarray, " R"]
-    lengths_R: Int[Array | np.ndarray, " R"]
-    last_R: Int[Array | np.ndarray, " R"]
-    problems_R: UInt32[Array | np.ndarray, " R"]
-    samples_R: Int[Array | np.ndarray, " R"]
-    limits_R: Int[Array | np.ndarray, " R"]
-    settings: SamplingArrays
+    rows: RowState
 
 
 class Decoded(NamedTuple):
-    """What a round of K steps drew.
+    """Tokens that a round of at most K steps drew.
 
     Attributes:
-      ids_KB: Tokens, for the steps in which the row was live.
-      log_probs_KB: Their log-probability under the distribution they were drawn from.
-      full_log_probs_KB: The same without truncation.
-      counts_B: Tokens of each row.
-      ends_B: Why the row ended: a `Finish`, or 0 if it has not.
-      steps: Steps made, at most K.
+      ids_KB: Tokens; this and the log-probabilities are as in `Completion`.
+      counts_B: Number of tokens of each row; what comes after them has no meaning.
+      finish_B: Why the row ended: a `Finish`.
+      steps: Number of steps made.
     """
 
     ids_KB: Int[Array, "K B"]
     log_probs_KB: Float[Array, "K B"]
     full_log_probs_KB: Float[Array, "K B"]
     counts_B: Int[Array, " B"]
-    ends_B: Int[Array, " B"]
+    finish_B: Int[Array, " B"]
     steps: Int[Array, ""]
 
 
-def empty_slots(model: SamplingModel, rows: int, length: int) -> Slots:
-    """Slots in which nothing happens."""
-    zeros = jnp.zeros(rows, jnp.int32)
-    settings = SamplingArrays(
-        *(jnp.zeros(rows, dtype) for dtype in ("float32", "int32", "float32", "float32"))
-    )
-    return Slots(
-        model.empty_cache(rows, length),
-        zeros,
-        zeros,
-        zeros,
-        zeros,
-        jnp.zeros(rows, bool),
-        jnp.zeros((rows, 2), jnp.uint32),
-        settings,
-    )
+def empty_slots(model: SamplingModel, count: int, columns: int) -> Slots:
+    """Inactive slots."""
+    ints, floats = jnp.zeros(count, jnp.int32), jnp.zeros(count)
+    sampling = SamplingArrays(floats, ints, floats, floats)
+    rows = RowState(ints, ints, ints, ints, ints.astype(bool), ints.astype(jnp.uint32), ints, sampling)
+    return Slots(model.empty_cache(count, columns), rows)
 
 
 def admit(
-    slots: Slots, prefix: Any, new: Admission, seed_and_step: Int[Array, " 2"], *, model: SamplingModel
+    slots: Slots,
+    prefix: Any,
+    new_R: RowState,
+    slots_R: Int[Array, " R"],
+    prefix_R: Int[Array, " R"],
+    *,
+    model: SamplingModel,
 ) -> Slots:
-    """Slots in which responses have begun, from prefilled prompts."""
-    seed, step = seed_and_step
-    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    """Starts R responses.
 
-    def key(problem: Any, sample: Any) -> jax.Array:
-        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(step_key, problem), sample))
+    Args:
+      slots: The state before.
+      prefix: The cache of prefilled prompts, with P columns.
+      new_R: The responses.
+      slots_R: The slot of each. An index beyond the last slot marks a filler, which is dropped.
+      prefix_R: The row of its prompt in `prefix`.
+      model: The model whose caches these are.
+    """
 
-    def put(x: jax.Array, values: Any) -> jax.Array:
-        return x.at[new.slots_R].set(values, mode="drop")
-
-    def fork(x: jax.Array, of_prompts: jax.Array, axis: int) -> jax.Array:
-        columns = slice(0, of_prompts.shape[axis])
-        at = (new.slots_R, *[slice(None)] * (axis - 1), columns)
-        return x.at[at].set(of_prompts[new.source_R].astype(x.dtype), mode="drop")
+    def copy_prompts(x: jax.Array, prompts: jax.Array, axis: int) -> jax.Array:
+        """Writes rows of `prompts` over the first P columns, which are on this axis."""
+        at = (slots_R, *[slice(None)] * (axis - 1), slice(0, prompts.shape[axis]))
+        return x.at[at].set(prompts[prefix_R].astype(x.dtype), mode="drop")
 
     return Slots(
-        jax.tree.map(fork, slots.cache, prefix, model.column_axes(prefix)),
-        put(slots.lengths_B, new.lengths_R),
-        put(slots.next_B, new.last_R),
-        put(slots.drawn_B, 0),
-        put(slots.limits_B, new.limits_R),
-        put(slots.live_B, True),
-        put(slots.keys_B, jax.vmap(key)(new.problems_R, new.samples_R)),
-        jax.tree.map(put, slots.settings, new.settings),
+        jax.tree.map(copy_prompts, slots.cache, prefix, model.column_axes(prefix)),
+        jax.tree.map(lambda x, new: x.at[slots_R].set(new, mode="drop"), slots.rows, new_R),
     )
 
 
@@ -145,81 +115,145 @@ def decode(
     params: Any,
     slots: Slots,
     stopped_B: Bool[Array, " B"],
-    patience: Int[Array, ""],
+    max_ended: Int[Array, ""],
+    seed_and_step: Int[Array, " 2"],
     stop_ids_E: Int[Array, " E"],
     forbidden_V: Bool[Array, " V"],
     *,
     model: SamplingModel,
     steps: int,
 ) -> tuple[Slots, Decoded]:
-    """Draws up to K = `steps` tokens for every row that is live.
+    """Draws up to K = `steps` tokens for every active row.
 
     Args:
-      params: As `SamplingModel.for_sampling` gives them.
-      slots: The rows.
+      params: As `SamplingModel.for_sampling` returns them.
+      slots: The state before.
       stopped_B: Rows that the host has ended since.
-      patience: The round is over when so many rows have ended in it: others wait for their slots.
+      max_ended: The round is over once this many rows have ended in it, so that others can have their slots.
+      seed_and_step: What all random streams depend on.
       stop_ids_E: Tokens that end a response; they belong to it.
-      forbidden_V: Tokens that are not drawn.
-      model: What is decoded.
+      forbidden_V: Tokens that are never drawn.
+      model: The model.
       steps: K.
     """
-    slots = slots._replace(live_B=slots.live_B & ~stopped_B)
-    rows = len(stopped_B)
-    start = Decoded(
-        jnp.zeros((steps, rows), jnp.int32),
-        jnp.zeros((steps, rows)),
-        jnp.zeros((steps, rows)),
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros((), jnp.int32),
+    # Each response has a random key of its own, whatever its slot.
+    seed, step = seed_and_step
+    fold = jax.random.fold_in
+    step_key = fold(jax.random.key(seed), step)
+    key_of = jax.vmap(lambda problem, sample: fold(fold(step_key, problem), sample))
+    response_keys_B = key_of(slots.rows.problems, slots.rows.samples)
+
+    count = len(stopped_B)
+    rows = slots.rows._replace(active=slots.rows.active & ~stopped_B)
+    nothing = Decoded(
+        ids_KB=jnp.zeros((steps, count), jnp.int32),
+        log_probs_KB=jnp.zeros((steps, count)),
+        full_log_probs_KB=jnp.zeros((steps, count)),
+        counts_B=jnp.zeros(count, jnp.int32),
+        finish_B=jnp.zeros(count, jnp.int32),
+        steps=jnp.zeros((), jnp.int32),
     )
 
-    def goes_on(carry: tuple[Slots, Decoded]) -> jax.Array:
+    def round_goes_on(carry: Any) -> jax.Array:
         slots, decoded = carry
-        ended = jnp.sum(decoded.ends_B > 0)
-        return (decoded.steps < steps) & jnp.any(slots.live_B) & (ended < patience)
+        ended = jnp.sum(decoded.finish_B > 0)
+        return (decoded.steps < steps) & jnp.any(slots.rows.active) & (ended < max_ended)
 
-    def body(carry: tuple[Slots, Decoded]) -> tuple[Slots, Decoded]:
-        slots, decoded = carry
-        logits_BV, cache = model.decode(params, slots.next_B, slots.cache, slots.lengths_B)
-        keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(slots.keys_B), slots.drawn_B)
-        drawn = draw(logits_BV, keys_B, slots.settings, forbidden_V)
-        is_token_B = slots.live_B & drawn.finite_B
-        count_B = slots.drawn_B + is_token_B
+    def one_step(carry: Any) -> tuple[Slots, Decoded]:
+        (cache, rows), decoded = carry
+
+        # The latest tokens join the cache, and a key for each row and position draws the next ones.
+        logits_BV, cache = model.decode(params, rows.last, cache, rows.lengths)
+        keys_B = jax.vmap(fold)(response_keys_B, rows.drawn)
+        drawn = draw(logits_BV, keys_B, rows.sampling, forbidden_V)
+
+        # Which rows have drawn a token, and which have ended.
+        is_token_B = rows.active & drawn.finite_B
+        drawn_B = rows.drawn + is_token_B
         at_stop_B = jnp.any(drawn.ids_B[:, None] == stop_ids_E, axis=1)
-        ends_B = jnp.where(at_stop_B, Finish.STOP, jnp.where(count_B >= slots.limits_B, Finish.LENGTH, 0))
-        ends_B = jnp.where(slots.live_B, jnp.where(drawn.finite_B, ends_B, Finish.ERROR), 0)
-        slots = slots._replace(
-            cache=cache,
-            lengths_B=slots.lengths_B + is_token_B,
-            next_B=jnp.where(is_token_B, drawn.ids_B, slots.next_B),
-            drawn_B=count_B,
-            live_B=slots.live_B & (ends_B == 0),
-        )
-        t = decoded.steps
-        return slots, Decoded(
-            decoded.ids_KB.at[t].set(drawn.ids_B),
-            decoded.log_probs_KB.at[t].set(drawn.log_prob_B),
-            decoded.full_log_probs_KB.at[t].set(drawn.full_log_prob_B),
-            decoded.counts_B + is_token_B,
-            jnp.maximum(decoded.ends_B, ends_B),
-            t + 1,
+        at_limit_B = drawn_B >= rows.limits
+        finish_B = jnp.select(
+            [~rows.active, ~drawn.finite_B, at_stop_B, at_limit_B],
+            [Finish.NONE, Finish.ERROR, Finish.STOP, Finish.LENGTH],
+            Finish.NONE,
         )
 
-    return jax.lax.while_loop(goes_on, body, (slots, start))
+        rows = rows._replace(
+            lengths=rows.lengths + is_token_B,
+            last=jnp.where(is_token_B, drawn.ids_B, rows.last),
+            drawn=drawn_B,
+            active=rows.active & (finish_B == Finish.NONE),
+        )
+        k = decoded.steps
+        return Slots(cache, rows), Decoded(
+            ids_KB=decoded.ids_KB.at[k].set(drawn.ids_B),
+            log_probs_KB=decoded.log_probs_KB.at[k].set(drawn.log_prob_B),
+            full_log_probs_KB=decoded.full_log_probs_KB.at[k].set(drawn.full_log_prob_B),
+            counts_B=decoded.counts_B + is_token_B,
+            finish_B=jnp.maximum(decoded.finish_B, finish_B),
+            steps=k + 1,
+        )
+
+    return jax.lax.while_loop(round_goes_on, one_step, (Slots(slots.cache, rows), nothing))
 
 
-def with_columns(x: Shaped[Array, "..."], columns: int, axis: int) -> Shaped[Array, "..."]:
-    """An array of a cache with more columns, or with fewer."""
-    room = [(0, 0)] * x.ndim
-    room[axis] = (0, max(0, columns - x.shape[axis]))
-    return jax.lax.slice_in_dim(jnp.pad(x, room), 0, columns, axis=axis)
+def resize_columns(x: Shaped[Array, "..."], columns: int, axis: int) -> Shaped[Array, "..."]:
+    """Pads or cuts one array of a cache to so many columns."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, max(0, columns - x.shape[axis]))
+    return jax.lax.slice_in_dim(jnp.pad(x, padding), 0, columns, axis=axis)
 
 
-def without_errors(slots: Slots) -> Slots:
-    """The slots with zeros for what is no number in the cache.
+def clear_errors(slots: Slots) -> Slots:
+    """Sets what is not finite in the cache to 0.
 
-    A row does not see what its slot held before, but it multiplies it by a probability of zero.
+    A row does not attend to what its slot held before, but multiplies it by a probability of 0.
     """
     return slots._replace(cache=jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), slots.cache))
+
+
+class Programs:
+    """The jitted programs for one model on one mesh.
+
+    They compile once for each of the few sizes in a `schedule.Plan`; everything else is an array input.
+    """
+
+    def __init__(self, model: SamplingModel, mesh: Mesh):
+        cache_spec = model.cache_spec()
+        rows, replicated = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
+        prefix = NamedSharding(mesh, PartitionSpec(None, *cache_spec[1:]))  # any slot may need any prompt
+        cache = NamedSharding(mesh, cache_spec)
+        slots = Slots(cache, rows)  # type: ignore[arg-type]
+
+        def reshard(params: Any) -> Any:
+            """Parameters as the other programs take them, in the layout for sampling."""
+            params = model.for_sampling(params)
+            return jax.lax.with_sharding_constraint(params, model.shardings(params, mesh))
+
+        def prefill(params: Any, tokens_QP: jax.Array, lengths_Q: jax.Array, columns: int) -> Any:
+            """The cache of Q prompts, with so many columns."""
+            tokens_QP, lengths_Q = jax.lax.with_sharding_constraint((tokens_QP, lengths_Q), rows)
+            cache = model.prefill(params, tokens_QP, lengths_Q)
+            axes = model.column_axes(cache)
+            return jax.tree.map(lambda x, axis: resize_columns(x, columns, axis), cache, axes)
+
+        def select_rows(slots: Slots, rows_R: jax.Array) -> Slots:
+            return jax.tree.map(lambda x: x[rows_R], slots)
+
+        self.reshard = jax.jit(reshard)
+        self.prefill = jax.jit(prefill, static_argnames="columns", out_shardings=prefix)
+        # The slots are donated: there is no memory for two caches.
+        self.admit = jax.jit(partial(admit, model=model), donate_argnums=0, out_shardings=slots)
+        one_round = partial(decode, model=model, steps=ROUND_STEPS)
+        self.decode = jax.jit(one_round, donate_argnums=1, out_shardings=(slots, replicated))
+        self.clear_errors = jax.jit(clear_errors, donate_argnums=0, out_shardings=slots)
+        self.empty_slots = jax.jit(partial(empty_slots, model), static_argnums=(0, 1), out_shardings=slots)
+        self.resize_columns = jax.jit(resize_columns, static_argnums=(1, 2), out_shardings=cache)
+        self.select_rows = jax.jit(select_rows, out_shardings=slots)
+        self.column_axes = model.column_axes
+
+
+@functools.cache
+def programs_of(model: SamplingModel, mesh: Mesh) -> Programs:
+    """The programs. Cached: equal arguments reuse the compiled functions."""
+    return Programs(model, mesh)

@@ -1,50 +1,41 @@
 """The host's side of a generation: which response is decoded in which slot, and when."""
 
-import functools
+import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int
 
-from sdistill.distributed.rules import BATCH
-from sdistill.engine.jobs import Jobs
-from sdistill.engine.model import SamplingModel
-from sdistill.engine.programs import (
-    Admission,
-    Decoded,
-    Finish,
-    Slots,
-    admit,
-    decode,
-    empty_slots,
-    with_columns,
-    without_errors,
-)
-from sdistill.engine.types import Completion, EngineStats, StopFunction
+from sdistill.distributed.processes import first_row, gathered_rows
+from sdistill.engine.programs import ROUND_STEPS, Decoded, Programs, RowState
+from sdistill.engine.sampling import SamplingArrays
+from sdistill.engine.types import Completion, EngineStats, Finish, Request, StopFunction
 
-STEPS = 16  # of a round: enough that the host's part is small, few enough that ended rows wait little
-PATIENCE = 16  # a round ends when one slot in so many waits for its next response
-PREFILL_TOKENS = 1024  # at a time: enough to be bound by arithmetic, few enough to stop decoding only shortly
-FEWEST = 4  # slots that the last responses go on in, at least
+REFILL_SHARE = 16  # while requests wait, a round ends early once 1/16 of the slots have ended
+PREFILL_TOKENS = 1024  # of one prefill: enough to be bound by arithmetic, few enough for a short pause
+MIN_POOL = 4  # minimum pool size while draining
+
+FREE = -1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes that programs are compiled for.
+    """The few sizes that programs are compiled for.
 
     Attributes:
       slots: Responses decoded at a time.
-      max_prompt: Tokens of a prompt, at most.
-      row_counts: The slots, and a half and a quarter of them, in which the last responses go on.
-      lengths: Of the cache: it is as long as its longest live row needs, so that no more is read.
-      prompt_lengths: Columns that prompts are prefilled in.
-      prefill_rows: Prompts prefilled at a time.
+      max_prompt: Maximum number of tokens of a prompt.
+      row_counts: Sizes of the pool: all slots, and a half and a quarter of them for draining, that is, when
+        nothing is waiting and the last responses are being decoded.
+      lengths: Of the cache, which is as long as its longest active row needs, so that no more is read.
+      prompt_lengths: Columns of a prefill.
+      prefill_rows: Prompts of a prefill.
+      admit_rows: Responses started by one call of `admit`.
     """
 
     slots: int
@@ -53,281 +44,251 @@ class Plan:
     lengths: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
     prefill_rows: int
+    admit_rows: int
 
     @classmethod
-    def of(cls, slots: int, max_prompt: int, max_response: int, ways: int) -> "Plan":
-        """For rows that are split so many ways."""
-        fewer = (slots // n // ways * ways for n in (2, 4))
-        lengths = _fractions(max_prompt + max_response, (1, 2, 4, 6, 8))
+    def of(cls, slots: int, max_prompt: int, max_response: int, num_shards: int) -> "Plan":
+        """Sizes for rows that are split into `num_shards`."""
+        fewer = (slots // n // num_shards * num_shards for n in (2, 4))
+        lengths = _eighths(max_prompt + max_response, (1, 2, 4, 6, 8))
         prefill_rows = max(1, min(PREFILL_TOKENS // max_prompt, slots))
         return cls(
-            slots,
-            max_prompt,
-            (slots, *(rows for rows in fewer if rows >= FEWEST)),
-            tuple(length for length in lengths if length >= min(max_prompt + STEPS, lengths[-1])),
-            _fractions(max_prompt, (1, 2, 4, 8)),
-            -(-prefill_rows // ways) * ways,
+            slots=slots,
+            max_prompt=max_prompt,
+            row_counts=(slots, *(rows for rows in fewer if rows >= MIN_POOL)),
+            lengths=tuple(n for n in lengths if n >= min(max_prompt + ROUND_STEPS, lengths[-1])),
+            prompt_lengths=_eighths(max_prompt, (1, 2, 4, 8)),
+            prefill_rows=-(-prefill_rows // num_shards) * num_shards,
+            admit_rows=max(1, slots // 8),
         )
 
 
-def _fractions(whole: int, eighths: Sequence[int]) -> tuple[int, ...]:
-    """So many eighths of the whole, in units that registers like."""
-    unit = 64
-    return tuple(sorted({min(whole, -(-whole * n // (8 * unit)) * unit) for n in eighths}))
+def _eighths(whole: int, numerators: Sequence[int]) -> tuple[int, ...]:
+    """These eighths of the whole, rounded up to multiples of 64 (vector registers), at most the whole."""
+    return tuple(sorted({min(whole, -(-whole * n // (8 * 64)) * 64) for n in numerators}))
 
 
-class Programs(NamedTuple):
-    """The engine's programs, jitted; each is compiled for the few lengths of the cache."""
+class RequestArrays(NamedTuple):
+    """Requests as arrays. Their rows are as they start: the prompt but its last token is in the cache."""
 
-    reshard: Callable[[Any], Any]
-    prefill: Callable[..., Any]
-    admit: Callable[..., Slots]
-    decode: Callable[..., tuple[Slots, Decoded]]
-    empty: Callable[[int, int], Slots]
-    with_columns: Callable[[Any, int, int], Any]
-    rows: Callable[[Slots, np.ndarray], Slots]
-    column_axes: Callable[[Any], Any]
-    without_errors: Callable[[Slots], Slots]
+    prompts_NP: Int[np.ndarray, "N P"]
+    rows_N: RowState
 
+    @classmethod
+    def gather(
+        cls, requests: Sequence[Request], max_prompt: int, max_response: int
+    ) -> tuple["RequestArrays", range]:
+        """Requests of all processes, one process after the other; and the indices of this process' own."""
+        count = len(requests)
+        prompts_NP = np.zeros((count, max_prompt), np.int32)
+        for row, request in zip(prompts_NP, requests, strict=True):
+            row[: len(request.prompt)] = request.prompt
+        rows_N = RowState(
+            lengths=np.asarray([len(r.prompt) - 1 for r in requests], np.int32),
+            last=np.asarray([r.prompt[-1] for r in requests], np.int32),
+            drawn=np.zeros(count, np.int32),
+            limits=np.asarray([r.limit or max_response for r in requests], np.int32),
+            active=np.ones(count, bool),
+            problems=np.asarray([zlib.crc32(r.problem.encode()) for r in requests], np.uint32),
+            samples=np.asarray([r.sample for r in requests], np.int32),
+            sampling=SamplingArrays.of([r.sampling for r in requests]),
+        )
+        first = first_row(count)
+        return gathered_rows(cls(prompts_NP, rows_N), count), range(first, first + count)
 
-@functools.cache
-def compiled(model: SamplingModel, mesh: Mesh) -> Programs:
-    """Equal engines share their programs."""
-    rows, everywhere = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
-    cache_spec = model.cache_spec()
-    prefix = NamedSharding(mesh, PartitionSpec(None, *cache_spec[1:]))  # any slot may need any prompt
-    parts: list[Any] = [NamedSharding(mesh, cache_spec), *[rows] * (len(Slots._fields) - 1)]
-    slots = Slots(*parts)
-
-    def reshard(params: Any) -> Any:
-        params = model.for_sampling(params)
-        return jax.lax.with_sharding_constraint(params, model.shardings(params, mesh))
-
-    def prefill(params: Any, tokens_QP: jax.Array, lengths_Q: jax.Array, length: int) -> Any:
-        tokens_QP, lengths_Q = jax.lax.with_sharding_constraint((tokens_QP, lengths_Q), rows)
-        cache = model.prefill(params, tokens_QP, lengths_Q)
-        return jax.tree.map(lambda x, axis: with_columns(x, length, axis), cache, model.column_axes(cache))
-
-    return Programs(
-        jax.jit(reshard),
-        jax.jit(prefill, static_argnames="length", out_shardings=prefix),
-        jax.jit(functools.partial(admit, model=model), donate_argnums=0, out_shardings=slots),
-        jax.jit(
-            functools.partial(decode, model=model, steps=STEPS),
-            donate_argnums=1,
-            out_shardings=(slots, everywhere),
-        ),
-        jax.jit(functools.partial(empty_slots, model), static_argnums=(0, 1), out_shardings=slots),
-        jax.jit(with_columns, static_argnums=(1, 2), out_shardings=slots.cache),
-        jax.jit(lambda slots, rows: jax.tree.map(lambda x: x[rows], slots), out_shardings=slots),
-        model.column_axes,
-        jax.jit(without_errors, donate_argnums=0, out_shardings=slots),
-    )
-
-
-NOBODY = -1
+    def prompt(self, index: int) -> bytes:
+        """A request's prompt, as a key that equal prompts share."""
+        return self.prompts_NP[index, : self.rows_N.lengths[index] + 1].tobytes()
 
 
 class Schedule:
-    """The host's side of one generation."""
+    """The host's state during one generation. Requests are known by their index.
+
+    Attributes:
+      slots: The device's state.
+      owner: For each slot the request it decodes, or `FREE`.
+      length: For each slot the number of tokens in the cache.
+      stopped: For each slot whether the host has ended it.
+      waiting: Requests that have no slot yet.
+      parts: For each request being decoded what each round drew.
+      completions: Of the requests that have ended.
+    """
 
     def __init__(
         self,
         plan: Plan,
         programs: Programs,
         params: Any,
-        jobs: Jobs,
+        requests: RequestArrays,
         stop_ids: Int[np.ndarray, " E"],
         forbidden: Bool[np.ndarray, " V"],
         seed_and_step: tuple[int, int],
     ):
-        self.plan, self.programs, self.params, self.jobs = plan, programs, params, jobs
+        self.plan, self.programs, self.params, self.requests = plan, programs, params, requests
         self.stop_ids, self.forbidden = stop_ids, forbidden
         self.seed_and_step = np.asarray(seed_and_step, np.int32)
-        self.began, self.reshard_seconds = time.perf_counter(), 0.0
-        count = len(jobs.limits)
-        self.waiting = deque(range(count))
-        self.responses: dict[int, Completion] = {}
-        self.chunks: dict[int, list[tuple[np.ndarray, ...]]] = {}
-        self.finishes: dict[int, Finish] = {}
-        self.begin_at_once = max(1, plan.slots // 8)
-        self.owners = np.full(plan.slots, NOBODY)
-        self.lengths = np.zeros(plan.slots, int)
+        self.started = time.perf_counter()
+        self.waiting = range(len(requests.prompts_NP))
+        self.parts: dict[int, list[Completion]] = {}
+        self.completions: dict[int, Completion] = {}
+        self.owner = np.full(plan.slots, FREE)
+        self.length = np.zeros(plan.slots, int)
         self.stopped = np.zeros(plan.slots, bool)
         self.cache_length = plan.lengths[0]
-        self.slots = programs.empty(plan.slots, self.cache_length)
-        self.prefix: Any = None
-        self.places: dict[bytes, int] = {}  # where in the prefix a prompt is
+        self.slots = programs.empty_slots(plan.slots, self.cache_length)
+        self.prefix: Any = None  # the cache of the prompts prefilled last
+        self.prefix_rows: dict[bytes, int] = {}  # the row of each of them
         self.tokens = self.steps = self.errors = 0
-        self.crowded_tokens = self.crowded_steps = 0
+        self.waited_tokens = self.waited_steps = 0  # those drawn and made while requests were waiting
 
-    def goes_on(self) -> bool:
-        """Whether any response is waiting or being decoded."""
-        return bool(self.waiting) or bool((self.owners != NOBODY).any())
+    def has_work(self) -> bool:
+        """Whether any request is waiting or being decoded."""
+        return bool(self.waiting) or bool((self.owner != FREE).any())
 
     def refill(self) -> None:
-        """Gives free slots to the next responses."""
-        free = deque(np.flatnonzero(self.owners == NOBODY).tolist())
-        while free and self.waiting:
-            if self.prompt(self.waiting[0]) not in self.places:
-                self.prefill_next()
-            slots: list[int] = []
-            jobs: list[int] = []
-            while free and self.waiting and len(jobs) < self.begin_at_once:
-                if self.prompt(self.waiting[0]) not in self.places:
-                    break
-                slots.append(free.popleft())
-                jobs.append(self.waiting.popleft())
-            self.admit(slots, jobs)
+        """Starts the next requests in the free slots, as many at a time as are prefilled."""
+        free = np.flatnonzero(self.owner == FREE)
+        while self.waiting and len(free):
+            if not self._is_prefilled(self.waiting[0]):
+                self._prefill_next()
+            next_ones = self.waiting[: min(len(free), self.plan.admit_rows)]
+            indices = list(itertools.takewhile(self._is_prefilled, next_ones))
+            self.admit(free[: len(indices)], indices)
+            free, self.waiting = free[len(indices) :], self.waiting[len(indices) :]
 
-    def prompt(self, job: int) -> bytes:
-        """What tells a job's prompt from others."""
-        return self.jobs.prompts[job, : self.jobs.prompt_lengths[job]].tobytes()
+    def _is_prefilled(self, index: int) -> bool:
+        return self.requests.prompt(index) in self.prefix_rows
 
-    def prefill_next(self) -> None:
-        """Prefills the next distinct prompts of those that wait."""
-        firsts: dict[bytes, int] = {}
-        for job in self.waiting:
-            if len(firsts) == self.plan.prefill_rows:
+    def _prefill_next(self) -> None:
+        """Prefills the next distinct prompts of the waiting requests."""
+        first: dict[bytes, int] = {}  # the first request of each prompt
+        for index in self.waiting:
+            if len(first) == self.plan.prefill_rows:
                 break
-            firsts.setdefault(self.prompt(job), job)
-        jobs = list(firsts.values())
-        longest = int(self.jobs.prompt_lengths[jobs].max())
-        self.prefill(jobs, next(n for n in self.plan.prompt_lengths if n >= longest))
-        self.places = {prompt: row for row, prompt in enumerate(firsts)}
+            first.setdefault(self.requests.prompt(index), index)
+        indices = list(first.values())
+        longest = 1 + int(self.requests.rows_N.lengths[indices].max())
+        self.prefill(indices, next(n for n in self.plan.prompt_lengths if n >= longest))
+        self.prefix_rows = {prompt: row for row, prompt in enumerate(first)}
 
-    def prefill(self, jobs: Sequence[int], columns: int) -> None:
-        """Prefills these jobs' prompts, all but their last tokens."""
-        rows = self.plan.prefill_rows
-        lengths, tokens = np.zeros(rows, np.int32), np.zeros((rows, columns), np.int32)
-        lengths[: len(jobs)] = self.jobs.prompt_lengths[jobs] - 1
-        tokens[: len(jobs)] = self.jobs.prompts[jobs, :columns]
-        self.prefix = None  # frees the one before
-        self.prefix = self.programs.prefill(self.params, tokens, lengths, length=self.plan.max_prompt)
+    def prefill(self, indices: Sequence[int], columns: int) -> None:
+        """Prefills the prompts of these requests, all but their last tokens, padded to `columns`."""
+        fillers = (0, self.plan.prefill_rows - len(indices))
+        tokens_QP = np.pad(self.requests.prompts_NP[indices, :columns], (fillers, (0, 0)))
+        lengths_Q = np.pad(self.requests.rows_N.lengths[indices], fillers)
+        self.prefix = None  # frees the previous one
+        self.prefix = self.programs.prefill(self.params, tokens_QP, lengths_Q, columns=self.plan.max_prompt)
 
-    def admit(self, slots: Sequence[int], jobs: Sequence[int]) -> None:
-        """Lets responses begin."""
-
-        def column(values: np.ndarray, filler: int = 0) -> np.ndarray:
-            filled = np.full(self.begin_at_once, filler, values.dtype)
-            filled[: len(values)] = values
-            return filled
-
-        lengths = self.jobs.prompt_lengths[jobs] - 1
-        places = [self.places[self.prompt(job)] for job in jobs]
-        new = Admission(
-            column(np.asarray(slots, np.int32), len(self.owners)),
-            column(np.asarray(places, np.int32)),
-            column(lengths),
-            column(self.jobs.prompts[jobs, lengths]),
-            column(self.jobs.problems[jobs]),
-            column(self.jobs.samples[jobs]),
-            column(self.jobs.limits[jobs]),
-            jax.tree.map(lambda x: column(x[jobs]), self.jobs.settings),
-        )
-        self.slots = self.programs.admit(self.slots, self.prefix, new, self.seed_and_step)
-        self.owners[slots], self.lengths[slots], self.stopped[slots] = jobs, lengths, False
-        self.chunks |= {job: [] for job in jobs}
+    def admit(self, slots: Int[np.ndarray, " n"], indices: Sequence[int]) -> None:
+        """Starts requests in their slots; the rest of R is filled with request 0 in no slot."""
+        fillers = (0, self.plan.admit_rows - len(indices))
+        slots_R = np.pad(slots.astype(np.int32), fillers, constant_values=len(self.owner))
+        prefix = [self.prefix_rows[self.requests.prompt(index)] for index in indices]
+        prefix_R = np.pad(np.asarray(prefix, np.int32), fillers)
+        index_R = np.pad(np.asarray(indices, int), fillers)
+        new_R = jax.tree.map(lambda x: x[index_R], self.requests.rows_N)
+        self.slots = self.programs.admit(self.slots, self.prefix, new_R, slots_R, prefix_R)
+        self.owner[slots], self.stopped[slots] = indices, False
+        self.length[slots] = self.requests.rows_N.lengths[indices]
+        self.parts |= {index: [] for index in indices}
 
     def start_round(self) -> Decoded:
-        """Starts decoding a few tokens in all slots, of which there are no more than needed."""
-        live = np.flatnonzero(self.owners != NOBODY)
+        """Starts decoding, with as few rows and columns as the active rows need. Does not wait for it."""
+        active = self.owner != FREE
+        needed = min(int(self.length[active].max()) + ROUND_STEPS, self.plan.lengths[-1])
         if not self.waiting:
-            rows = min(n for n in self.plan.row_counts if n >= len(live))
-            self.keep_rows(np.argsort(self.owners == NOBODY, kind="stable")[:rows])
-        longest = int(self.lengths[self.owners != NOBODY].max())
-        needed = min(longest + STEPS, self.plan.lengths[-1])
+            rows = min(n for n in self.plan.row_counts if n >= active.sum())
+            self.keep_rows(np.argsort(~active, kind="stable")[:rows])
         self.resize(next(n for n in self.plan.lengths if n >= needed))
         return self.decode()
 
     def decode(self) -> Decoded:
         """Starts a round."""
-        patience = max(1, len(self.owners) // PATIENCE) if self.waiting else len(self.owners)
-        self.slots, decoded = self.programs.decode(
-            self.params, self.slots, self.stopped, np.int32(patience), self.stop_ids, self.forbidden
-        )
+        rows = len(self.owner)
+        max_ended = np.int32(max(1, rows // REFILL_SHARE) if self.waiting else rows)
+        inputs = self.stopped, max_ended, self.seed_and_step, self.stop_ids, self.forbidden
+        self.slots, decoded = self.programs.decode(self.params, self.slots, *inputs)
         return decoded
 
     def keep_rows(self, rows: Int[np.ndarray, " R"]) -> None:
-        """Goes on with these rows only."""
-        if len(rows) < len(self.owners):
-            self.slots = self.programs.rows(self.slots, rows.astype(np.int32))
-            self.owners, self.lengths, self.stopped = (
-                x[rows] for x in (self.owners, self.lengths, self.stopped)
-            )
+        """Shrinks the pool to these rows."""
+        if len(rows) < len(self.owner):
+            self.slots = self.programs.select_rows(self.slots, rows.astype(np.int32))
+            self.owner, self.length, self.stopped = self.owner[rows], self.length[rows], self.stopped[rows]
 
     def resize(self, length: int) -> None:
-        """Gives the cache another length, one array after the other: two caches would not fit.
+        """Gives the cache another length, one array at a time because two caches would not fit.
 
-        From one length to the next, so that few such programs are compiled.
+        It goes through all lengths in between, so that few such programs are compiled.
         """
         lengths = self.plan.lengths
         while self.cache_length != length:
             step = 1 if length > self.cache_length else -1
             self.cache_length = lengths[lengths.index(self.cache_length) + step]
             axes = jax.tree.leaves(self.programs.column_axes(self.slots.cache))
-            cache, tree = jax.tree.flatten(self.slots.cache)
-            self.slots = self.slots._replace(cache=None)
+            arrays, tree = jax.tree.flatten(self.slots.cache)
+            self.slots = self.slots._replace(cache=None)  # `arrays` holds the only references
             for i, axis in enumerate(axes):
-                cache[i] = self.programs.with_columns(cache[i], self.cache_length, axis)
-            self.slots = self.slots._replace(cache=jax.tree.unflatten(tree, cache))
+                arrays[i] = self.programs.resize_columns(arrays[i], self.cache_length, axis)
+            self.slots = self.slots._replace(cache=jax.tree.unflatten(tree, arrays))
 
-    def book(self, decoded: Decoded) -> list[int]:
-        """Keeps what a round drew; returns the jobs that drew something, or that it ended."""
-        seen = []
-        crowded = bool(self.waiting)
-        for slot in np.flatnonzero(self.owners != NOBODY):
-            job, count, end = int(self.owners[slot]), int(decoded.counts_B[slot]), int(decoded.ends_B[slot])
-            if job in self.responses:  # the host ended it while this round ran
-                self.owners[slot], self.stopped[slot] = NOBODY, True
+    def record(self, decoded: Decoded) -> list[int]:
+        """Books what a round drew, and frees the slots that ended; returns the requests concerned."""
+        indices = []
+        waiting = bool(self.waiting)
+        for slot in np.flatnonzero(self.owner != FREE):
+            index, count = int(self.owner[slot]), int(decoded.counts_B[slot])
+            if index in self.completions:  # the host ended it while this round ran
+                self.owner[slot], self.stopped[slot] = FREE, True
                 continue
-            self.chunks[job].append(tuple(np.array(x[:count, slot]) for x in decoded[:3]))
-            self.lengths[slot] += count
+            part = Completion(
+                ids=np.array(decoded.ids_KB[:count, slot]),
+                log_probs=np.array(decoded.log_probs_KB[:count, slot]),
+                full_log_probs=np.array(decoded.full_log_probs_KB[:count, slot]),
+                finish=Finish(int(decoded.finish_B[slot])),
+            )
+            self.parts[index].append(part)
+            indices.append(index)
+            self.length[slot] += count
             self.tokens += count
-            self.crowded_tokens += count * crowded
-            if end:
-                self.owners[slot] = NOBODY
-                self.finishes[job] = Finish(end)
-            seen.append(job)
+            self.waited_tokens += count * waiting
+            if part.finish:
+                self.owner[slot] = FREE
         self.steps += int(decoded.steps)
-        self.crowded_steps += int(decoded.steps) * crowded
-        if (decoded.ends_B == Finish.ERROR).any():
-            self.slots = self.programs.without_errors(self.slots)
-        return seen
+        self.waited_steps += int(decoded.steps) * waiting
+        if (decoded.finish_B == Finish.ERROR).any():
+            self.slots = self.programs.clear_errors(self.slots)
+        return indices
 
-    def finish(
-        self, jobs: Sequence[int], stop: StopFunction | None, ended: Callable[[int, Completion], None]
-    ) -> None:
-        """Hands out the responses among those jobs that have ended, by themselves or by `stop`."""
-        for job in jobs:
-            chunks, finish = self.chunks[job], self.finishes.get(job)
-            kept = None
+    def complete(self, indices: Sequence[int], stop: StopFunction | None) -> Iterator[tuple[int, Completion]]:
+        """Completes those of the requests that have ended, by themselves or by `stop`, and yields them."""
+        for index in indices:
+            parts = self.parts[index]
+            finish, kept = parts[-1].finish, None
             if stop is not None:
-                so_far = np.concatenate([chunk[0] for chunk in chunks]).tolist()
-                kept = stop(so_far, len(so_far) - len(chunks[-1][0]))
+                ids = np.concatenate([part.ids for part in parts]).tolist()
+                kept = stop(ids, len(ids) - len(parts[-1].ids))
                 finish = finish if kept is None else Finish.STOP
-            if finish is not None:
-                ids, log_probs, full_log_probs = (
-                    np.concatenate(part)[:kept] for part in zip(*chunks, strict=True)
+            if finish:
+                self.completions[index] = Completion(
+                    ids=np.concatenate([part.ids for part in parts])[:kept],
+                    log_probs=np.concatenate([part.log_probs for part in parts])[:kept],
+                    full_log_probs=np.concatenate([part.full_log_probs for part in parts])[:kept],
+                    finish=finish,
                 )
-                self.responses[job] = Completion(ids, log_probs, full_log_probs, finish)
-                self.errors += finish is Finish.ERROR
-                del self.chunks[job]
-                ended(job, self.responses[job])
+                self.errors += finish == Finish.ERROR
+                del self.parts[index]
+                yield index, self.completions[index]
 
-    def usage(self) -> EngineStats:
-        """See `EngineStats`."""
-        crowded = max(1, self.crowded_steps * self.plan.slots)
-        seconds = time.perf_counter() - self.began
-        responses = len(self.responses)
-        occupancy = self.crowded_tokens / crowded
+    def stats(self, reshard_seconds: float) -> EngineStats:
+        """What has been done so far."""
         return EngineStats(
-            len(self.jobs.limits),
-            responses,
-            self.errors,
-            self.tokens,
-            self.steps,
-            occupancy,
-            seconds,
-            self.reshard_seconds,
+            total=len(self.requests.prompts_NP),
+            completed=len(self.completions),
+            errors=self.errors,
+            tokens=self.tokens,
+            steps=self.steps,
+            occupancy=self.waited_tokens / max(1, self.waited_steps * self.plan.slots),
+            seconds=time.perf_counter() - self.started,
+            reshard_seconds=reshard_seconds,
         )

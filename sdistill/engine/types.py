@@ -1,24 +1,34 @@
-"""What goes into an engine and what comes out of it."""
+"""Requests and completions of an engine, and the one protocol that every engine has."""
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from rich.progress import Progress, TaskID
 
-from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
 
 
+class Finish(enum.IntEnum):
+    """Why a completion ended: by itself, at its limit, or because its logits were not finite."""
+
+    NONE = 0  # it has not
+    STOP = 1
+    LENGTH = 2
+    ERROR = 3
+
+
 class Request(NamedTuple):
-    """One response to sample.
+    """One completion to sample.
 
     Attributes:
-      prompt: Token ids. Requests with the same prompt should follow each other: it is prefilled once.
-      problem: First part of the name of its random stream, usually the problem's id.
-      sample: Second part: which of the problem's responses it is.
+      prompt: Token ids. Requests with the same prompt should be neighbours: it is then prefilled once.
+      problem: First part of the name of the random stream, usually the problem's id.
+      sample: Second part: the index of the completion among those of the problem.
       sampling: How tokens are drawn.
-      limit: Tokens after which it is cut; the engine's `max_response` if not told.
+      limit: Maximum number of tokens; None for the engine's `max_response`.
     """
 
     prompt: Sequence[int]
@@ -29,11 +39,11 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What came of a request.
+    """The completion of one request.
 
     Attributes:
-      ids: Tokens, the one that ended it included.
-      log_probs: Log-probability of each under the distribution it was drawn from.
+      ids: Tokens, including the stop token.
+      log_probs: Log-probability of each token under the distribution it was drawn from.
       full_log_probs: The same without truncation.
       finish: Why it ended.
     """
@@ -45,14 +55,9 @@ class Completion(NamedTuple):
 
 
 class Completions(NamedTuple):
-    """Responses in the order of their requests; 0 after their ends.
+    """Each `Completion` in the order of the requests, padded with 0 to the engine's `max_response`, T.
 
-    Attributes:
-      ids: Tokens; T is the engine's `max_response`.
-      lengths: Number of tokens; 0 only where the model failed at once.
-      finish: Why each ended, as `Finish`.
-      log_probs: Log-probability of each token under the distribution it was drawn from.
-      full_log_probs: The same without truncation.
+    A length is 0 only where the first logits were not finite.
     """
 
     ids: Int[np.ndarray, "N T"]
@@ -67,40 +72,40 @@ class Completions(NamedTuple):
         return self.finish == Finish.STOP
 
     @classmethod
-    def of(cls, responses: Sequence[Completion], length: int) -> "Completions":
-        """Padded to `length` columns."""
+    def of(cls, completions: Sequence[Completion], length: int) -> "Completions":
+        """Pads them to `length` columns."""
 
-        def padded(name: str, dtype: str) -> np.ndarray:
-            rows = np.zeros((len(responses), length), dtype)
-            for row, response in zip(rows, responses, strict=True):
-                row[: len(response.ids)] = getattr(response, name)
+        def padded(values: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+            rows = np.zeros((len(values), length), dtype)
+            for row, value in zip(rows, values, strict=True):
+                row[: len(value)] = value
             return rows
 
         return cls(
-            padded("ids", "int32"),
-            np.asarray([len(response.ids) for response in responses], np.int32),
-            np.asarray([response.finish for response in responses], np.int32),
-            padded("log_probs", "float32"),
-            padded("full_log_probs", "float32"),
+            ids=padded([c.ids for c in completions], np.int32),
+            lengths=np.asarray([len(c.ids) for c in completions], np.int32),
+            finish=np.asarray([c.finish for c in completions], np.int32),
+            log_probs=padded([c.log_probs for c in completions], np.float32),
+            full_log_probs=padded([c.full_log_probs for c in completions], np.float32),
         )
 
 
 class EngineStats(NamedTuple):
-    """What a generation has done so far.
+    """What an engine has done since `generate` was called.
 
     Attributes:
-      total: Responses wanted, by all processes together.
-      responses: Responses ended.
-      errors: How many of those because of logits that were not numbers.
+      total: Number of requests, of all processes together.
+      completed: Completions that have ended.
+      errors: How many of those ended because their logits were not finite.
       tokens: Tokens drawn.
       steps: Decoding steps.
-      occupancy: Share of the slots that drew a token, over the steps made while responses were waiting.
+      occupancy: Share of slots that drew a token, over the steps made while requests were waiting.
       seconds: Since the parameters were in the layout for sampling.
-      reshard_seconds: That it took to bring them there.
+      reshard_seconds: Time it took to bring the parameters into that layout.
     """
 
     total: int
-    responses: int
+    completed: int
     errors: int
     tokens: int
     steps: int
@@ -110,11 +115,12 @@ class EngineStats(NamedTuple):
 
 
 StopFunction = Callable[[Sequence[int], int], int | None]
-"""Looks at a response's ids, of which so many were looked at before; how many to keep if it ends there."""
+"""`stop(ids, seen)` returns the number of ids to keep if the completion ends within them, else None. It has
+already been called with the first `seen` ids."""
 
 
 class Engine(Protocol):
-    """What the rest of the project needs of an engine."""
+    """What the rest of the project needs of an engine; `SlotEngine` is the one that exists."""
 
     def generate(
         self,
@@ -128,4 +134,31 @@ class Engine(Protocol):
         on_completion: Callable[[int, Completion], None] | None = None,
         progress: Callable[[EngineStats], None] | None = None,
     ) -> Completions:
-        """See `SlotEngine.generate`."""
+        """Samples a completion of each request.
+
+        Args:
+          params: The model's parameters, in any layout.
+          requests: What to sample; with several processes, each passes its own.
+          seed: Seed of all random streams.
+          step: Training step; every random stream depends on it.
+          forbidden: Tokens that are never drawn; the same on all processes.
+          stop: Ends completions for reasons that single ids do not show, such as strings.
+          on_completion: Called with (index of the request, completion) for each as it ends, in any order.
+          progress: Called after each round of decoding.
+
+        Raises:
+          ConfigError: for an empty or too long prompt, a token that the model does not have, a limit outside
+            1..max_response, if no process has a request, or if every token is forbidden.
+        """
+
+
+def follow(progress: Progress, bar: TaskID, name: str) -> Callable[[EngineStats], None]:
+    """A callback that shows completions, tokens a second, busy slots and failures in a progress bar."""
+
+    def show(stats: EngineStats) -> None:
+        rate = stats.tokens / max(stats.seconds, 1e-9)
+        failed = f", {stats.errors} failed" if stats.errors else ""
+        text = f"{name}: {rate:.0f} tokens/s, {stats.occupancy:.0%} of slots busy{failed}"
+        progress.update(bar, total=stats.total, completed=stats.completed, description=text)
+
+    return show

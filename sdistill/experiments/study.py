@@ -12,8 +12,7 @@ from rich.progress import Progress
 
 from sdistill.analysis.measure import BASE, Cell, Results, training_measurements
 from sdistill.config import AnyTrainConfig
-from sdistill.engine.progress import follow
-from sdistill.engine.types import Completions
+from sdistill.engine.types import Completions, follow
 from sdistill.experiments.config import RunsConfig, evaluation_of
 from sdistill.mesh_choice import training_mesh
 from sdistill.model.decoder import Decoder

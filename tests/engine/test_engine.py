@@ -15,9 +15,8 @@ from sdistill.rows import layout
 
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.programs import Finish
 from sdistill.engine.sampling import Sampling
-from sdistill.engine.types import Completion, Completions, EngineStats, Request
+from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request
 from sdistill.model.decoder import bind
 from sdistill.richness import response_log_probs
 from sdistill.settings import ConfigError
@@ -362,7 +361,7 @@ def test_slots_are_kept_busy_while_responses_wait():
 def test_progress_counts_what_has_ended(sampled):
     usage: list[EngineStats] = []
     generate(progress=usage.append)
-    responses = [u.responses for u in usage]
+    responses = [u.completed for u in usage]
     assert responses == sorted(responses) and responses[-1] == usage[-1].total == 15
     assert usage[-1].tokens == sampled.lengths.sum() and usage[-1].errors == 0
     assert 0 < usage[-1].occupancy <= 1

@@ -9,8 +9,7 @@ import numpy as np
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import BATCH, SAMPLING, TRAINING, parameter_shardings, place
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.programs import Admission, admit, decode, empty_slots
-from sdistill.engine.sampling import Sampling, SamplingArrays
+from sdistill.engine.programs import Slots, admit, decode, empty_slots
 from tests import tiny
 
 SENT = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
@@ -34,20 +33,17 @@ def main() -> None:
     params = model.for_sampling(trained)
     params = jax.device_put(params, parameter_shardings(params, mesh, SAMPLING))
     rows = jax.NamedSharding(mesh, BATCH)
-    cache = jax.NamedSharding(mesh, model.cache_spec())
-    shardings = empty_slots(model, 16, 24)._replace(cache=None)
-    shardings = jax.tree.map(lambda _: rows, shardings)._replace(cache=cache)
+    shardings = Slots(jax.NamedSharding(mesh, model.cache_spec()), rows)
     slots = jax.jit(lambda: empty_slots(model, 16, 24), out_shardings=shardings)()
     step = jax.jit(lambda *inputs: decode(*inputs, model=model, steps=4), out_shardings=(shardings, None))
-    zeros = np.zeros(4, np.int32)
-    settings = SamplingArrays.of([Sampling()] * 4)
-    new = Admission(*[zeros] * 4, zeros.astype(np.uint32), zeros, zeros, settings)
+    zeros, new = np.zeros(4, np.int32), empty_slots(model, 4, 8)
     begin = jax.jit(lambda *inputs: admit(*inputs, model=model), out_shardings=shardings)
-    prefix = model.empty_cache(4, 8)
     allowed = np.zeros(tiny.CONFIG.vocab_size, bool)  # nothing is forbidden
     programs = {
-        "decode": step.lower(params, slots, np.zeros(16, bool), np.int32(4), np.array([5]), allowed),
-        "admit": begin.lower(slots, prefix, new, np.zeros(2, np.int32)),
+        "decode": step.lower(
+            params, slots, np.zeros(16, bool), np.int32(4), zeros[:2], np.array([5]), allowed
+        ),
+        "admit": begin.lower(slots, new.cache, new.rows, zeros, zeros),
     }
     print(json.dumps({name: sent(program.compile()) for name, program in programs.items()}))
 

@@ -52,4 +52,4 @@ def test_they_are_those_of_one_device(outcomes):
 def test_they_follow_one_schedule(outcomes):
     usages = outcomes[2]
     assert usages[0] == usages[1]
-    assert usages[0]["responses"] == 13
+    assert usages[0]["completed"] == 13
