@@ -47,6 +47,7 @@ from sdistill.storage import (
     write_atomically,
     write_measurements,
 )
+from sdistill.tasks.signs_puzzle import SignsTask
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 from sdistill.types import SCHEMA_VERSION, Measurement
@@ -81,7 +82,7 @@ def run_study(config: RunsConfig, workdir: Path, console: Console) -> Path:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         chat = SignsChat(SentencePieceTokenizer(SIGNS_TOKENIZER))
-        study = Study(config, workdir, load_pretrained(SIGNS_BASE), chat, progress)
+        study = Study(config, workdir, load_pretrained(SIGNS_BASE), chat, SignsTask(), progress)
         for name, section in SECTIONS[type(config)].items():
             found += section(study)
             done = {measurement.section for measurement in found}

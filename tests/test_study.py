@@ -153,11 +153,11 @@ def test_a_second_run_computes_nothing_again_wherever_the_directory_is_named_fro
 @pytest.mark.long
 def test_a_directory_of_another_study_is_refused(uninterrupted, commands):
     done = commands.run(
-        "sdistill.study", TINY, f"--workdir={uninterrupted}", "--config.richness.min_correct=2"
+        "sdistill.study", TINY, f"--workdir={uninterrupted}", "--config.richness.walk.min_correct=2"
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "other settings" in done.stderr and "richness.min_correct=1 there, 2 here" in done.stderr
+    assert "other settings" in done.stderr and "richness.walk.min_correct=1 there, 2 here" in done.stderr
 
 
 FIXES = "--config=configs/signs/fixes.py:tiny"
@@ -253,7 +253,7 @@ def test_a_filter_that_keeps_no_problem_names_its_fields(commands, tmp_path):
         "    config = study.get_config('tiny')\n"
         "    config.richness.splits = ['k3_test']\n"
         "    config.richness.walk_samples = 1\n"
-        "    config.richness.min_correct = config.richness.max_correct = 2\n"
+        "    config.richness.walk.min_correct = config.richness.walk.max_correct = 2\n"
         "    return config\n"
     )
     done = commands.run(
@@ -261,4 +261,4 @@ def test_a_filter_that_keeps_no_problem_names_its_fields(commands, tmp_path):
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "richness.min_correct" in done.stderr and "max_correct" in done.stderr
+    assert "richness.walk.min_correct" in done.stderr and "max_correct" in done.stderr

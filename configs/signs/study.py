@@ -97,10 +97,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "max_prompt_length": 144,
             "richness": {
                 "splits": ["k3_pool", "k4_pool"],
-                "num_problems": size["walk"],
+                "walk": {"num_problems": size["walk"], "min_correct": 1, "max_correct": 4, "stride": 128},
                 "walk_samples": 8,
-                "min_correct": 1,
-                "max_correct": 4,
                 "num_samples": 8,
                 "answer_fractions": size["answer_fractions"],
                 "solution_fractions": [0.5],

@@ -75,13 +75,15 @@ class Cell:
 
 
 class Results:
-    """Figures of one section: for each cell and seed, metric → problem → value."""
+    """The figures of one section."""
 
     def __init__(self, section: str):
         """No figures yet."""
         self.section = section
+        # Cell → seed → metric → problem → value, and the number of responses.
         self._figures: dict[Cell, dict[int, dict[str, dict[str, float]]]] = {}
         self._counts: dict[Cell, dict[int, int]] = {}
+        self._training: list[Measurement] = []
 
     def add(self, cell: Cell, seed: int, responses: Sequence[Response]) -> None:
         """Measures the responses of one cell and seed."""
@@ -93,21 +95,36 @@ class Results:
         self._figures.setdefault(cell, {})[seed] = self._figures[like][seed]
         self._counts.setdefault(cell, {})[seed] = self._counts[like][seed]
 
+    def add_training(
+        self, condition: Condition, seed: int, metrics: Sequence[Mapping[str, float]], every: int, n: int
+    ) -> None:
+        """Adds training metrics as means over each `every` steps, `n` responses a step, without interval."""
+        for start in range(0, len(metrics), every):
+            window = metrics[start : start + every]
+            cell = Cell(condition, int(window[-1]["step"]), "train")
+            for name in TRAINING_METRICS:
+                if name in window[0]:
+                    mean = float(np.mean([row[name] for row in window]))
+                    self._training.append(self.measurement(cell, seed, name, mean, n * len(window)))
+
     def cells(self) -> list[Cell]:
         """All cells, in the order they were added."""
         return list(self._figures)
 
-    def measurements(self) -> list[Measurement]:
-        """Every metric of every cell: one measurement a seed, and one over all of them."""
+    def measurements(self, pairs: Iterable[tuple[Cell, Cell]] = ()) -> list[Measurement]:
+        """Every metric of every cell, the differences of the pairs, and the training metrics.
+
+        A metric has one measurement a seed, and one over all of them.
+        """
         found = []
         for cell, seeds in self._figures.items():
             metrics = set.intersection(*(set(figures) for figures in seeds.values()))
             for metric in sorted(metrics):
                 strata = {seed: np.asarray(list(f[metric].values())) for seed, f in seeds.items()}
                 found += self._pooled(cell, metric, strata)
-        return found
+        return found + self._differences(pairs) + self._training
 
-    def differences(self, pairs: Iterable[tuple[Cell, Cell]]) -> list[Measurement]:
+    def _differences(self, pairs: Iterable[tuple[Cell, Cell]]) -> list[Measurement]:
         """Paired differences, first minus second, over the problems and seeds that both have.
 
         The baseline is the second's condition, or the base model where the second is a run's own step 0.
@@ -173,23 +190,3 @@ class Results:
         number = value.value if isinstance(value, Estimate) else value
         of = (self.section, cell.condition, seed, cell.step, cell.dataset, metric)
         return Measurement(*of, number, n, low, high, baseline, group)
-
-
-def training_measurements(
-    results: Results,
-    condition: Condition,
-    seed: int,
-    metrics: Sequence[Mapping[str, float]],
-    every: int,
-    n: int,
-) -> list[Measurement]:
-    """Training metrics as means over each `every` steps, `n` responses a step, without interval."""
-    found = []
-    for start in range(0, len(metrics), every):
-        window = metrics[start : start + every]
-        cell = Cell(condition, int(window[-1]["step"]), "train")
-        for name in TRAINING_METRICS:
-            if name in window[0]:
-                mean = float(np.mean([row[name] for row in window]))
-                found.append(results.measurement(cell, seed, name, mean, n * len(window)))
-    return found

@@ -14,7 +14,7 @@ from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, signal_by_grou
 from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.experiments.config import FixesConfig, StudyConfig
 from sdistill.experiments.on_policy import runs as on_policy_runs
-from sdistill.experiments.study import Study, name_of, on_policy_datasets
+from sdistill.experiments.study import Study, name_of
 from sdistill.storage import read_responses
 from sdistill.types import Condition, Measurement, Response, Seed
 
@@ -38,7 +38,7 @@ def _attribution(study: Study[Any], section: str, conditions: Iterable[Condition
     for condition in conditions:
         runs = {seed: study.directory(section, condition, seed) for seed in study.config.seeds}
         found += _signal(results, condition, runs)
-        for split in on_policy_datasets(study):
+        for split in study.config.evaluation.datasets:
             if split != "trained":  # the problems of `trained` differ between runs
                 found += _words(results, condition, split, runs, base)
     return found

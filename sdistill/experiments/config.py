@@ -1,9 +1,10 @@
-"""The settings of the studies: of the paper's sections, and of the fixes."""
+"""The settings of the studies: of the paper's sections, of the fixes, and of the probes."""
 
 from dataclasses import dataclass
 
 from sdistill.analysis.epistemic import WORDS, count_words
 from sdistill.config import EvaluationConfig, GRPOConfig, Kind, SDPOConfig, SFTConfig
+from sdistill.generate import WalkConfig
 from sdistill.settings import require, require_positive
 from sdistill.types import Condition
 
@@ -12,26 +13,22 @@ Runs = dict[Condition, GRPOConfig | SDPOConfig]
 
 @dataclass(frozen=True)
 class RichnessConfig:
-    """Section 3. The protocol is the paper's; contexts and models are more than the paper's.
+    """Section 3. The protocol is the paper's; there are more contexts and models than in the paper.
 
     Attributes:
-      splits: Walked in turns, a problem of each after the other.
-      num_problems: Problems to keep.
+      splits: The walk takes a problem of each in turns.
+      walk: Which problems it keeps.
       walk_samples: Responses a problem on the walk.
-      min_correct: A problem is kept if at least so many of them are right…
-      max_correct: …and at most so many.
-      num_samples: Fresh responses a kept problem and context.
-      answer_fractions: Shares of the answer that contexts reveal, besides all of it. 0 is its form alone.
-      solution_fractions: Shares of a worked solution that contexts reveal, besides all of it.
+      num_samples: Fresh responses to a kept problem, under each context.
+      answer_fractions: Shares of the answer that contexts show, besides all of it. 0 shows its form alone.
+      solution_fractions: Shares of a worked solution that contexts show, besides all of it.
       models: Labels of conditions of section 5 that respond to the same problems under the same contexts,
         such as `sdpo_solution_fixed`.
     """
 
     splits: tuple[str, ...]
-    num_problems: int
+    walk: WalkConfig
     walk_samples: int
-    min_correct: int
-    max_correct: int
     num_samples: int
     answer_fractions: tuple[float, ...]
     solution_fractions: tuple[float, ...]
@@ -99,6 +96,12 @@ class RunsConfig:
         require(
             self.grpo.evaluation == self.sdpo.evaluation, "grpo.evaluation and sdpo.evaluation must be equal"
         )
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """The evaluation of the runs."""
+        assert self.grpo.evaluation is not None  # checked above
+        return self.grpo.evaluation
 
 
 @dataclass(frozen=True)
@@ -195,14 +198,14 @@ class FixesConfig(RunsConfig):
 
 @dataclass(frozen=True)
 class ProbingConfig:
-    """What models are asked, and what is done to their responses.
+    """The problems of the probes, and the interventions.
 
     Attributes:
       split: Problems, harder than those trained on.
       num_problems: The first of the split. None takes all.
       num_samples: Responses a problem.
-      max_response_length: Longest response, in tokens, what is forced on it included.
-      cue: The word of doubt that is put into responses.
+      max_response_length: Tokens after which a response is cut, with all that is forced on it.
+      cue: The epistemic word that is put into responses.
       extra_attempts: How often a response is kept from ending its thinking, at most.
     """
 
@@ -227,7 +230,7 @@ class ProbesConfig(RunsConfig):
     """The study of the causal probes, on the base, on GRPO and on SDPO.
 
     Attributes:
-      probes: What is done to them.
+      probes: The probes.
     """
 
     probes: ProbingConfig
@@ -240,10 +243,3 @@ class ProbesConfig(RunsConfig):
 def _comparable(run: GRPOConfig | SDPOConfig) -> tuple[object, ...]:
     """What runs must share for their difference to be one of objectives."""
     return run.init_from, run.steps, run.rollouts, run.evaluation
-
-
-def evaluation_of(config: RunsConfig) -> EvaluationConfig:
-    """The evaluation that all runs of a study share."""
-    evaluation = config.grpo.evaluation
-    assert evaluation is not None  # RunsConfig has checked
-    return evaluation

@@ -9,7 +9,7 @@ from dataclasses import replace
 from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.config import GRPOConfig, SDPOConfig
 from sdistill.experiments.config import FixesConfig, Runs, StudyConfig
-from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
+from sdistill.experiments.study import Study, name_of
 from sdistill.types import Condition, Measurement
 
 
@@ -20,29 +20,29 @@ def runs(config: StudyConfig, seed: int, num_problems: int | None) -> Runs:
     chosen: Runs = {Condition("grpo", num_problems=num_problems): replace(grpo, seed=seed, rollouts=rollouts)}
     rollouts = replace(sdpo.rollouts, num_problems=num_problems)
     for context in config.contexts:
-        teacher = replace(
+        fixed = replace(
             sdpo.teacher,
             context=replace(sdpo.teacher.context, kind=context.kind),
             max_prompt_length=context.max_prompt_length,
+            weights="fixed",
         )
-        ema = replace(teacher, weights="ema", ema_rate=config.ema_rate)
-        for each in (replace(teacher, weights="fixed"), ema):
-            condition = Condition("sdpo", context.kind, each.weights, num_problems)
-            chosen[condition] = replace(sdpo, seed=seed, rollouts=rollouts, teacher=each)
+        for teacher in (fixed, replace(fixed, weights="ema", ema_rate=config.ema_rate)):
+            condition = Condition("sdpo", context.kind, teacher.weights, num_problems)
+            chosen[condition] = replace(sdpo, seed=seed, rollouts=rollouts, teacher=teacher)
     return chosen
 
 
 def on_policy_section(study: Study[StudyConfig]) -> list[Measurement]:
     """GRPO, and SDPO under each context with a fixed and an EMA teacher, against the base."""
-    results, training = Results("on_policy"), list[Measurement]()
-    for seed in study.config.seeds:
-        add_base(study, results, seed, on_policy_datasets(study))
-        for condition, run in runs(study.config, seed, None).items():
-            training += add_run(results, condition, seed, study.train("on_policy", condition, run))
-            for dataset in map(name_of, on_policy_datasets(study)):  # step 0 of every run is the base
+    config, results = study.config, Results("on_policy")
+    for seed in config.seeds:
+        study.add_base(results, seed, config.evaluation.datasets, "on_policy")
+        for condition, run in runs(config, seed, None).items():
+            study.train(results, condition, run)
+            for dataset in map(name_of, config.evaluation.datasets):  # step 0 of every run is the base
                 results.alias(Cell(condition, 0, dataset), Cell(BASE, 0, dataset), seed)
     # A fixed teacher against an EMA teacher, and the first context against the others.
-    kinds = [context.kind for context in study.config.contexts]
+    kinds = [context.kind for context in config.contexts]
     baselines = {Condition("sdpo", k, "fixed"): [Condition("sdpo", k, "ema")] for k in kinds}
     baselines[Condition("sdpo", kinds[0], "fixed")] += [Condition("sdpo", k, "fixed") for k in kinds[1:]]
     pairs = []
@@ -51,25 +51,23 @@ def on_policy_section(study: Study[StudyConfig]) -> list[Measurement]:
             pairs.append((cell, Cell(BASE, 0, cell.dataset)))
         for other in baselines.get(cell.condition, []):
             pairs.append((cell, Cell(other, cell.step, cell.dataset)))
-    return results.measurements() + results.differences(pairs) + training
+    return results.measurements(pairs)
 
 
 def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
     """GRPO and SDPO (the last context, fixed teacher) on increasing numbers of distinct problems."""
-    results, training = Results("coverage"), list[Measurement]()
-    sizes = [*study.config.coverage, None]
-    for seed in study.config.coverage_seeds:
-        add_base(study, results, seed, on_policy_datasets(study))
-        for method in (Condition("grpo"), Condition("sdpo", study.config.contexts[-1].kind, "fixed")):
+    config, results, sizes = study.config, Results("coverage"), [*study.config.coverage, None]
+    for seed in config.coverage_seeds:
+        study.add_base(results, seed, config.evaluation.datasets, "on_policy")
+        for method in (Condition("grpo"), Condition("sdpo", config.contexts[-1].kind, "fixed")):
             for size in sizes:
                 condition = replace(method, num_problems=size)
+                run = runs(config, seed, size)[condition]
                 if size is None:  # section 5 has run it
-                    directory = study.directory("on_policy", condition, seed)
+                    study.add_run(results, condition, run, study.directory("on_policy", condition, seed))
                 else:
-                    run = _narrow(runs(study.config, seed, size)[condition])
-                    directory = study.train("coverage", condition, run)
-                training += add_run(results, condition, seed, directory)
-                for dataset in map(name_of, on_policy_datasets(study)):
+                    study.train(results, condition, _narrow(run))
+                for dataset in map(name_of, config.evaluation.datasets):
                     if size is None or dataset != "trained":
                         results.alias(Cell(condition, 0, dataset), Cell(BASE, 0, dataset), seed)
     pairs = []
@@ -80,7 +78,7 @@ def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
         if cell.condition.num_problems == sizes[0]:  # the fewest problems against the most
             others = [replace(cell.condition, num_problems=size) for size in sizes[-2:] if size != sizes[0]]
             pairs += [(cell, Cell(other, cell.step, cell.dataset)) for other in others]
-    return results.measurements() + results.differences(pairs) + training
+    return results.measurements(pairs)
 
 
 def _narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
@@ -91,16 +89,15 @@ def _narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
 
 def fixes_section(study: Study[FixesConfig]) -> list[Measurement]:
     """Every fix under every seed, against the base and against plain SDPO."""
-    results, training = Results("fixes"), list[Measurement]()
-    for seed in study.config.seeds:
-        add_base(study, results, seed, on_policy_datasets(study), section="fixes")
-        for condition, run in study.config.runs().items():
-            directory = study.train("fixes", condition, replace(run, seed=seed))
-            training += add_run(results, condition, seed, directory)
+    config, results = study.config, Results("fixes")
+    for seed in config.seeds:
+        study.add_base(results, seed, config.evaluation.datasets, "fixes")
+        for condition, run in config.runs().items():
+            study.train(results, condition, replace(run, seed=seed))
     sdpo, pairs = Condition("sdpo"), []
     for cell in results.cells():
         if cell.condition != BASE:
             pairs.append((cell, Cell(BASE, 0, cell.dataset)))
         if cell.condition not in (BASE, sdpo):
             pairs.append((cell, Cell(sdpo, cell.step, cell.dataset)))
-    return results.measurements() + results.differences(pairs) + training
+    return results.measurements(pairs)

@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flax import nnx
-
 from sdistill.analysis.epistemic import WORDS
 from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.analysis.probes import (
@@ -29,13 +27,12 @@ from sdistill.analysis.probes import (
 )
 from sdistill.data.catalogue import open_problems
 from sdistill.experiments.config import ProbesConfig, Runs
-from sdistill.experiments.study import Study, add_base, add_run, name_of, on_policy_datasets
+from sdistill.experiments.study import Study, name_of
 from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
 from sdistill.sample import Query
-from sdistill.storage import read_responses, write_responses
-from sdistill.tasks.problem import Problem, Task
-from sdistill.tasks.signs_puzzle import SignsTask
+from sdistill.storage import read_responses
+from sdistill.tasks.problem import Problem
 from sdistill.text import words
 from sdistill.types import Condition, Measurement, Response
 
@@ -56,56 +53,44 @@ class Subject:
       condition: How the model was trained.
       model: The model.
       seed: Of its training, and of its responses.
-      problems: The problems that it responds to.
-      task: Verifies the responses.
+      problems: The problems that it responds to, by id.
     """
 
     study: Study[ProbesConfig]
     condition: Condition
     model: Decoder
     seed: int
-    problems: Sequence[Problem]
-    task: Task
+    problems: Mapping[str, Problem]
 
     def respond(
         self, arm: Arm, units: Sequence[Query | Response], *, step: int, forbidden: Sequence[int] = ()
     ) -> list[Response]:
-        """Samples the queries, once for all, and writes the arm's file; responses among them stay."""
-        folder = self.study.directory(PROBES, arm.of(self.condition), self.seed)
-        path = folder / f"{self.study.config.probes.split}-000000.jsonl.gz"
-        if path.exists():
-            return read_responses(path)
-        sampled: list[Response] = []
-        if queries := [unit for unit in units if isinstance(unit, Query)]:
-            sampled, _ = self.study.sample(
-                nnx.state(self.model, nnx.Param),
-                queries,
-                self.task,
-                name=folder.parent.name,
-                max_response_length=self.study.config.probes.max_response_length,
-                prompt_multiple=64,  # few shapes to compile
-                seed=self.seed,
-                step=step,
-                forbidden=forbidden,
-            )
-        new = iter(sampled)
-        responses = [next(new) if isinstance(unit, Query) else unit for unit in units]
-        write_responses(path, responses)
-        return responses
+        """The responses of an arm; see `Study.respond`."""
+        config, folder = (
+            self.study.config.probes,
+            self.study.directory(PROBES, arm.of(self.condition), self.seed),
+        )
+        return self.study.respond(
+            folder / f"{config.split}-000000.jsonl.gz",
+            units,
+            max_response_length=config.max_response_length,
+            seed=self.seed,
+            step=step,
+            forbidden=forbidden,
+            model=self.model,
+            prompt_multiple=64,
+        )
+
+    def sample(self, arm: Arm, number: int) -> list[Response]:
+        """Responses without intervention; the samples of another `number` are others."""
+        count = self.study.config.probes.num_samples
+        samples = range(number * count, (number + 1) * count)
+        return self.respond(arm, [Query(p, i) for p in self.problems.values() for i in samples], step=AT_ONCE)
 
     @functools.cached_property
     def plain(self) -> list[Response]:
         """Its responses without intervention."""
-        return self._sample(PLAIN, 0)
-
-    def more(self, number: int) -> list[Response]:
-        """As many other responses without intervention; their samples go on counting."""
-        return self._sample(Arm("more", number), number)
-
-    def _sample(self, arm: Arm, number: int) -> list[Response]:
-        count = self.study.config.probes.num_samples
-        samples = range(number * count, (number + 1) * count)
-        return self.respond(arm, [Query(p, i) for p in self.problems for i in samples], step=AT_ONCE)
+        return self.sample(PLAIN, 0)
 
     @functools.cached_property
     def counts(self) -> Counter[str]:
@@ -114,7 +99,7 @@ class Subject:
 
     def neutral(self, of: Sequence[str]) -> list[str]:
         """Words that it uses about as often as these, and that do not bear on the answer."""
-        return words.matched(self.counts, of, {*WORDS, *self.task.announcing})
+        return words.matched(self.counts, of, {*WORDS, *self.study.task.announcing})
 
     def repeated(self, responses: Sequence[Response], times_sampled: int = 1) -> list[Response]:
         """Copies of few responses, so that a probe of them is about as precise as one of all.
@@ -127,40 +112,34 @@ class Subject:
         return [replace(r, sample=r.sample + copy * samples) for copy in copies for r in responses]
 
     def prefix(self, response: Response, text: str) -> Query:
-        """A beginning of a response."""
-        return Query(self._problem[response.problem], response.sample, prefix=text)
-
-    @functools.cached_property
-    def _problem(self) -> dict[str, Problem]:
-        return {problem.id: problem for problem in self.problems}
+        """A query that continues a response from `text`."""
+        return Query(self.problems[response.problem], response.sample, prefix=text)
 
 
 def probes_section(study: Study[ProbesConfig]) -> list[Measurement]:
     """Every probe on every model, against its controls and against the base."""
-    results, training, said = Results(PROBES), list[Measurement](), list[Measurement]()
+    results, rates = Results(PROBES), list[Measurement]()
     config = study.config.probes
     dataset = name_of(config.split)
     problems = open_problems(config.split, study.config.sdpo.data_dir)[: config.num_problems]
+    by_id = {problem.id: problem for problem in problems}
     for seed in study.config.seeds:
         # The models: the base, GRPO, SDPO, and SDPO without loss at some words.
-        add_base(study, results, seed, on_policy_datasets(study), section=PROBES)
-        task = SignsTask()
-        masked, counts, n = _masks(study, seed, task)
+        study.add_base(results, seed, study.config.evaluation.datasets, PROBES)
+        masked, counts, n = _masks(study, seed)
         models = {BASE: study.base}
         for condition, run in _runs(study.config, seed, masked).items():
-            directory = study.train(PROBES, condition, run)
-            training += add_run(results, condition, seed, directory)
-            models[condition] = load_model(directory / "model")
-        subjects = {c: Subject(study, c, model, seed, problems, task) for c, model in models.items()}
+            models[condition] = load_model(study.train(results, condition, run) / "model")
+        subjects = {c: Subject(study, c, model, seed, by_id) for c, model in models.items()}
         # Every arm of every probe.
         neutral_cue = next(iter(subjects[BASE].neutral([config.cue])), None)
         for model in (BASE, GRPO, SDPO):
             subject = subjects[model]
             arms, used = probe(subject, config.cue, neutral_cue, config.extra_attempts)
-            said += _rates(results, subject, used, subject.counts, len(subject.plain))
+            rates += _rates(results, subject, used, subject.counts, len(subject.plain))
             if model == SDPO:
                 arms |= {arm: subjects[replace(SDPO, fix=arm.fix)].plain for arm in masked}
-                said += _rates(results, subject, masked, counts, n)
+                rates += _rates(results, subject, masked, counts, n)
             for arm, responses in arms.items():
                 results.add(Cell(arm.of(model), 0, dataset), seed, responses)
     # Each arm against its controls, and against the base without intervention.
@@ -173,10 +152,10 @@ def probes_section(study: Study[ProbesConfig]) -> list[Measurement]:
             pairs += [(cell, Cell(c.of(model), 0, cell.dataset)) for c in controls.get(arm, ())]
             if model != BASE:
                 pairs.append((cell, Cell(PLAIN.of(BASE), 0, cell.dataset)))
-    return results.measurements() + results.differences(pairs) + said + training
+    return results.measurements(pairs) + rates
 
 
-def _masks(study: Study[ProbesConfig], seed: int, task: Task) -> tuple[Words, Counter[str], int]:
+def _masks(study: Study[ProbesConfig], seed: int) -> tuple[Words, Counter[str], int]:
     """The words whose tokens SDPO has no loss at: epistemic ones, and others that the base uses as often.
 
     Numbers are among the others: a loss can be left out anywhere.
@@ -187,7 +166,7 @@ def _masks(study: Study[ProbesConfig], seed: int, task: Task) -> tuple[Words, Co
     texts = [r.text for path in sorted(folder.glob("*.jsonl.gz")) for r in read_responses(path)]
     counts = words.count(texts, numbers=True)
     used = [w for w in WORDS if counts[w]]
-    others = words.matched(counts, used, {*WORDS, *task.announcing})
+    others = words.matched(counts, used, {*WORDS, *study.task.announcing})
     return {MASKED.arm: used, MASKED.controls[0]: others}, counts, len(texts)
 
 
@@ -238,7 +217,7 @@ def _doubt(subject: Subject, cues: Mapping[str, str]) -> Arms:
     """
     cut, rounds = _up_to_wrong_attempt(subject, subject.plain), 1
     while len(cut) < len(subject.plain) / 4 and rounds <= AGAIN:
-        cut += _up_to_wrong_attempt(subject, subject.more(rounds))
+        cut += _up_to_wrong_attempt(subject, subject.sample(Arm("more", rounds), rounds))
         rounds += 1
     cut = subject.repeated(cut, rounds)
     prefixes = {
@@ -250,10 +229,8 @@ def _doubt(subject: Subject, cues: Mapping[str, str]) -> Arms:
 
 def _up_to_wrong_attempt(subject: Subject, responses: Sequence[Response]) -> list[Response]:
     """The responses that have a wrong attempt, cut after the first one."""
-    ends = [
-        subject.task.first_wrong_attempt(subject.prefix(response, "").problem, response.text)
-        for response in responses
-    ]
+    task = subject.study.task
+    ends = [task.first_wrong_attempt(subject.problems[r.problem], r.text) for r in responses]
     return [replace(r, text=r.text[:end]) for r, end in zip(responses, ends, strict=True) if end is not None]
 
 

@@ -1,8 +1,11 @@
-"""What the sections of a study share: the base model, a directory, and work that is done once."""
+"""What the sections of a study share: the base model, directories, and work that is done once.
 
-import json
+Every file is written whole and depends on the settings only. A section that finds a file reads it, so that a
+study that was killed continues.
+"""
+
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -10,144 +13,155 @@ from typing import Generic, TypeVar
 from flax import nnx
 from rich.progress import Progress
 
-from sdistill.analysis.measure import BASE, Cell, Results, training_measurements
-from sdistill.config import AnyTrainConfig
-from sdistill.engine.types import Completions, follow
-from sdistill.experiments.config import RunsConfig, evaluation_of
+from sdistill.analysis.measure import BASE, Cell, Results
+from sdistill.config import AnyTrainConfig, SFTConfig
+from sdistill.engine.types import follow
+from sdistill.experiments.config import RunsConfig
 from sdistill.mesh_choice import training_mesh
 from sdistill.model.decoder import Decoder
 from sdistill.richness import richness_bits
 from sdistill.sample import Query, Sampler, encode, queries_for
-from sdistill.settings import ConfigError
+from sdistill.settings import require
 from sdistill.storage import read_records, read_responses, write_responses
-from sdistill.tasks.problem import Problem, Task
-from sdistill.tasks.signs_puzzle import SignsTask
+from sdistill.tasks.problem import Task
 from sdistill.text.chat import Chat
 from sdistill.train import evaluation_problems, train, training_problems
-from sdistill.types import Condition, Measurement, Response
+from sdistill.types import Condition, Response
 
 C = TypeVar("C", bound=RunsConfig)
 
 
 @dataclass(frozen=True)
 class Study(Generic[C]):
-    """What all sections share."""
+    """What all sections share.
+
+    Attributes:
+      config: The settings.
+      workdir: Directory of the study.
+      base: The base model.
+      chat: Tokenizer and chat template of all models.
+      task: Verifies all responses.
+      progress: Shows the work.
+    """
 
     config: C
     workdir: Path
     base: Decoder
     chat: Chat
+    task: Task
     progress: Progress
 
     def directory(self, section: str, condition: Condition, seed: int) -> Path:
-        """Where a condition's files are."""
+        """The directory of a condition."""
         return self.workdir / "runs" / section / condition.label / f"seed{seed}"
 
-    def generate(
+    def respond(
         self,
         path: Path,
-        problems: Sequence[Problem],
-        contents: Sequence[str | None],
+        units: Sequence[Query | Response],
         *,
-        num_samples: int,
-        seed: int,
-        stream: int = 0,
         max_response_length: int,
-        with_bits: bool = False,
+        seed: int,
+        step: int = 0,
+        forbidden: Sequence[int] = (),
         model: Decoder | None = None,
+        with_bits: bool = False,
+        prompt_multiple: int = 16,
     ) -> list[Response]:
-        """A model's responses to user turns `contents`, at temperature 1, sampled once and kept.
+        """Responses to queries at temperature 1, sampled once and written to `path`.
 
-        The model is the base unless another of its shape is given.
+        Args:
+          path: The file; if it is there, its responses are returned.
+          units: Queries; responses among them are kept as they are.
+          max_response_length: Tokens after which a response is cut.
+          seed: Of the random streams.
+          step: Of the random streams.
+          forbidden: Token ids that are never sampled.
+          model: A model of the base's shape; None for the base.
+          with_bits: Measure the richness of each response; for queries only.
+          prompt_multiple: Prompts are padded to a multiple of this length, so that few shapes are compiled.
         """
         if path.exists():
             return read_responses(path)
-        queries = queries_for(problems, num_samples, contents)
-        longest, most = max(len(encode(self.chat, q)[0]) for q in queries), self.config.max_prompt_length
-        if longest > most:
-            raise ConfigError(f"max_prompt_length={most}: a prompt for {path} has {longest} tokens")
         params = nnx.state(model or self.base, nnx.Param)
-        responses, completions = self.sample(
-            params,
-            queries,
-            SignsTask(),
-            name=f"{path.parent.parent.name} {path.stem}",
-            max_response_length=max_response_length,
-            prompt_multiple=16,  # few shapes to compile, little padding to attend to
-            seed=seed,
-            step=stream,
-        )
-        if with_bits:
-            responses = self._with_bits(params, queries, responses, completions)
+        queries = [unit for unit in units if isinstance(unit, Query)]
+        sampled: list[Response] = []
+        if queries:
+            # Room for the longest prompt, with the prefix of its response.
+            lengths = [[len(ids) for ids in encode(self.chat, query)] for query in queries]
+            longest, most = max(prompt for prompt, _ in lengths), self.config.max_prompt_length
+            require(longest <= most, f"max_prompt_length={most}: a prompt for {path} has {longest} tokens")
+            sampler = Sampler(
+                self.base.config,
+                training_mesh(self.config.sdpo),
+                self.chat,
+                max_prompt_length=_round_up(max(map(sum, lengths)), prompt_multiple),
+                max_response_length=max_response_length,
+                slots=256,
+            )
+            name = f"{path.parent.parent.name} {path.stem}"
+            bar = self.progress.add_task(name, total=len(queries))
+            sampled, completions = sampler(
+                params,
+                queries,
+                self.task,
+                seed=seed,
+                step=step,
+                forbidden=forbidden,
+                progress=follow(self.progress, bar, name),
+            )
+            self.progress.remove_task(bar)
+            if with_bits:
+                plain = [self.chat.prompt(query.problem.messages, thinking=True) for query in queries]
+                bits = richness_bits(
+                    params,
+                    self.base.config,
+                    plain,
+                    completions,
+                    max_prompt=_round_up(max(map(len, plain)), 16),
+                    batch=64,
+                    chunk=self.config.sdpo.logits_chunk_size,
+                )
+                sampled = [replace(r, bits=float(b)) for r, b in zip(sampled, bits, strict=True)]
+        new = iter(sampled)
+        responses = [next(new) if isinstance(unit, Query) else unit for unit in units]
         write_responses(path, responses)
         return responses
 
-    def sample(
-        self,
-        params: nnx.State,
-        queries: Sequence[Query],
-        task: Task,
-        *,
-        name: str,
-        max_response_length: int,
-        prompt_multiple: int,
-        seed: int,
-        step: int,
-        forbidden: Sequence[int] = (),
-    ) -> tuple[list[Response], Completions]:
-        """Samples at temperature 1, with a progress bar and room for the longest prompt."""
-        longest = max(sum(map(len, encode(self.chat, query))) for query in queries)
-        sampler = Sampler(
-            self.base.config,
-            training_mesh(self.config.sdpo),
-            self.chat,
-            max_prompt_length=-(-longest // prompt_multiple) * prompt_multiple,
-            max_response_length=max_response_length,
-            slots=256,
-        )
-        bar = self.progress.add_task(name, total=len(queries))
-        found = sampler(
-            params,
-            queries,
-            task,
-            seed=seed,
-            step=step,
-            forbidden=forbidden,
-            progress=follow(self.progress, bar, name),
-        )
-        self.progress.remove_task(bar)
-        return found
+    def add_base(self, results: Results, seed: int, datasets: Sequence[str], section: str) -> None:
+        """Adds the evaluation of the base model; its files are with those of `section`."""
+        evaluation, config = self.config.evaluation, self.config.grpo
+        pool = training_problems(config.rollouts, config.data_dir)
+        problems = evaluation_problems(evaluation, pool, config.data_dir)
+        for dataset in datasets:
+            responses = self.respond(
+                self.directory(section, BASE, seed) / f"{dataset}-000000.jsonl.gz",
+                queries_for(problems[dataset], evaluation.num_samples),
+                max_response_length=evaluation.max_response_length,
+                seed=seed,
+            )
+            results.add(Cell(BASE, 0, name_of(dataset)), seed, responses)
 
-    def _with_bits(
-        self,
-        params: nnx.State,
-        queries: Sequence[Query],
-        responses: Sequence[Response],
-        completions: Completions,
-    ) -> list[Response]:
-        prompts = [self.chat.prompt(query.problem.messages, thinking=True) for query in queries]
-        bits = richness_bits(
-            params,
-            self.base.config,
-            prompts,
-            completions,
-            max_prompt=-(-max(map(len, prompts)) // 16) * 16,
-            batch=64,
-            chunk=self.config.sdpo.logits_chunk_size,
-        )
-        return [replace(r, bits=float(b)) for r, b in zip(responses, bits, strict=True)]
-
-    def train(self, section: str, condition: Condition, config: AnyTrainConfig) -> Path:
-        """Runs or continues a training; returns its directory."""
-        directory = self.directory(section, condition, config.seed)
+    def train(self, results: Results, condition: Condition, config: AnyTrainConfig) -> Path:
+        """Makes or continues a training run of the section, and adds its figures; returns its directory."""
+        directory = self.directory(results.section, condition, config.seed)
         train(config, directory, progress=self.progress)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # the run is over
+        self.add_run(results, condition, config, directory)
         return directory
 
-
-def on_policy_datasets(study: Study) -> tuple[str, ...]:
-    """The evaluation data sets of sections 5 and 6."""
-    return evaluation_of(study.config).datasets
+    def add_run(
+        self, results: Results, condition: Condition, config: AnyTrainConfig, directory: Path
+    ) -> None:
+        """Adds the evaluations and the training metrics of a run."""
+        for path in sorted(directory.glob("*-*.jsonl.gz")):
+            dataset, _, step = path.name.removesuffix(".jsonl.gz").rpartition("-")
+            if dataset != "train":
+                results.add(Cell(condition, int(step), name_of(dataset)), config.seed, read_responses(path))
+        if not isinstance(config, SFTConfig) and config.evaluation is not None:
+            n = config.rollouts.num_prompts * config.rollouts.num_samples
+            metrics = read_records(directory / "metrics.jsonl")
+            results.add_training(condition, config.seed, metrics, config.evaluation.every, n)
 
 
 def name_of(split: str) -> str:
@@ -155,34 +169,5 @@ def name_of(split: str) -> str:
     return split.removesuffix("_test")
 
 
-def add_base(
-    study: Study, results: Results, seed: int, datasets: Iterable[str], section: str = "on_policy"
-) -> None:
-    """Evaluates the base model, once for all sections; its files are with those of `section`."""
-    evaluation = evaluation_of(study.config)
-    pool = training_problems(study.config.grpo.rollouts, study.config.grpo.data_dir)
-    problems = evaluation_problems(evaluation, pool, study.config.grpo.data_dir)
-    for dataset in datasets:
-        responses = study.generate(
-            study.directory(section, BASE, seed) / f"{dataset}-000000.jsonl.gz",
-            problems[dataset],
-            [None] * len(problems[dataset]),
-            num_samples=evaluation.num_samples,
-            seed=seed,
-            max_response_length=evaluation.max_response_length,
-        )
-        results.add(Cell(BASE, 0, name_of(dataset)), seed, responses)
-
-
-def add_run(results: Results, condition: Condition, seed: int, directory: Path) -> list[Measurement]:
-    """Adds a training run's evaluations; returns the measurements of its training metrics."""
-    for path in sorted(directory.glob("*-*.jsonl.gz")):
-        dataset, _, step = path.name.removesuffix(".jsonl.gz").rpartition("-")
-        if dataset != "train":
-            results.add(Cell(condition, int(step), name_of(dataset)), seed, read_responses(path))
-    run = json.loads((directory / "config.json").read_text())
-    if "rollouts" not in run:
-        return []
-    n = run["rollouts"]["num_prompts"] * run["rollouts"]["num_samples"]
-    metrics = read_records(directory / "metrics.jsonl")
-    return training_measurements(results, condition, seed, metrics, run["evaluation"]["every"], n)
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sdistill.analysis.measure import BASE, DIFFERENCES, Cell, Results, by_problem, training_measurements
+from sdistill.analysis.measure import BASE, DIFFERENCES, Cell, Results, by_problem
 from sdistill.analysis.statistics import bootstrap_mean, paired_bootstrap
 from sdistill.types import Condition, Measurement
 from tests import tiny
@@ -62,6 +62,10 @@ def some_generations(problems, seed, samples=4, **more):
     ]
 
 
+def differences(results, *pairs):
+    return [m for m in results.measurements(pairs) if m.baseline is not None]
+
+
 def find(records, **keys):
     (found,) = [r for r in records if all(getattr(r, k) == v for k, v in keys.items())]
     return found
@@ -113,7 +117,7 @@ def test_every_metric_is_recorded(results):
 
 def test_differences_are_paired_by_problem_and_seed(results):
     pair = (Cell(SDPO, 20, "k3"), Cell(BASE, 0, "k3"))
-    records = results.differences([pair])
+    records = differences(results, pair)
     assert {(r.metric, r.baseline) for r in records} == {(metric, BASE) for metric in DIFFERENCES}
     strata = []
     for seed in (0, 1):
@@ -131,11 +135,11 @@ def test_differences_are_paired_by_problem_and_seed(results):
 
 def test_what_other_seeds_would_give_is_not_estimated_from_one(results):
     pair = (Cell(GRPO, 20, "k3"), Cell(BASE, 0, "k3"))
-    assert {r.seed for r in results.differences([pair])} == {1, "all"}
+    assert {r.seed for r in differences(results, pair)} == {1, "all"}
 
 
 def test_differences_take_the_seeds_that_both_have(results):
-    records = results.differences([(Cell(SDPO, 20, "k3"), Cell(GRPO, 20, "k3"))])
+    records = differences(results, (Cell(SDPO, 20, "k3"), Cell(GRPO, 20, "k3")))
     assert {r.seed for r in records} == {1, "all"}
     assert {r.baseline for r in records} == {GRPO}
     assert find(records, metric="num_epistemic", seed="all").n == 12
@@ -144,7 +148,7 @@ def test_differences_take_the_seeds_that_both_have(results):
 def test_a_runs_own_start_is_its_base(results):
     results.alias(Cell(SDPO, 0, "k3"), Cell(BASE, 0, "k3"), 0)
     start, end = Cell(SDPO, 0, "k3"), Cell(SDPO, 20, "k3")
-    records = results.differences([(end, start)])
+    records = differences(results, (end, start))
     assert {(r.metric, r.baseline) for r in records} == {(metric, BASE) for metric in DIFFERENCES}
     base = find(results.measurements(), condition=BASE, seed=0, metric="num_epistemic")
     alias = find(results.measurements(), condition=SDPO, step=0, seed=0, metric="num_epistemic")
@@ -153,10 +157,8 @@ def test_a_runs_own_start_is_its_base(results):
 
 def test_nothing_in_common_gives_no_difference(results):
     results.add(Cell(OTHER, 20, "k3"), 0, some_generations("xyz", 0))
-    base = Cell(BASE, 0, "k3")
-    assert (
-        results.differences([(Cell(OTHER, 20, "k3"), base), (Cell(Condition("none"), 0, "k3"), base)]) == []
-    )
+    base, absent = Cell(BASE, 0, "k3"), Cell(Condition("none"), 0, "k3")
+    assert differences(results, (Cell(OTHER, 20, "k3"), base), (absent, base)) == []
 
 
 def test_cells_are_in_the_order_they_came(results):
@@ -165,7 +167,9 @@ def test_cells_are_in_the_order_they_came(results):
 
 def test_training_metrics_are_means_over_windows():
     metrics = [{"step": s, "loss": float(s), "train_accuracy": 0.5, "sampler_gap": 9.0} for s in range(1, 6)]
-    records = training_measurements(Results("coverage"), GRPO, 2, metrics, every=2, n=8)
+    results = Results("coverage")
+    results.add_training(GRPO, 2, metrics, every=2, n=8)
+    records = results.measurements()
     losses = [r for r in records if r.metric == "loss"]
     assert [(r.step, r.value, r.n) for r in losses] == [(2, 1.5, 16), (4, 3.5, 16), (5, 5.0, 8)]
     assert {r.metric for r in records} == {"loss", "train_accuracy"}
