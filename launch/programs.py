@@ -212,9 +212,8 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
     sampled = config.evaluation if isinstance(config, SFTConfig) else config.rollouts
     if sampled is not None:
         prompts = 0 if isinstance(config, SFTConfig) else config.rollouts.num_prompts
-        slots = sampled.slots if isinstance(config, SFTConfig) else config.slots  # type: ignore[union-attr]
         lengths = sampled.max_prompt_length, sampled.max_response_length
-        sizes = Sampled(prompts, sampled.num_samples, *lengths, slots)
+        sizes = Sampled(prompts, sampled.num_samples, *lengths, sampled.slots)
         programs |= sampling_programs(model, mesh, state.params, (state.opt_state, teacher), sizes)
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:

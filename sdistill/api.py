@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from sdistill.batch import layout
-from sdistill.config import GRPOConfig, SDPOConfig
+from sdistill.config import GRPOConfig, SamplerConfig, SDPOConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.divergence.chunked import Comparison, chunked_token_divergence
 from sdistill.divergence.definition import DivergenceConfig
@@ -30,7 +30,7 @@ from sdistill.losses import Sequences, response_hidden, response_ids
 from sdistill.mesh_choice import training_mesh
 from sdistill.model.decoder import Decoder, bind
 from sdistill.model.folders import load_chat, load_model
-from sdistill.sample import PLAIN, Query, Sampler, encode, queries_for
+from sdistill.sample import Query, Sampler, encode, queries_for
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.spans import token_texts
@@ -92,7 +92,7 @@ class Policy:
         num_samples: int = 1,
         contents: Sequence[str | None] | None = None,
         max_response_length: int = 112,
-        sampling: Sampling = PLAIN,
+        sampling: Sampling | None = None,
         seed: int = 0,
         slots: int = 32,
         thinking: bool = True,
@@ -106,23 +106,21 @@ class Policy:
           contents: User turns in the place of the problems' own, such as `guided_content` makes; None for no
             context.
           max_response_length: Tokens after which a response is cut.
-          sampling: How tokens are drawn.
+          sampling: How tokens are drawn; None for temperature 1 without truncation.
           seed: Of all random streams.
           slots: Responses decoded at a time.
           thinking: Whether prompts ask for thinking.
         """
         queries = queries_for(problems, num_samples, contents)
-        longest = max(len(encode(self.chat, query, thinking=thinking)[0]) for query in queries)
-        sampler = Sampler(
-            self.model.config,
-            self.mesh,
-            self.chat,
-            max_prompt_length=longest,
+        config = SamplerConfig(
+            num_samples=num_samples,
+            max_prompt_length=max(len(encode(self.chat, q, thinking=thinking)[0]) for q in queries),
             max_response_length=max_response_length,
-            slots=slots,
-            sampling=sampling,
+            sampling=sampling or Sampling(),
             thinking=thinking,
+            slots=slots,
         )
+        sampler = Sampler(self.model.config, self.mesh, self.chat, config)
         responses, _ = sampler(self.params, queries, task, seed=seed, step=0)
         return responses
 

@@ -37,37 +37,51 @@ class ExamplesConfig:
         require_positive(self, "batch_size", "sequence_length")
 
 
-@dataclass(frozen=True)
-class RolloutsConfig:
-    """How GRPO and SDPO sample.
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How responses are sampled.
+
+    Attributes:
+      num_samples: Responses a problem; for rollouts, the group size G.
+      max_prompt_length: Longest prompt without context, in tokens.
+      max_response_length: Tokens after which a response is cut.
+      sampling: How tokens are drawn. Objectives use the distribution at this temperature.
+      thinking: Whether prompts ask for thinking. A context has a setting of its own.
+      slots: Responses decoded at a time.
+    """
+
+    num_samples: int
+    max_prompt_length: int
+    max_response_length: int
+    sampling: Sampling = field(default_factory=Sampling)
+    thinking: bool = True
+    slots: int = 64
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_samples", "max_prompt_length", "max_response_length", "slots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutsConfig(SamplerConfig):
+    """What GRPO and SDPO sample.
 
     Attributes:
       split: Training problems, such as `dapo_math_17k`.
       num_prompts: Problems a step. If there are fewer distinct problems, some occur more than once.
-      num_samples: Rollouts a problem, G.
-      max_prompt_length: Longest prompt without context, in tokens.
-      max_response_length: Tokens after which a rollout is cut.
       num_problems: Distinct training problems |D|: the first of the split. None takes all.
       mini_batch_size: Problems an update, with all of their rollouts, in the order of the batch. None makes
         one update a step. Contexts, advantages and teacher scores are computed once a step, with the weights
-        that sampled; importance ratios are relative to those weights. Each update has an objective of its
-        own.
-      sampling: How tokens are drawn. The objective uses the distribution at this temperature.
-      thinking: Whether the student's prompt asks for thinking. The teacher has a setting of its own.
+        that sampled; importance ratios are relative to those weights. Each update has its own objective.
     """
 
     split: str
     num_prompts: int
-    num_samples: int
-    max_prompt_length: int
-    max_response_length: int
     num_problems: int | None = None
     mini_batch_size: int | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    thinking: bool = True
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_prompts", "max_prompt_length", "max_response_length")
+        super().__post_init__()
+        require_positive(self, "num_prompts")
         require(
             self.num_samples > 1,
             f"num_samples={self.num_samples} must be 2 or more: both objectives compare siblings",
@@ -84,8 +98,8 @@ class RolloutsConfig:
         require(self.sampling.temperature > 0, "sampling.temperature=0 has no distribution to learn from")
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(SamplerConfig):
     """Evaluation during training.
 
     Attributes:
@@ -93,28 +107,16 @@ class EvaluationConfig:
       datasets: Splits of problems. `trained` stands for the run's own training problems.
       at_start: Data sets to evaluate before the first step.
       num_problems: Problems a data set. If there are fewer `trained` ones, they are repeated.
-      num_samples: Responses a problem.
-      max_prompt_length: Longest prompt, in tokens.
-      max_response_length: Tokens after which a response is cut.
-      sampling: How tokens are drawn.
-      thinking: Whether the prompt asks for thinking.
-      slots: Responses decoded at a time.
     """
 
     every: int
     datasets: tuple[str, ...]
     at_start: tuple[str, ...] = ()
     num_problems: int = 128
-    num_samples: int = 4
-    max_prompt_length: int = 2048
-    max_response_length: int = 8192
-    sampling: Sampling = field(default_factory=Sampling)
-    thinking: bool = True
-    slots: int = 64
 
     def __post_init__(self) -> None:
-        sizes = ("every", "num_problems", "num_samples", "max_prompt_length", "max_response_length", "slots")
-        require_positive(self, *sizes)
+        super().__post_init__()
+        require_positive(self, "every", "num_problems")
 
 
 # ── Teacher: what it sees, and whose weights it has ──────────────────────────────────────────────
@@ -543,18 +545,12 @@ class OnPolicyConfig(TrainConfig):
 
     Attributes:
       rollouts: What is sampled and trained on.
-      slots: Rollouts decoded at a time.
       attribution: Keep, for each token of the rollouts, where the training signal falls: its divergence, its
         share of the gradient, and the student's entropy (see `attribution`).
     """
 
     rollouts: RolloutsConfig
-    slots: int = 64
     attribution: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "slots")
 
     @property
     def update_size(self) -> int:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from sdistill.analysis.measure import by_problem
 from sdistill.analysis.statistics import Estimate, bootstrap_mean
+from sdistill.config import SamplerConfig
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.processes import check_agreement, is_writer
 from sdistill.engine.sampling import Sampling
@@ -67,16 +68,15 @@ def evaluate(args: argparse.Namespace) -> None:
     max_prompt_length = args.max_prompt_length or max(
         len(chat.prompt(problem.messages, thinking=thinking)) for problem in problems
     )
-    sampler, params = open_sampler(
-        args.model,
-        chat,
-        dtype=args.dtype,
+    config = SamplerConfig(
+        num_samples=args.num_samples,
         max_prompt_length=max_prompt_length,
         max_response_length=args.max_response_length,
-        slots=args.slots,
         sampling=Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p),
         thinking=thinking,
+        slots=args.slots,
     )
+    sampler, params = open_sampler(args.model, chat, config, dtype=args.dtype)
     queries = queries_for(problems, args.num_samples)
     with task_of(args.split) as task, Progress(transient=True) as progress:
         bar = progress.add_task(args.split, total=len(queries))

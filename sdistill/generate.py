@@ -9,7 +9,7 @@ missing responses, and ends with the same files (docs/files.md). Of several proc
 
 import collections
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,11 @@ from flax import nnx
 from rich.progress import Progress
 
 from sdistill import command
-from sdistill.config import ContextConfig
+from sdistill.config import ContextConfig, SamplerConfig
 from sdistill.contexts import guided_content
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import check_agreement, is_writer
-from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Finish, follow
 from sdistill.evaluate import print_figures
 from sdistill.model.folders import load_chat
@@ -74,15 +73,12 @@ class WalkConfig:
         return self.min_correct <= sum(response.correct for response in group) <= self.max_correct
 
 
-@dataclass(frozen=True)
-class GenerateConfig:
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SamplerConfig):
     """One generation.
 
     Attributes:
       split: Problems to respond to, such as `math500`.
-      num_samples: Responses a problem.
-      max_prompt_length: Longest prompt, in tokens.
-      max_response_length: Tokens after which a response is cut.
       init_from: The model: a model folder, a Hugging Face name, or `signs_base` (shipped).
       num_problems: The first of the split. None takes all.
       tokenizer: Folder or name with tokenizer and chat template. None takes those of the model.
@@ -93,22 +89,15 @@ class GenerateConfig:
         nothing. Problems without a correct response are left out, and counted.
       first_if_none: Show the first response where none is correct, as the authors' code does when it chains
         rounds. No problem is left out then.
-      sampling: How tokens are drawn.
-      thinking: Whether the prompt asks for thinking, where there is no context. A context has its own
-        setting.
       stop: Strings that end a response, besides the model's own stop tokens.
       stop_on_error: End the generation when a model's logits are not finite. Otherwise such responses are
         kept, with finish `error`.
-      slots: Responses decoded at a time.
       seed: Of all sampling.
       mesh: Sizes of the device mesh. None chooses one over all devices that fits the model.
       data_dir: Where data sets are prepared. None for the TFDS default.
     """
 
     split: str
-    num_samples: int
-    max_prompt_length: int
-    max_response_length: int
     init_from: str
     num_problems: int | None = None
     tokenizer: str | None = None
@@ -117,17 +106,14 @@ class GenerateConfig:
     after: str | None = None
     context: ContextConfig | None = None
     first_if_none: bool = False
-    sampling: Sampling = field(default_factory=Sampling)
-    thinking: bool = True
     stop: tuple[str, ...] = ()
     stop_on_error: bool = True
-    slots: int = 64
     seed: int = 0
     mesh: MeshConfig | None = None
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_samples", "max_prompt_length", "max_response_length", "slots")
+        super().__post_init__()
         require(
             self.num_problems is None or self.num_problems > 0,
             f"num_problems={self.num_problems} must be positive",
@@ -165,17 +151,8 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
     prompted = prompts_of(config)
     problems, contents = zip(*prompted, strict=True)
     queries = queries_for(problems, config.num_samples, contents)
-    sampler, params = open_sampler(
-        config.init_from,
-        chat,
-        dtype=config.dtype,
-        mesh=config.mesh,
-        max_prompt_length=config.max_prompt_length,
-        max_response_length=config.max_response_length,
-        slots=config.slots,
-        sampling=config.sampling,
-        thinking=config.context.thinking if config.context else config.thinking,
-    )
+    settings = replace(config, thinking=config.context.thinking) if config.context else config
+    sampler, params = open_sampler(config.init_from, chat, settings, dtype=config.dtype, mesh=config.mesh)
     check_prompt_lengths(sampler, queries)
     write_atomically(
         workdir / CONFIG_FILE, to_json(config).encode()
@@ -220,14 +197,14 @@ def strides(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def check_prompt_lengths(sampler: Sampler, queries: Sequence[Query]) -> None:
     """Refuses a prompt that is too long, before anything is sampled."""
     lengths = {
-        query.problem.id: len(encode(sampler.chat, query, thinking=sampler.thinking)[0])
+        query.problem.id: len(encode(sampler.chat, query, thinking=sampler.config.thinking)[0])
         for query in queries
         if query.sample == 0
     }
     longest = max(lengths, key=lambda name: lengths[name])
     require(
-        lengths[longest] <= sampler.max_prompt_length,
-        f"max_prompt_length={sampler.max_prompt_length}: the prompt of {longest!r} has "
+        lengths[longest] <= sampler.config.max_prompt_length,
+        f"max_prompt_length={sampler.config.max_prompt_length}: the prompt of {longest!r} has "
         f"{lengths[longest]} tokens",
     )
 

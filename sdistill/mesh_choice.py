@@ -283,7 +283,7 @@ def training_workload(config: AnyTrainConfig, model: ModelConfig) -> Workload:
         prompt = rollouts.max_prompt_length
         student = prompt + rollouts.max_response_length
         longest = (teacher.max_prompt_length if teacher else prompt) + rollouts.max_response_length
-        slots = config.slots
+        slots = rollouts.slots
         cached = slots * student
     if (evaluation := config.evaluation) is not None:
         length = evaluation.max_prompt_length + evaluation.max_response_length

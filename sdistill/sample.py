@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from flax import nnx
 from jax.sharding import Mesh
 
 from sdistill.analysis.epistemic import count_substrings, count_words
 from sdistill.clock import Clock
+from sdistill.config import SamplerConfig
 from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import gathered, gathered_rows, share_of
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
 from sdistill.mesh_choice import sampling_mesh
 from sdistill.model.config import ComputeConfig, ModelConfig
@@ -31,9 +31,6 @@ from sdistill.types import Response
 
 VERIFIERS = 4
 """Threads that wait for verdicts while other responses are decoded."""
-
-PLAIN = Sampling()
-"""Temperature 1, without truncation."""
 
 Progress = Callable[[EngineStats], None]
 
@@ -81,17 +78,7 @@ class Sampler:
     """Samples responses to problems, and verifies them."""
 
     def __init__(
-        self,
-        model: ModelConfig,
-        mesh: Mesh,
-        chat: Chat,
-        *,
-        max_prompt_length: int,
-        max_response_length: int,
-        slots: int,
-        sampling: Sampling = PLAIN,
-        thinking: bool = True,
-        clock: Clock | None = None,
+        self, model: ModelConfig, mesh: Mesh, chat: Chat, config: SamplerConfig, clock: Clock | None = None
     ):
         """A sampler for one model shape and one length of prompts and responses.
 
@@ -99,26 +86,20 @@ class Sampler:
           model: The model's shape.
           mesh: Where its parameters live.
           chat: Tokenizer and chat template.
-          max_prompt_length: Longest prompt, in tokens, with the prefix of a response.
-          max_response_length: Tokens after which a response is cut, its prefix included.
-          slots: Responses decoded at a time.
-          sampling: How tokens are drawn.
-          thinking: Whether prompts ask for thinking.
+          config: Lengths include the prefix of a response.
           clock: Records what sampling and verification take.
 
         Raises:
           ConfigError: if the engine refuses the sizes (`SlotEngine`).
         """
-        self.chat, self.sampling, self.thinking = chat, sampling, thinking
-        self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
-        self.clock = clock or Clock()
+        self.chat, self.config, self.clock = chat, config, clock or Clock()
         self.engine = SlotEngine(
             CachedDecoder(model),
             mesh=mesh,
             stop_ids=chat.tokenizer.stop_ids,
-            slots=slots,
-            max_prompt=max_prompt_length,
-            max_response=max_response_length,
+            slots=config.slots,
+            max_prompt=config.max_prompt_length,
+            max_response=config.max_response_length,
         )
 
     def __call__(
@@ -231,10 +212,12 @@ class Sampler:
         """The tokens of each query's prefix, and what the engine is asked for: what follows."""
         prefixes, requests = [], []
         for query in queries:
-            prompt, prefix = encode(self.chat, query, thinking=self.thinking)
-            limit = max(1, self.max_response_length - len(prefix))
+            prompt, prefix = encode(self.chat, query, thinking=self.config.thinking)
+            limit = max(1, self.config.max_response_length - len(prefix))
             prefixes.append(prefix)
-            requests.append(Request([*prompt, *prefix], query.problem.id, query.sample, self.sampling, limit))
+            requests.append(
+                Request([*prompt, *prefix], query.problem.id, query.sample, self.config.sampling, limit)
+            )
         return prefixes, requests
 
     def _response(
@@ -274,24 +257,29 @@ class Sampler:
 
 
 def open_sampler(
-    source: str | Path, chat: Chat, *, dtype: str = "float32", mesh: MeshConfig | None = None, **settings: Any
+    source: str | Path,
+    chat: Chat,
+    config: SamplerConfig,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: MeshConfig | None = None,
 ) -> tuple[Sampler, nnx.State]:
     """A sampler of a stored model, and its parameters.
 
     Args:
       source: A model folder, a Hugging Face name, or `signs_base`.
       chat: Tokenizer and chat template.
+      config: Of the sampler.
       dtype: Of weights, activations and cache.
       mesh: None chooses one over all devices that fits the model.
-      **settings: Of `Sampler`.
 
     Raises:
       ConfigError: before weights are loaded, if no mesh fits; or if the tokenizer is larger than the model.
     """
-    compute = ComputeConfig(dtype=dtype)  # type: ignore[arg-type]
-    lengths = settings["max_prompt_length"], settings["max_response_length"]
-    devices = sampling_mesh(mesh, source, compute, slots=settings["slots"], lengths=lengths)
+    compute = ComputeConfig(dtype=dtype)
+    lengths = config.max_prompt_length, config.max_response_length
+    devices = sampling_mesh(mesh, source, compute, slots=config.slots, lengths=lengths)
     model = load_model(source, mesh=devices, dtype=dtype)
     check_vocabulary(chat.tokenizer, model.config.vocab_size)
-    sampler = Sampler(replace(model.config, compute=compute), devices, chat, **settings)
+    sampler = Sampler(replace(model.config, compute=compute), devices, chat, config)
     return sampler, nnx.state(model, nnx.Param)

@@ -40,7 +40,6 @@ from sdistill.checkpoints import Checkpoints, Preempted, PreemptionNotice
 from sdistill.clock import Clock
 from sdistill.config import (
     AnyTrainConfig,
-    EvaluationConfig,
     GRPOConfig,
     OnPolicyConfig,
     RolloutsConfig,
@@ -78,7 +77,10 @@ from sdistill.types import Response
 
 logger = logging.getLogger(__name__)
 
-PLACEMENT = ("mesh", "micro_batch_size", "logits_chunk_size", "slots", "evaluation.slots", "profile_steps")
+PLACEMENT = (
+    *("mesh", "micro_batch_size", "logits_chunk_size", "rollouts.slots", "evaluation.slots"),
+    "profile_steps",
+)
 """Settings of how a run is computed, not of what: a run may resume under others, on another slice."""
 STEPS_WITHOUT_SUCCESS = 20
 """A run is warned of when no rollout was correct for so many steps."""
@@ -204,6 +206,7 @@ class Run:
       gradient: Of a micro-batch, compiled.
       update: With the gradient of all micro-batches, compiled.
       evaluator: Samples evaluations; None where there are none.
+      datasets: Problems and verifier of each evaluation data set.
       clock: Stages: generate, reshard, verify, layout, score, train.
       on_round: Called after every round of decoding; may raise.
     """
@@ -216,28 +219,22 @@ class Run:
     gradient: Callable[..., Any]
     update: Callable[..., Any]
     evaluator: Sampler | None
+    datasets: Mapping[str, tuple[Sequence[Problem], Task]]
     clock: Clock
     on_round: Callable[..., None] | None
 
     def evaluate(self, params: nnx.State, step: int, workdir: Path) -> None:
         """Writes the evaluations that are due at this step."""
-        settings = self.config.evaluation
-        if settings is None or self.evaluator is None:
+        due, seed = self.config.evaluation, self.config.seed
+        if due is None or self.evaluator is None or (step % due.every and step != self.config.steps):
             return
-        if step % settings.every and step != self.config.steps:
-            return
-        datasets = evaluation_problems(settings, self.problems, self.config.data_dir)
-        for name in settings.at_start if step == 0 else settings.datasets:
+        for name in due.at_start if step == 0 else due.datasets:
             path = workdir / f"{name}-{step:06d}.jsonl.gz"
             if not path.exists():
-                source = self.config.rollouts.split if name == TRAINED else name  # type: ignore[union-attr]
+                problems, task = self.datasets[name]
+                queries = queries_for(problems, due.num_samples)
                 responses, _ = self.evaluator(
-                    params,
-                    queries_for(datasets[name], settings.num_samples),
-                    task_of(source),
-                    seed=self.config.seed,
-                    step=step,
-                    progress=self.on_round,
+                    params, queries, task, seed=seed, step=step, progress=self.on_round
                 )
                 storage.write_responses(path, responses)
 
@@ -268,18 +265,8 @@ def prepare(
     *,
     on_round: Callable[..., None] | None = None,
 ) -> Run | OnPolicyRun:
-    """The run that steps are made in: programs compiled, engines opened.
-
-    Args:
-      config: Of the run.
-      model: The model's shape.
-      mesh: Where it is.
-      chat: Tokenizer and chat template.
-      problems: Training problems.
-      state: Before the first step.
-      on_round: Called after every round of decoding; may raise.
-    """
-    clock, evaluated = Clock(), config.evaluation
+    """Compiles and opens what steps need; arguments are attributes of `Run`, and the state before step 1."""
+    evaluation = config.evaluation
     shared: dict[str, Any] = {
         "model": model,
         "mesh": mesh,
@@ -287,17 +274,18 @@ def prepare(
         "problems": problems,
         "gradient": compiled_gradient(config, model, mesh),
         "update": steps.jit_update(model, mesh, config.optimizer),
-        "evaluator": sampler_of(evaluated, evaluated.slots, model, mesh, chat) if evaluated else None,
-        "clock": clock,
+        "evaluator": Sampler(model, mesh, chat, evaluation) if evaluation else None,
+        "datasets": evaluation_datasets(config, problems),
         "on_round": on_round,
     }
     if isinstance(config, SFTConfig):
-        return Run(config=config, **shared)
+        return Run(config=config, clock=Clock(), **shared)
     warn_of_positions(config, model)
     has_reference = isinstance(config, GRPOConfig) and config.loss.kl_coefficient is not None
     return OnPolicyRun(
         config=config,
-        sampler=sampler_of(config.rollouts, config.slots, model, mesh, chat, clock),
+        clock=(clock := Clock()),
+        sampler=Sampler(model, mesh, chat, config.rollouts, clock),
         task=task_of(config.rollouts.split),
         reference=steps.copy_params(state.params) if has_reference else None,
         **shared,
@@ -480,18 +468,21 @@ def training_problems(config: RolloutsConfig, data_dir: str | None) -> Sequence[
     return problems[: config.num_problems]
 
 
-def evaluation_problems(
-    settings: EvaluationConfig, problems: Sequence[Problem], data_dir: str | None
-) -> dict[str, Sequence[Problem]]:
-    """The problems of each evaluation data set; `problems` are those trained on."""
-    datasets: dict[str, Sequence[Problem]] = {}
+def evaluation_datasets(
+    config: AnyTrainConfig, problems: Sequence[Problem]
+) -> dict[str, tuple[Sequence[Problem], Task]]:
+    """Problems and verifier of each evaluation data set; `problems` are those trained on."""
+    if (settings := config.evaluation) is None:
+        return {}
+    datasets: dict[str, tuple[Sequence[Problem], Task]] = {}
     for name in {*settings.datasets, *settings.at_start}:
-        if name == TRAINED:
-            distinct = list(problems[: settings.num_problems])
+        if name == TRAINED and isinstance(config, OnPolicyConfig):
+            distinct = problems[: settings.num_problems]
             copies = -(-settings.num_problems // len(distinct))
-            datasets[name] = (distinct * copies)[: settings.num_problems]
+            chosen, split = (list(distinct) * copies)[: settings.num_problems], config.rollouts.split
         else:
-            datasets[name] = open_problems(name, data_dir)[: settings.num_problems]
+            chosen, split = list(open_problems(name, config.data_dir)[: settings.num_problems]), name
+        datasets[name] = chosen, task_of(split)
     return datasets
 
 
@@ -524,28 +515,6 @@ def initial_model(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> D
         check_vocabulary(tokenizer, from_hugging_face(folder / weights.CONFIG_FILE).vocab_size)
         model = load_model(folder, mesh=mesh, dtype=config.param_dtype)
     return bind(replace(model.config, compute=config.compute), nnx.state(model, nnx.Param))
-
-
-def sampler_of(
-    settings: RolloutsConfig | EvaluationConfig,
-    slots: int,
-    model: ModelConfig,
-    mesh: Mesh,
-    chat: Chat,
-    clock: Clock | None = None,
-) -> Sampler:
-    """The sampler of rollouts or evaluations."""
-    return Sampler(
-        model,
-        mesh,
-        chat,
-        max_prompt_length=settings.max_prompt_length,
-        max_response_length=settings.max_response_length,
-        slots=slots,
-        sampling=settings.sampling,
-        thinking=settings.thinking,
-        clock=clock,
-    )
 
 
 def resume(

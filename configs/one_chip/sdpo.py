@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "num_samples": 4,
                 "max_prompt_length": 1024,
                 "max_response_length": 2048,
+                "slots": 16,
             },
             "teacher": {
                 "context": {"kind": "solution", "template": TEMPLATE},
@@ -52,7 +53,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "checkpoint_every": 4,
             "micro_batch_size": 1,
             "logits_chunk_size": 512,
-            "slots": 16,
             "mesh": ONE,
         }
     )

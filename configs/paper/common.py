@@ -21,7 +21,13 @@ def laid_out(
 ) -> dict[str, object]:
     """How a run lies on a slice: each row on as many chips as `context` says, and a row each at a time."""
     mesh = ONE | {"fsdp": fsdp, "tensor": tensor, "context": context}
-    return {"mesh": mesh, "micro_batch_size": fsdp, "logits_chunk_size": chunk, "slots": slots, **others}
+    return {
+        "mesh": mesh,
+        "micro_batch_size": fsdp,
+        "logits_chunk_size": chunk,
+        "rollouts": {"slots": slots},
+        **others,
+    }
 
 
 ROUNDED = {"optimizer": {"first_moment": "bfloat16"}}
@@ -161,7 +167,7 @@ def on_policy(model: str, where: str, *, split: str, prompts: int, mini_batch: i
     )
     config.update(preset.get_config())
     config.update(layouts[where])
-    config.evaluation.slots = config.slots // 2  # of nearly twice as many tokens
+    config.evaluation.slots = config.rollouts.slots // 2  # of nearly twice as many tokens
     return config
 
 
@@ -206,6 +212,7 @@ def _tiny(preset: ConfigDict) -> ConfigDict:
                 "num_samples": 4,
                 "max_prompt_length": 8,
                 "max_response_length": 16,
+                "slots": 16,
                 "mini_batch_size": 2,
                 "thinking": True,  # as the puzzle's prompt always does
             },
@@ -213,7 +220,6 @@ def _tiny(preset: ConfigDict) -> ConfigDict:
             "mesh": ONE,
             "micro_batch_size": 4,
             "logits_chunk_size": 16,
-            "slots": 16,
         }
     )
     config.update(preset)

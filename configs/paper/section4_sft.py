@@ -44,7 +44,7 @@ def get_config(arg: str = "guided") -> ConfigDict:
         }
     )
     if not tiny:
-        config.update({name: value for name, value in layouts[where].items() if name != "slots"})
+        config.update({name: value for name, value in layouts[where].items() if name != "rollouts"})
         on_policy = common.on_policy("deepseek_7b", where, split="math500", prompts=8, mini_batch=8)
         config.evaluation = on_policy.evaluation
         config.evaluation.every = 150

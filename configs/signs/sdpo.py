@@ -31,6 +31,7 @@ def get_config(arg: str = "solution") -> ConfigDict:
                 "num_samples": 4 if tiny else 8,
                 "max_prompt_length": 8,
                 "max_response_length": 48,
+                "slots": 16 if tiny else 128,
             },
             "teacher": {
                 "context": {"kind": kind, **CONTEXT},
@@ -46,6 +47,5 @@ def get_config(arg: str = "solution") -> ConfigDict:
                 "num_problems": 8 if tiny else 128,
             },
             "checkpoint_every": 2 if tiny else 20,
-            "slots": 16 if tiny else 128,
         }
     )

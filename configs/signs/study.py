@@ -76,9 +76,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "num_samples": 8,
             "max_prompt_length": 8,
             "max_response_length": 48,
+            "slots": 128,
         },
         "evaluation": evaluation,
-        "slots": 128,
         "attribution": True,
         "checkpoint_every": size["every"],
     }

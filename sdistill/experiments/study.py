@@ -14,7 +14,7 @@ from flax import nnx
 from rich.progress import Progress
 
 from sdistill.analysis.measure import BASE, Cell, Results
-from sdistill.config import AnyTrainConfig, SFTConfig
+from sdistill.config import AnyTrainConfig, SamplerConfig, SFTConfig
 from sdistill.engine.types import follow
 from sdistill.experiments.config import RunsConfig
 from sdistill.mesh_choice import training_mesh
@@ -25,7 +25,7 @@ from sdistill.settings import require
 from sdistill.storage import read_records, read_responses, write_responses
 from sdistill.tasks.problem import Task
 from sdistill.text.chat import Chat
-from sdistill.train import evaluation_problems, train, training_problems
+from sdistill.train import evaluation_datasets, train, training_problems
 from sdistill.types import Condition, Response
 
 C = TypeVar("C", bound=RunsConfig)
@@ -95,9 +95,12 @@ class Study(Generic[C]):
                 self.base.config,
                 training_mesh(self.config.sdpo),
                 self.chat,
-                max_prompt_length=_round_up(max(map(sum, lengths)), prompt_multiple),
-                max_response_length=max_response_length,
-                slots=256,
+                SamplerConfig(
+                    num_samples=1,
+                    max_prompt_length=_round_up(max(map(sum, lengths)), prompt_multiple),
+                    max_response_length=max_response_length,
+                    slots=256,
+                ),
             )
             name = f"{path.parent.parent.name} {path.stem}"
             bar = self.progress.add_task(name, total=len(queries))
@@ -132,7 +135,7 @@ class Study(Generic[C]):
         """Adds the evaluation of the base model; its files are with those of `section`."""
         evaluation, config = self.config.evaluation, self.config.grpo
         pool = training_problems(config.rollouts, config.data_dir)
-        problems = evaluation_problems(evaluation, pool, config.data_dir)
+        problems = {name: found for name, (found, _) in evaluation_datasets(config, pool).items()}
         for dataset in datasets:
             responses = self.respond(
                 self.directory(section, BASE, seed) / f"{dataset}-000000.jsonl.gz",
