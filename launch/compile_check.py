@@ -22,10 +22,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for configs/ and launch/, 
 
 from configs.paper.shapes import SHAPES
 from launch.programs import Program, Sampled, per_chip, sampling_programs, shaped_params, training_programs
-from sdistill.command import parse_flags
+from sdistill import command
 from sdistill.config import AnyTrainConfig, TrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.flops import chip_of
@@ -305,16 +304,13 @@ def without_tpu() -> None:
 def main() -> None:
     """Checks as the command line says."""
     without_tpu()
-    config = config_flags.DEFINE_config_file("config", lock_config=True)
     topology = flags.DEFINE_string("topology", None, "Slice to compile for, such as v5p:2x2x2.")
     program = flags.DEFINE_string("program", None, "Compile this program only.")
     as_json = flags.DEFINE_bool("json", False, "Print one line of JSON a program.")
-    flags.mark_flags_as_required(["config", "topology"])
 
-    def start(_: list[str]) -> None:
-        settings = settings_of(config.value.to_dict())
+    def compile_and_print(values: dict[str, Any]) -> None:
         reports = []
-        for found in check(settings, str(topology.value), program.value):
+        for found in check(settings_of(values), str(topology.value), program.value):
             reports.append(found)
             if as_json.value:
                 print(json.dumps(found.to_json()), flush=True)
@@ -324,10 +320,12 @@ def main() -> None:
                 print(f"A step takes at least {step_hours(reports):.2f} h if all responses are cut.")
         sys.exit(0 if all(found.memory.fits for found in reports) else 1)
 
-    try:
-        app.run(start, flags_parser=parse_flags)
-    except (ConfigError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    command.start(
+        compile_and_print,
+        (AnyTrainConfig, GenerateConfig),
+        required=("topology",),
+        optional=("program", "json"),
+    )
 
 
 if __name__ == "__main__":

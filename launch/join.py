@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, help="how many there are")
     parser.add_argument("--process", type=int, help="which one this is, from 0")
     parser.add_argument("module", help="what would follow `python -m`")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the module")
     given = parser.parse_args(argv)
     where = (given.coordinator, given.processes, given.process)
     if None in where and where != (None, None, None):

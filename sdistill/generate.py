@@ -328,4 +328,4 @@ def main(values: dict[str, Any], workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, GenerateConfig)

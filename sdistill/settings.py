@@ -7,7 +7,9 @@ defaults and meaning of every field. `parse` joins the two, and refuses what it 
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -51,7 +53,7 @@ def parse(cls: Any, values: Mapping[str, Any], path: str = "config") -> Any:
         if name in values:
             arguments[name] = _convert(hints[name], values[name], f"{path}.{name}")
         elif field.default is field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"missing field {path}.{name} ({_type_name(hints[name])})")
+            raise ConfigError(f"missing field {path}.{name} ({type_name(hints[name])})")
     try:
         return cls(**arguments)
     except ConfigError as error:
@@ -67,7 +69,7 @@ def _choose(options: Sequence[type], values: Mapping[str, Any], path: str) -> ty
         if is_tag and len(choices) == len(set(choices)):
             break
     else:
-        raise TypeError(f"no Literal field tells {' and '.join(map(_type_name, options))} apart")
+        raise TypeError(f"no Literal field tells {' and '.join(map(type_name, options))} apart")
     known = ", ".join(map(repr, choices))
     if tag not in values:
         raise ConfigError(f"missing field {path}.{tag} (one of {known})")
@@ -106,12 +108,20 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{path}={value!r} must be {_type_name(hint)}, not {type(value).__name__}")
+        raise ConfigError(f"{path}={value!r} must be {type_name(hint)}, not {type(value).__name__}")
     return value
 
 
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint))
+def type_name(hint: Any) -> str:
+    """A type as it is written: `tuple[str, ...] | None`; of a `Literal` its values."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in UNIONS:
+        return " | ".join(map(type_name, inner))
+    if origin is typing.Literal:
+        return " | ".join(map(repr, inner))
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if kind is ... else type_name(kind) for kind in inner)}]"
+    return "None" if hint is type(None) else hint.__name__
 
 
 def require(condition: bool, message: str) -> None:
@@ -124,6 +134,50 @@ def require_positive(settings: Any, *names: str) -> None:
     """Raises ConfigError unless each of these fields is above zero."""
     for name in names:
         require(getattr(settings, name) > 0, f"{name}={getattr(settings, name)} must be positive")
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Field → its line under `Attributes:` in the docstring of the class, or of a class that it extends."""
+    found: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        attributes = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")[2]
+        for name, text in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", attributes, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def dataclasses_in(hint: Any) -> list[type]:
+    """The dataclasses of a type: itself, or members of a union or tuple."""
+    if dataclasses.is_dataclass(hint):
+        return [typing.cast(type, hint)]
+    return [found for inner in typing.get_args(hint) for found in dataclasses_in(inner)]
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """A field's default; `dataclasses.MISSING` if it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def list_fields(cls: type, path: str = "config", defaults: Any = None) -> list[tuple[str, str]]:
+    """Every field, nested ones included: `config.steps: int = 3`, and what it means, in a sentence.
+
+    Args:
+      cls: A dataclass of settings.
+      path: How it is called.
+      defaults: An instance with the defaults; None for those of the class.
+    """
+    lines, hints, about = [], typing.get_type_hints(cls), descriptions(cls)
+    for field in dataclasses.fields(cls):
+        name, hint, text = f"{path}.{field.name}", hints[field.name], about.get(field.name, "")
+        value = default_of(field) if defaults is None else getattr(defaults, field.name)
+        has_own = value is dataclasses.MISSING or dataclasses.is_dataclass(value)
+        if not text.startswith("`"):  # where it does, each sentence explains a value
+            first, *others = re.split(r"(?<=[.…])\s", text)
+            text = " ".join([first, *(other for other in others if other.startswith("None "))])
+        lines.append((f"{name}: {type_name(hint)}" + ("" if has_own else f" = {value!r}"), text))
+        for inner in dataclasses_in(hint):
+            lines += list_fields(inner, name, value if isinstance(value, inner) else None)
+    return lines
 
 
 def to_json(settings: Any) -> str:

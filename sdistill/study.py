@@ -118,4 +118,4 @@ def main(values: dict[str, Any], workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, *SECTIONS)

@@ -626,4 +626,4 @@ def main(values: dict[str, Any], workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, AnyTrainConfig)

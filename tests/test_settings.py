@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig
 from sdistill.settings import ConfigError, fingerprint, parse, require, to_json
 
 
@@ -151,28 +151,21 @@ def test_fingerprints_tell_settings_apart():
     assert len(fingerprint(one)) == 12 and int(fingerprint(one), 16) >= 0
 
 
-SDPO = {
-    "objective": "sdpo",
-    "seed": 0,
-    "steps": 2,
-    "optimizer": {"learning_rate": 1e-4},
-    "rollouts": {
-        "split": "k3_pool",
-        "problems": None,
-        "prompts": 4,
-        "samples": 4,
-        "max_prompt": 8,
-        "max_response": 48,
-        "max_teacher_prompt": 64,
-    },
-    "sdpo": {"context": {"kind": "solution"}},
+RUN = {"seed": 0, "steps": 2, "optimizer": {"learning_rate": 1e-4}, "init_from": "signs_base"}
+ROLLOUTS = {
+    "split": "k3_pool",
+    "num_prompts": 4,
+    "num_samples": 4,
+    "max_prompt_length": 8,
+    "max_response_length": 48,
 }
+TEACHER = {"context": {"kind": "solution"}, "max_prompt_length": 64}
+SDPO = {**RUN, "objective": "sdpo", "rollouts": ROLLOUTS, "teacher": TEACHER}
+GRPO = {**RUN, "objective": "grpo", "rollouts": ROLLOUTS}
 SFT = {
+    **RUN,
     "objective": "sft",
-    "seed": 0,
-    "steps": 2,
-    "optimizer": {"learning_rate": 1e-4},
-    "examples": {"source": "signs_corpus", "rows": 4, "row_length": 64, "packed": False},
+    "examples": {"source": "signs_corpus", "batch_size": 4, "sequence_length": 64, "packed": False},
 }
 REMOVE = object()
 
@@ -190,10 +183,16 @@ def changed(values, path, value):
     return values
 
 
-@pytest.mark.parametrize("values", [SDPO, SFT])
+@pytest.mark.parametrize("values", [SDPO, GRPO, SFT])
 def test_the_settings_that_are_broken_below_are_fine(values):
-    config = parse(TrainConfig, values)
-    assert parse(TrainConfig, json.loads(to_json(config))) == config
+    config = parse(AnyTrainConfig, values)
+    assert parse(AnyTrainConfig, json.loads(to_json(config))) == config
+
+
+def refused(values, path, value, message):
+    with pytest.raises(ConfigError) as error:
+        parse(AnyTrainConfig, changed(values, path, value))
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -202,17 +201,14 @@ def test_the_settings_that_are_broken_below_are_fine(values):
         ("steps", 0, "config.steps=0 must be positive"),
         ("objective", "ppo", "config.objective='ppo' must be one of 'pretrain', 'sft', 'grpo', 'sdpo'"),
         ("init_from", None, "config.model is needed where init_from is None"),
-        ("sdpo", REMOVE, "config.sdpo is needed by objective='sdpo'"),
-        ("rollouts", REMOVE, "config.rollouts is needed by objective='sdpo'"),
-        ("grpo", {}, "config.grpo has no effect with objective='sdpo'; remove it"),
-        ("examples", SFT["examples"], "config.examples has no effect with objective='sdpo'"),
-        (
-            "rollouts.max_teacher_prompt",
-            REMOVE,
-            "config.rollouts.max_teacher_prompt goes with objective='sdpo'",
-        ),
-        ("rollouts.samples", 1, "config.rollouts.samples=1 must be 2 or more"),
-        ("rollouts.problems", 0, "config.rollouts.problems=0 must be positive"),
+        ("rollouts", REMOVE, "missing field config.rollouts (RolloutsConfig)"),
+        ("examples", SFT["examples"], "config.examples has no effect with objective='sdpo'; remove it"),
+        ("teacher", REMOVE, "missing field config.teacher (TeacherConfig)"),
+        ("teacher.max_prompt_length", REMOVE, "missing field config.teacher.max_prompt_length (int)"),
+        ("loss.clip_low", 0.2, "unknown field config.loss.clip_low"),
+        ("rollouts.num_samples", 1, "config.rollouts.num_samples=1 must be 2 or more"),
+        ("rollouts.num_problems", 0, "config.rollouts.num_problems=0 must be positive"),
+        ("rollouts.mini_batch_size", 3, "config.rollouts.mini_batch_size=3 must divide num_prompts=4"),
         ("rollouts.sampling.temperature", 0, "config.rollouts.sampling.temperature=0"),
         (
             "rollouts.sampling.temperature",
@@ -222,37 +218,50 @@ def test_the_settings_that_are_broken_below_are_fine(values):
         ("rollouts.sampling.top_p", 0.0, "config.rollouts.sampling.top_p=0.0 must be above 0"),
         ("rollouts.sampling.top_p", 1.1, "config.rollouts.sampling.top_p=1.1 must be above 0 and at most 1"),
         ("rollouts.sampling.top_k", 0, "config.rollouts.sampling.top_k=0 must be positive, or None"),
-        ("mesh.data", 3, "config.rollouts.prompts × samples = 16 rows must divide over 3 devices"),
-        ("sdpo.context.kind", "answers", "config.sdpo.context.kind='answers' must be one of"),
-        ("sdpo.context.fraction", 0.5, "config.sdpo.context.fraction=0.5 goes with kind='partial' or"),
-        ("sdpo.teacher.weights", "ema", "config.sdpo.teacher.ema_rate=None goes with weights='ema'"),
-        ("sdpo.teacher.ema_rate", 0.1, "config.sdpo.teacher.ema_rate=0.1 goes with weights='ema'"),
+        ("mesh.data", 3, "config.rollouts.num_prompts × num_samples = 16 rows must divide over 3 devices"),
+        ("micro_batch_size", 3, "config.micro_batch_size=3 must divide rollouts.num_prompts × num_samples"),
+        ("teacher.context.kind", "answers", "config.teacher.context.kind='answers' must be one of"),
+        ("teacher.context.fraction", 0.5, "config.teacher.context.fraction=0.5 goes with kind='partial' or"),
+        ("teacher.weights", "ema", "config.teacher.ema_rate=None goes with weights='ema'"),
+        ("teacher.ema_rate", 0.1, "config.teacher.ema_rate=0.1 goes with weights='ema'"),
         (
-            "sdpo.teacher",
-            {"weights": "ema", "ema_rate": 2.0},
-            "config.sdpo.teacher.ema_rate=2.0 must be 0 to 1",
+            "teacher",
+            {**TEACHER, "weights": "ema", "ema_rate": 2.0},
+            "config.teacher.ema_rate=2.0 must be 0 to 1",
         ),
-        ("sdpo.loss.alpha", 1.5, "config.sdpo.loss.alpha=1.5 must be 0 to 1"),
-        ("sdpo.loss.support", "full", "config.sdpo.loss.top_k=100 goes with support='topk' and only with it"),
-        ("sdpo.loss.top_k", None, "config.sdpo.loss.top_k=None goes with support='topk' and only with it"),
-        ("sdpo.loss.top_k", 0, "config.sdpo.loss.top_k=0 must be positive"),
-        ("sdpo.loss.tail", None, "config.sdpo.loss.tail=None goes with support='topk' and only with it"),
+        ("loss.divergence.alpha", 1.5, "config.loss.divergence.alpha=1.5 must be 0 to 1"),
         (
-            "sdpo.loss",
+            "loss.divergence.support",
+            "full",
+            "config.loss.divergence.top_k=100 goes with support='topk' and only with it",
+        ),
+        (
+            "loss.divergence.top_k",
+            None,
+            "config.loss.divergence.top_k=None goes with support='topk' and only with it",
+        ),
+        ("loss.divergence.top_k", 0, "config.loss.divergence.top_k=0 must be positive"),
+        (
+            "loss.divergence.tail",
+            None,
+            "config.loss.divergence.tail=None goes with support='topk' and only with it",
+        ),
+        (
+            "loss.divergence",
             {"support": "full", "top_k": None},
-            "config.sdpo.loss.tail='bucket' goes with support='topk' and only with it",
+            "config.loss.divergence.tail='bucket' goes with support='topk' and only with it",
         ),
         (
-            "sdpo.loss",
+            "loss.divergence",
             {"support": "sampled", "top_k": None, "tail": None},
-            "config.sdpo.loss.alpha=0.5: support='sampled' estimates KL(S‖T), alpha=1, only",
+            "config.loss.divergence.alpha=0.5: support='sampled' estimates KL(S‖T), alpha=1, only",
         ),
         (
-            "sdpo.loss.rollout_correction_cap",
+            "loss.rollout_correction_cap",
             2.0,
-            "config.sdpo.loss.rollout_correction_cap has no effect where rollouts.sampling sets neither",
+            "config.loss.rollout_correction_cap has no effect where rollouts.sampling sets neither",
         ),
-        ("sdpo.loss.importance_cap", 0.0, "config.sdpo.loss.importance_cap=0.0 must be positive, or None"),
+        ("loss.importance_cap", 0.0, "config.loss.importance_cap=0.0 must be positive, or None"),
         ("profile_steps", [2], "config.profile_steps=(2,) must be a first and a last step, 1 to steps="),
         ("profile_steps", [3, 2], "config.profile_steps=(3, 2) must be a first and a last step"),
         ("profile_steps", [1, 9999], "config.profile_steps=(1, 9999) must be a first and a last step"),
@@ -262,9 +271,7 @@ def test_the_settings_that_are_broken_below_are_fine(values):
     ],
 )
 def test_on_policy_settings_that_contradict_each_other_are_refused(path, value, message):
-    with pytest.raises(ConfigError) as error:
-        parse(TrainConfig, changed(SDPO, path, value))
-    assert str(error.value).startswith(message)
+    refused(SDPO, path, value, message)
 
 
 MODEL = {
@@ -282,16 +289,16 @@ MODEL = {
     ("path", "value", "message"),
     [
         ("model", MODEL, "config.model is needed where init_from is None, and has no effect otherwise"),
-        ("examples", REMOVE, "config.examples is needed by objective='sft'"),
-        ("rollouts", {**SDPO["rollouts"], "max_teacher_prompt": None}, "config.rollouts has no effect"),
-        ("sdpo", SDPO["sdpo"], "config.sdpo has no effect with objective='sft'; remove it"),
+        ("examples", REMOVE, "missing field config.examples (ExamplesConfig)"),
+        ("rollouts", ROLLOUTS, "config.rollouts has no effect with objective='sft'; remove it"),
+        ("teacher", TEACHER, "config.teacher has no effect with objective='sft'; remove it"),
+        ("attribution", True, "config.attribution has no effect with objective='sft'; remove it"),
+        ("mesh.data", 3, "config.examples.batch_size = 4 rows must divide over 3 devices"),
         ("evaluation", {"every": 1, "datasets": ["trained"]}, "config.evaluation.datasets: 'trained' needs"),
     ],
 )
 def test_off_policy_settings_that_contradict_each_other_are_refused(path, value, message):
-    with pytest.raises(ConfigError) as error:
-        parse(TrainConfig, changed(SFT, path, value))
-    assert str(error.value).startswith(message)
+    refused(SFT, path, value, message)
 
 
 @pytest.mark.parametrize(
@@ -303,25 +310,20 @@ def test_off_policy_settings_that_contradict_each_other_are_refused(path, value,
 )
 def test_impossible_models_are_refused(name, value, message):
     values = {**SFT, "objective": "pretrain", "init_from": None, "model": MODEL}
-    assert parse(TrainConfig, values).model.head_dim == 4
-    with pytest.raises(ConfigError) as error:
-        parse(TrainConfig, {**values, "model": {**MODEL, name: value}})
-    assert str(error.value).startswith(message)
+    assert parse(AnyTrainConfig, values).model.head_dim == 4
+    refused(values, f"model.{name}", value, message)
 
 
-def test_grpo_has_no_teacher_prompt():
-    values = {**SDPO, "objective": "grpo", "grpo": {}}
-    del values["sdpo"]
-    with pytest.raises(ConfigError, match="config.rollouts.max_teacher_prompt goes with objective='sdpo'"):
-        parse(TrainConfig, values)
-    assert parse(TrainConfig, changed(values, "rollouts.max_teacher_prompt", REMOVE)).grpo is not None
+def test_grpo_has_no_teacher():
+    assert parse(AnyTrainConfig, GRPO).teacher is None
+    refused(GRPO, "teacher", TEACHER, "config.teacher has no effect with objective='grpo'; remove it")
 
 
 @pytest.mark.parametrize("fix", ["contrastive_hints", "anti_self_distillation"])
-def test_grpo_with_a_teacher_has_teacher_prompts(fix):
-    values = {**SDPO, "objective": "grpo", "grpo": {fix: {}}}
-    del values["sdpo"]
-    config = parse(TrainConfig, values)
-    assert config.guide.context.kind == "solution" and config.guide.teacher.weights == "live"
-    with pytest.raises(ConfigError, match="config.rollouts.max_teacher_prompt goes with objective='sdpo'"):
-        parse(TrainConfig, changed(values, "rollouts.max_teacher_prompt", REMOVE))
+def test_grpo_with_a_fix_has_the_teacher_of_the_fix(fix):
+    path = f"loss.{fix}.teacher"
+    config = parse(AnyTrainConfig, changed(GRPO, path, TEACHER))
+    assert config.teacher.context.kind == "solution" and config.teacher.max_prompt_length == 64
+    refused(GRPO, f"loss.{fix}", {}, f"missing field config.{path} (TeacherConfig)")
+    trusting = {**TEACHER, "weights": "trust_region", "mix": 0.5}
+    refused(GRPO, path, trusting, f"config.loss.{fix}.teacher.weights='trust_region' is for SDPO")
