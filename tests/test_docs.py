@@ -53,6 +53,7 @@ def test_commands_and_their_flags_exist(page):
     wrong = []
     for module, script, rest in COMMAND.findall(re.sub(r"\\?\n\s+(?=--)", " ", prose(page))):
         file = ROOT / (script or module.replace(".", "/") + ".py")
+        file = file if file.exists() else file.with_suffix("") / "__main__.py"
         if not (module or script).startswith(("sdistill", "tests", "launch")):
             continue
         source = file.read_text() if file.exists() else ""

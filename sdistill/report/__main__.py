@@ -1,6 +1,43 @@
-"""Entry point of `python -m sdistill.report`."""
+"""Run directories in, one self-contained page out; figures and tables as files beside it.
 
-from sdistill.report.build import main
+    python -m sdistill.report DIR              # DIR/report.html and DIR/report/, tables on the terminal
+    python -m sdistill.report DIR DIR --out F  # several runs compared: F/report.html and F/report/
+
+Style, script, figures and responses are inside the page, and it makes no request. Whatever comes from a run
+is escaped. A run that was interrupted is reported as far as it got, and what is missing is named. How to read
+the page: docs/report.md.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sdistill.report.build import print_tables, write_comparison, write_report
+from sdistill.report.runs import read_runs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: the report of one run, with its tables on the terminal, or of several side by side."""
+    parser = argparse.ArgumentParser(prog="python -m sdistill.report", description=main.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="directory of a study")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the page of several runs is written")
+    args = parser.parse_args(argv)
+    if (len(args.runs) > 1) != (args.out is not None):
+        parser.error(
+            "--out goes with several runs and only with them: one run's page is in its own directory"
+        )
+    try:
+        runs = read_runs(args.runs)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    if len(runs) > 1:
+        print(write_comparison(runs, args.out))
+        return
+    print_tables(runs[0], Console())
+    print(write_report(runs[0]))
+
 
 if __name__ == "__main__":
     main()

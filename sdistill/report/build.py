@@ -1,14 +1,5 @@
-"""Run directories in, one self-contained page out; figures and tables as files beside it.
+"""Writes pages, figures and tables to files, and prints tables on the terminal."""
 
-    python -m sdistill.report DIR              # DIR/report.html and DIR/report/, tables on the terminal
-    python -m sdistill.report DIR DIR --out F  # several runs compared: F/report.html and F/report/
-
-Style, script, figures and responses are inside the page, and it makes no request. Whatever comes from a run
-is escaped. A run that was interrupted is reported as far as it got, and what is missing is named. How to read
-the page: docs/report.md.
-"""
-
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +17,7 @@ from sdistill.report.figures import FIGURES
 from sdistill.report.findings import RANKED_ON
 from sdistill.report.lookup import HEADINGS, Index
 from sdistill.report.page import run_page
-from sdistill.report.runs import Run, read_runs
+from sdistill.report.runs import Run
 from sdistill.report.tables import Cell, Row, Table, section_tables
 from sdistill.report.traces import embed
 from sdistill.storage import write_atomically
@@ -149,24 +140,3 @@ def _text(cell: str | Condition | Cell) -> Text:
     if cell.low is not None and cell.high is not None:
         text += " ±" + prose.number((cell.high - cell.low) / 2, cell.digits)
     return Text(text)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: the report of one run, with its tables on the terminal, or of several side by side."""
-    parser = argparse.ArgumentParser(prog="python -m sdistill.report", description=main.__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="directory of a study")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the page of several runs is written")
-    args = parser.parse_args(argv)
-    if (len(args.runs) > 1) != (args.out is not None):
-        parser.error(
-            "--out goes with several runs and only with them: one run's page is in its own directory"
-        )
-    try:
-        runs = read_runs(args.runs)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    if len(runs) > 1:
-        print(write_comparison(runs, args.out))
-        return
-    print_tables(runs[0], Console())
-    print(write_report(runs[0]))

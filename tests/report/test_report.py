@@ -21,6 +21,7 @@ from sdistill.analysis.measure import BASE
 from sdistill.analysis.statistics import minimum_detectable
 from sdistill.report import build as report
 from sdistill.report import drawing, figures, page, traces
+from sdistill.report.__main__ import main
 from sdistill.report.lookup import ANSWER, GRPO, ON_POLICY, SFT, SOLUTION, Index, Point
 from sdistill.report.runs import read_run, read_runs
 from sdistill.report.tables import Table, section_tables
@@ -422,7 +423,7 @@ def test_several_runs_in_one_page(tmp_path, capsys):
     first, second = write_run(tmp_path / "x" / "run", rows), write_run(tmp_path / "y" / "run", better)
     config = {"name": "<b>tiny</b>", "seeds": [0, 1], "optimizer": {"lr": 2}}
     (second / "config.json").write_text(json.dumps(config))
-    report.main([str(first), str(second), "--out", str(tmp_path / "both")])
+    main([str(first), str(second), "--out", str(tmp_path / "both")])
     page = (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() == str(tmp_path / "both" / "report.html")
     assert "2 runs compared" in page and "y/run minus x/run" in page and "optimizer.lr" in page
@@ -446,7 +447,7 @@ def test_runs_are_named_apart_and_once(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     run = write_run(tmp_path / "run", fixes_measurements(), responses=False)
-    report.main([str(run)])
+    main([str(run)])
     assert (run / "report.html").is_file()
     for arguments, message in [
         ([str(tmp_path)], "neither results.jsonl nor runs/"),
@@ -454,7 +455,7 @@ def test_command_line(tmp_path, capsys):
         ([str(run), str(run)], "--out goes with several runs"),
     ]:
         with pytest.raises(SystemExit):
-            report.main(arguments)
+            main(arguments)
         assert message in capsys.readouterr().err
 
 
