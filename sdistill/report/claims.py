@@ -283,8 +283,7 @@ CLAIMS: Mapping[str, Mapping[str, Rule]] = {
             ),
         ),
         "SFT on unguided responses does not lower accuracy": _compare(
-            Comparison("sft", SFT[0], "k3", "not below"),
-            also=(Comparison("sft", SFT[0], "k4", "not below"),),
+            Comparison("sft", SFT[0], "k3", "not below"), also=(Comparison("sft", SFT[0], "k4", "not below"),)
         ),
     },
     "on_policy": {

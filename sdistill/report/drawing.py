@@ -28,7 +28,6 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # text that can be selected
     "font.family": "sans-serif",
     "font.size": 10,
-    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -86,9 +85,9 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def finish(axes: Axes, title: str, across: str = "", *, from_zero: bool = False) -> None:
+def finish(axes: Axes, title: str, across: str = "", *, from_zero: bool = False, size: float = 10.5) -> None:
     """Titles a panel and its horizontal axis; marks it if it is empty. Lengths and counts start at zero."""
-    axes.set_title(title)
+    axes.set_title(title, fontsize=size)
     axes.set_xlabel(across)
     if from_zero:
         axes.set_ylim(bottom=0)
@@ -121,10 +120,12 @@ def spread(p: Point | None) -> list[list[float]] | None:
     return [[max(0.0, p.value - p.low)], [max(0.0, p.high - p.value)]]
 
 
-def dot(axes: Axes, x: float, y: float, marker: str, colour: str, **settings: Any) -> None:
-    """A value with its intervals, `xerr` and `yerr`. It is filled unless its `markerfacecolor` is `none`."""
-    face: dict[str, Any] = {"markerfacecolor": colour, "markersize": 6, "capsize": 2, "elinewidth": 1.2}
-    axes.errorbar(x, y, fmt=marker, color=colour, **(face | settings))
+def dot(
+    axes: Axes, x: float, y: float, marker: str, colour: str, *, filled: bool = True, **settings: Any
+) -> None:
+    """A value with its intervals, `xerr` and `yerr`."""
+    face = colour if filled else "none"
+    axes.errorbar(x, y, fmt=marker, color=colour, mfc=face, ms=6, capsize=2, elinewidth=1.2, **settings)
 
 
 def list_rows(axes: Axes, labels: Sequence[str], *, named: bool) -> None:

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -16,7 +15,7 @@ from sdistill.analysis.measure import BASE
 from sdistill.analysis.probes import PLAIN, PROBES
 from sdistill.report import drawing, findings, lookup
 from sdistill.report.claims import Comparison, difference, informative_by_bits
-from sdistill.report.drawing import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Line, spread
+from sdistill.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, SKY, Line, spread
 from sdistill.report.findings import RANKED_ON
 from sdistill.report.lookup import FIXES, GRPO, ON_POLICY, SFT, UNITS, Index, Point, arm_name, name
 from sdistill.types import Condition
@@ -46,12 +45,9 @@ def richness(index: Index) -> Figure:
                 bits = index.last(section, c, "walk", "bits_per_response")
                 if y and (bits or c.prompt == "none"):
                     places[c] = bits.value if bits else 0.0, y.value
-                    bars: dict[str, Any] = {
-                        "xerr": spread(bits),
-                        "yerr": spread(y),
-                        "markerfacecolor": "none",
-                    }
-                    drawing.dot(axes, *places[c], markers[c.prompt, c.fraction], colour, **bars)
+                    marker = markers[c.prompt, c.fraction]
+                    bars = spread(bits), spread(y)
+                    drawing.dot(axes, *places[c], marker, colour, filled=False, xerr=bars[0], yerr=bars[1])
             path = [places[c] for c in informative_by_bits(index, section, model) if c in places]
             if path:
                 label = lookup.model_name(model)
@@ -61,7 +57,7 @@ def richness(index: Index) -> Figure:
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         for prompt, text in prompts.items() if axes.has_data() else ():
-            axes.plot([], [], markers[prompt], color=drawing.INK, markerfacecolor="none", label=text)
+            axes.plot([], [], markers[prompt], color=INK, markerfacecolor="none", label=text)
         drawing.finish(axes, UNITS[metric], "measured bits per response", from_zero=metric != "accuracy")
     return drawing.legend(figure, 4)
 
@@ -76,23 +72,20 @@ def sft(index: Index) -> Figure:
     for axes, metric in zip(panels, UNITS, strict=True):
         for (i, (c, colour)), (j, dataset) in itertools.product(enumerate(bars), enumerate(("k3", "k4"))):
             if p := index.last("sft", c, dataset, metric):
-                style: dict[str, Any] = {"color": colour, "ecolor": drawing.INK, "capsize": 2}
-                axes.bar(j + 0.2 * (i - 1.5), p.value, 0.18, yerr=spread(p), label=name(c), **style)
+                x, errors = j + 0.2 * (i - 1.5), spread(p)
+                axes.bar(x, p.value, 0.18, yerr=errors, color=colour, ecolor=INK, capsize=2, label=name(c))
         axes.set_xticks(range(2), [drawing.DATASETS["k3"], drawing.DATASETS["k4"]])
         axes.grid(axis="x", visible=False)
         drawing.finish(axes, UNITS[metric])
     return drawing.legend(figure, 3)
 
 
-def _curves(
-    axes: Axes,
-    index: Index,
-    section: str,
-    lines: Mapping[Condition, tuple[Line, str]],
-    dataset: str,
-    metric: str,
-) -> None:
-    """Curves of runs from step 0, where a model is the base model; `lines`: run → its line and label."""
+Lines = Mapping[Condition, tuple[Line, str]]
+"""Run → how its curve is drawn, and its label."""
+
+
+def _curves(axes: Axes, index: Index, section: str, lines: Lines, dataset: str, metric: str) -> None:
+    """Curves of runs from step 0, where a model is the base model."""
     # Each |D| has its own trained problems, and starts from its own step 0.
     base = [] if dataset == "trained" else index.curve(section, BASE, dataset, metric)
     if base:
@@ -213,8 +206,7 @@ def coverage(index: Index) -> Figure:
         of_method = {c: (lines[_size(c)], _size(c)) for c in runs[method]}
         _curves(axes, index, "coverage", of_method, dataset, metric)
         heading = f"{method.upper()}: {drawing.title(metric, dataset)}"
-        drawing.finish(axes, heading, "training step", from_zero=metric == "length")
-        axes.title.set_fontsize(9)
+        drawing.finish(axes, heading, "training step", from_zero=metric == "length", size=9)
     for metric in ("accuracy", "length"):
         drawing.same_scale(axes for axes, cell in zip(panels, cells * 2, strict=True) if cell[0] == metric)
     return drawing.legend(figure, 6)
@@ -233,12 +225,10 @@ def fixes(index: Index) -> Figure:
         for y, c in enumerate(order):
             if p := index.last(FIXES, c, dataset, metric):
                 colour, marker, _ = drawing.line(c)
-                face = "none" if c.fix else colour
-                drawing.dot(axes, p.value, y, marker, colour, xerr=spread(p), markerfacecolor=face)
+                drawing.dot(axes, p.value, y, marker, colour, filled=not c.fix, xerr=spread(p))
                 if not c.fix:
                     axes.axvline(p.value, color=colour, linestyle="--", linewidth=1.1, label=name(c))
-        drawing.finish(axes, drawing.title(metric, dataset).replace(" per response", ""))
-        axes.title.set_fontsize(9)
+        drawing.finish(axes, drawing.title(metric, dataset).replace(" per response", ""), size=9)
         if metric != "accuracy":
             axes.set_xlim(left=0)
         if order:
@@ -248,7 +238,7 @@ def fixes(index: Index) -> Figure:
 
 @drawing.styled
 def probes(index: Index) -> Figure:
-    """Accuracy of each model under every probe (filled) and its controls (open); dashed: neither."""
+    """Accuracy of each model under the probes (filled), their controls (open), no intervention (dashed)."""
     made = findings.probes_made(index)
     arms = [arm for probe in made for arm in (probe.arm, *probe.controls) if arm != PLAIN]
     models = findings.probed_models(index) or [BASE, GRPO]
@@ -258,8 +248,7 @@ def probes(index: Index) -> Figure:
         for y, arm in enumerate(arms):
             if p := findings.accuracy(index, model, arm):
                 is_probe = any(arm == probe.arm for probe in made)
-                marker, face = ("s", colour) if is_probe else ("o", "none")
-                drawing.dot(axes, p.value, y, marker, colour, xerr=spread(p), markerfacecolor=face)
+                drawing.dot(axes, p.value, y, "os"[is_probe], colour, filled=is_probe, xerr=spread(p))
         if plain := findings.accuracy(index, model, PLAIN):
             axes.axvline(plain.value, color=colour, linestyle="--", linewidth=1.1)
         drawing.finish(axes, f"{name(model)}: accuracy")

@@ -199,7 +199,7 @@ def _of_probe(index: Index, probe: Probe) -> list[str]:
             lost, share = result
             size = f"{abs(100 * share):.0f} %"
             back = f"{size} of that comes back" if share >= 0 else f"another {size} of that is lost"
-            lines.append(f"{name(model)} has lost {number(lost, 3)} against the base; with {arm} {back}.")
+            lines.append(f"{name(model)} has lost {number(lost, 3)} against the base; with “{arm}” {back}.")
     return lines
 
 

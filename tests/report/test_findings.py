@@ -88,8 +88,8 @@ def test_the_findings_state_the_differences(index):
     assert "Epistemic words forbidden, against other words forbidden: base lower, 0.150 for 0.750" in text
     assert "base not told apart (+0.000 [−0.010, +0.010], would find ±0.014)" in text
     lost = "SDPO has lost 0.500 against the base; with"
-    assert f"{lost} an epistemic word instead of the end of thinking, 1 × 40 % of that comes back." in text
-    assert f"{lost} epistemic words forbidden another 40 % of that is lost." in text
+    assert f"{lost} “epistemic word instead of the end of thinking, 1 ×” 40 % of that comes back." in text
+    assert f"{lost} “epistemic words forbidden” another 40 % of that is lost." in text
     assert re.search(r"\d of \d+ comparisons would probably have found a difference of 0\.03; the", text)
     assert probe_words(index) == [
         "base, epistemic words forbidden: maybe 2.50, wait 1.00; together 3.50 per response."
@@ -101,7 +101,7 @@ def test_every_probe_has_a_table_and_values_hold_no_words(index):
     tables = section_tables("probes", index)
     assert [t.title for t in tables if tuple(t.columns) == PROBE_COLUMNS] == [
         "Epistemic words forbidden",
-        "An epistemic word instead of the end of thinking, 1 ×",
+        "Epistemic word instead of the end of thinking, 1 ×",
         "No loss at epistemic words",
     ]
     values = next(t for t in tables if t.title == VALUES)
