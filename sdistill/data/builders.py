@@ -33,9 +33,7 @@ from sdistill.tasks.signs_puzzle import (
 )
 from sdistill.tasks.signs_reasoner import Habits, example
 
-# ---------------------------------------------------------------------------------------------------------
-# Competition mathematics
-# ---------------------------------------------------------------------------------------------------------
+# ── Competition mathematics ───────────────────────────────────────────────────────────────────────
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The last line of every prompt, as in the code released with arXiv 2603.24472."""
@@ -103,14 +101,12 @@ class Aime24(MathematicsSet):
     """AIME 2024: 30 problems with integer answers; the public file has every problem 32 times."""
 
     name = "aime24"
-    SOURCES = (
-        on_the_hub(
-            "BytedTsinghua-SIA/AIME-2024",
-            "aa49075e24ad594b79fdf0bdcefa735c2181be67",
-            "data/aime-2024.parquet",
-            "12154e38a716d12db5731f9a022ae69a610c4f7d0e0dcc04e902887a686877e7",
-            "Apache-2.0",
-        ),
+    SOURCES = on_the_hub(
+        "BytedTsinghua-SIA/AIME-2024",
+        "aa49075e24ad594b79fdf0bdcefa735c2181be67",
+        "data/aime-2024.parquet",
+        "12154e38a716d12db5731f9a022ae69a610c4f7d0e0dcc04e902887a686877e7",
+        "Apache-2.0",
     )
 
 
@@ -118,14 +114,12 @@ class Aime25(MathematicsSet):
     """AIME 2025, I and II: 30 problems with integer answers."""
 
     name = "aime25"
-    SOURCES = (
-        on_the_hub(
-            "math-ai/aime25",
-            "563bb8404243c5f09de6ec262f2db674fe5bce9b",
-            "test.jsonl",
-            "b4e273c02d3e7fe1b74b59eae768fc8230bfb0f79539890cb56f4361caac0331",
-            "Apache-2.0",
-        ),
+    SOURCES = on_the_hub(
+        "math-ai/aime25",
+        "563bb8404243c5f09de6ec262f2db674fe5bce9b",
+        "test.jsonl",
+        "b4e273c02d3e7fe1b74b59eae768fc8230bfb0f79539890cb56f4361caac0331",
+        "Apache-2.0",
     )
 
 
@@ -133,14 +127,12 @@ class Amc23(MathematicsSet):
     """AMC 12 A and B of 2023: 40 problems, reworded by the publisher so that the answers are integers."""
 
     name = "amc23"
-    SOURCES = (
-        on_the_hub(
-            "math-ai/amc23",
-            "80815d37005feb82cd7f8fbc6901d5d3eff43057",
-            "test-00000-of-00001.parquet",
-            "b696e87ba47be4e879a60fd4ef1d4aa522ba78c5ae013c6aff5cc9788a397c5e",
-            "not declared",
-        ),
+    SOURCES = on_the_hub(
+        "math-ai/amc23",
+        "80815d37005feb82cd7f8fbc6901d5d3eff43057",
+        "test-00000-of-00001.parquet",
+        "b696e87ba47be4e879a60fd4ef1d4aa522ba78c5ae013c6aff5cc9788a397c5e",
+        "not declared",
     )
 
 
@@ -148,14 +140,12 @@ class Math500(MathematicsSet):
     """MATH-500: 500 problems of the MATH test set, of seven subjects and five levels; answers are LaTeX."""
 
     name = "math500"
-    SOURCES = (
-        on_the_hub(
-            "HuggingFaceH4/MATH-500",
-            "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-            "test.jsonl",
-            "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132",
-            "MIT",
-        ),
+    SOURCES = on_the_hub(
+        "HuggingFaceH4/MATH-500",
+        "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+        "test.jsonl",
+        "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132",
+        "MIT",
     )
 
 
@@ -164,14 +154,12 @@ class DapoMath17k(MathematicsSet):
 
     name = "dapo_math_17k"
     SPLIT = "train"
-    SOURCES = (
-        on_the_hub(
-            "BytedTsinghua-SIA/DAPO-Math-17k",
-            "65877096c24ffa7abc4e4fa5edb95cf3413a5674",
-            "data/dapo-math-17k.parquet",
-            "534375d6bb8630d22ab46a56e11f2ffec1d288d8f7d04099bc82d68948705941",
-            "Apache-2.0",
-        ),
+    SOURCES = on_the_hub(
+        "BytedTsinghua-SIA/DAPO-Math-17k",
+        "65877096c24ffa7abc4e4fa5edb95cf3413a5674",
+        "data/dapo-math-17k.parquet",
+        "534375d6bb8630d22ab46a56e11f2ffec1d288d8f7d04099bc82d68948705941",
+        "Apache-2.0",
     )
 
 
@@ -206,9 +194,7 @@ class DapoMath17kSeen(MathematicsSet):
             yield split, mathematics_problem(row, DapoMath17k.name)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# SciKnowEval: multiple choice
-# ---------------------------------------------------------------------------------------------------------
+# ── SciKnowEval: multiple choice ──────────────────────────────────────────────────────────────────
 
 DOMAINS = ("biology", "chemistry", "material", "physics")
 LEVEL = "L3"
@@ -251,14 +237,12 @@ class SciKnowEval(ProblemSet):
 
     name = "sciknoweval"
     task = MultipleChoiceTask
-    SOURCES = (
-        on_the_hub(
-            "hicai-zju/SciKnowEval",
-            "92ef969ad0a8bd6e195e0ac18af2c46e307e0cc2",
-            "data/v2/sciknoweval_test_v2.jsonl",
-            None,
-            "MIT",
-        ),
+    SOURCES = on_the_hub(
+        "hicai-zju/SciKnowEval",
+        "92ef969ad0a8bd6e195e0ac18af2c46e307e0cc2",
+        "data/v2/sciknoweval_test_v2.jsonl",
+        None,
+        "MIT",
     )
 
     def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[SplitProblem]:
@@ -266,7 +250,7 @@ class SciKnowEval(ProblemSet):
         of_domain: dict[str, list[Row]] = {domain: [] for domain in DOMAINS}
         for row in rows:
             if released := RELEASED_SPLIT.fullmatch(row.file):
-                yield "_".join(released.groups()), _released_choice_problem(row, released[1])
+                yield "_".join(released.groups()), _choice_problem(row, released[1], None)
                 continue
             domain = row.text("domain").lower()
             if domain not in of_domain:
@@ -283,34 +267,26 @@ class SciKnowEval(ProblemSet):
                     yield f"{domain}_{split}", _choice_problem(questions[index], domain, index)
 
 
-def _choice_problem(row: Row, domain: str, index: int) -> Problem:
-    labels, texts = row.get("choices", "label"), row.get("choices", "text")
-    answer = row.text("answerKey")
-    if answer not in labels:
-        raise row.error(("answerKey",), f"must be one of {', '.join(labels)}, not {answer!r}")
-    options = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
-    prompt = f"{row.text('question')}\n\n{options}\nPlease reason step by step."
-    return _make_choice_problem(domain, index, SYSTEM_PROMPT, prompt, answer, "".join(labels))
-
-
-def _released_choice_problem(row: Row, domain: str) -> Problem:
-    prompt = row.text("prompt")
-    letters = "".join(re.findall(r"^([A-Z]): ", prompt.rpartition("\n\n")[2], re.M))
-    return _make_choice_problem(
-        domain, row.get("idx"), row.get("system"), prompt, row.text("answer"), letters
-    )
-
-
-def _make_choice_problem(
-    domain: str, index: int, system: str, prompt: str, answer: str, letters: str
-) -> Problem:
+def _choice_problem(row: Row, domain: str, index: int | None) -> Problem:
+    """The problem of a row of the public file, or without an index, of a released split file."""
+    system = SYSTEM_PROMPT
+    if index is None:
+        index, system = row.get("idx"), row.get("system")
+        prompt, answer = row.text("prompt"), row.text("answer")
+        letters = "".join(re.findall(r"^([A-Z]): ", prompt.rpartition("\n\n")[2], re.M))
+    else:
+        labels, texts = row.get("choices", "label"), row.get("choices", "text")
+        answer = row.text("answerKey")
+        if answer not in labels:
+            raise row.error(("answerKey",), f"must be one of {', '.join(labels)}, not {answer!r}")
+        options = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
+        prompt = f"{row.text('question')}\n\n{options}\nPlease reason step by step."
+        letters = "".join(labels)
     messages = ({"role": "system", "content": system}, {"role": "user", "content": prompt})
     return Problem(f"sciknoweval/{domain}/{index}", messages, answer, {"domain": domain, "letters": letters})
 
 
-# ---------------------------------------------------------------------------------------------------------
-# LiveCodeBench: programs
-# ---------------------------------------------------------------------------------------------------------
+# ── LiveCodeBench: programs ───────────────────────────────────────────────────────────────────────
 
 FIRST_CONTEST, END_OF_CONTESTS = datetime(2025, 2, 1), datetime(2025, 5, 1)
 
@@ -335,14 +311,12 @@ class LiveCodeBenchV6(ProblemSet):
 
     name = "livecodebench_v6"
     task = CodeTask
-    SOURCES = (
-        on_the_hub(
-            "livecodebench/code_generation_lite",
-            "0fe84c3912ea0c4d4a78037083943e8f0c4dd505",
-            "test6.jsonl",
-            "bb4c364f71921c4495a6ad15abe1a927350b720009f4933e2e71f8af0f6fd1f5",
-            "CC",
-        ),
+    SOURCES = on_the_hub(
+        "livecodebench/code_generation_lite",
+        "0fe84c3912ea0c4d4a78037083943e8f0c4dd505",
+        "test6.jsonl",
+        "bb4c364f71921c4495a6ad15abe1a927350b720009f4933e2e71f8af0f6fd1f5",
+        "CC",
     )
 
     def convert(self, rows: Iterator[Row], tally: Tally) -> Iterator[SplitProblem]:
@@ -369,8 +343,7 @@ def _code_problem(row: Row) -> Problem:
     if function := json.loads(row.get("metadata") or "{}").get("func_name"):
         metadata["function"] = function
     messages = ({"role": "user", "content": CODE_PROMPT.replace("{problem}", text)},)
-    no_reference = ""
-    return Problem(f"livecodebench_v6/{row.text('question_id')}", messages, no_reference, metadata)
+    return Problem(f"livecodebench_v6/{row.text('question_id')}", messages, answer="", metadata=metadata)
 
 
 def _hidden_tests(row: Row) -> list[dict[str, str]]:
@@ -391,9 +364,7 @@ class _TextUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module_name}.{global_name} is not text")
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The signs puzzle: generated from a seed
-# ---------------------------------------------------------------------------------------------------------
+# ── The signs puzzle: generated from a seed ───────────────────────────────────────────────────────
 
 PROBLEM_SPLITS = ("k3_pool", "k4_pool", "k3_test", "k4_test", "k5_test")
 CORPUS_SIZE = {"train": 100_000, "validation": 2_000}

@@ -46,9 +46,10 @@ class Source:
         return self.url.rpartition("/")[2]
 
 
-def on_the_hub(repository: str, revision: str, path: str, sha256: str | None, licence: str) -> Source:
-    """A file in a data set repository of Hugging Face."""
-    return Source(f"https://huggingface.co/datasets/{repository}/resolve/{revision}/{path}", sha256, licence)
+def on_the_hub(repository: str, revision: str, path: str, sha256: str | None, licence: str) -> tuple[Source]:
+    """The sources of a data set that is one file in a repository of Hugging Face."""
+    url = f"https://huggingface.co/datasets/{repository}/resolve/{revision}/{path}"
+    return (Source(url, sha256, licence),)
 
 
 def checksum(path: Path) -> str:

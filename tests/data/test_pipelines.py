@@ -197,6 +197,7 @@ def assert_processes_agree(make, counts, steps):
 PROCESSES = st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=4)
 
 
+@settings(max_examples=20)
 @given(PROCESSES, st.integers(1, 5), st.sampled_from([4, 8, 12]), st.integers(1, 9), st.integers(0, 2**31))
 def test_problems_do_not_depend_on_the_number_of_processes(counts, steps, batch, problems, seed):
     assert_processes_agree(
@@ -206,22 +207,24 @@ def test_problems_do_not_depend_on_the_number_of_processes(counts, steps, batch,
     )
 
 
-@settings(max_examples=10)
-@given(PROCESSES, st.integers(1, 4), st.integers(5, 23), st.integers(0, 9), st.booleans())
-def test_examples_do_not_depend_on_the_number_of_processes(counts, steps, examples, seed, packed):
+def check_examples(counts, steps, examples, seed, packed):
+    shape = {"batch_size": 4, "sequence_length": 128, "packed": packed}
     assert_processes_agree(
-        lambda shard: example_batches(
-            SOURCE[:examples],
-            TOKENIZER,
-            batch_size=4,
-            sequence_length=128,
-            packed=packed,
-            seed=seed,
-            shard=shard,
-        ),
+        lambda shard: example_batches(SOURCE[:examples], TOKENIZER, **shape, seed=seed, shard=shard),
         counts,
         steps,
     )
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_examples_do_not_depend_on_the_number_of_processes(packed):
+    check_examples(counts=[1, 4, 2], steps=2, examples=9, seed=0, packed=packed)
+
+
+@pytest.mark.long
+@given(PROCESSES, st.integers(1, 4), st.integers(5, 23), st.integers(0, 9), st.booleans())
+def test_no_examples_depend_on_the_number_of_processes(counts, steps, examples, seed, packed):
+    check_examples(counts, steps, examples, seed, packed)
 
 
 @pytest.mark.parametrize("packed", [True, False])

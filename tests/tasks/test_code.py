@@ -73,7 +73,8 @@ def test_an_error_is_told_with_its_line():
 
 
 def test_a_program_that_takes_too_long_is_told_so():
-    verdict = TASK.verify(SUM, fenced("while True: pass"))
+    task = CodeTask(CodeConfig(Limits(seconds=1, wall_seconds=0.5)))
+    verdict = task.verify(SUM, fenced("while True: pass"))
     assert verdict.timed_out and not verdict.correct
     assert verdict.feedback == "Test 1 of 3 failed.\nInput:\n1 2\nIt took more than 1 seconds."
 

@@ -1,12 +1,10 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from sdistill.tasks.multiple_choice import MultipleChoiceTask, read_letter
 from sdistill.tasks.problem import Problem
-
-CHEMISTRY = Path(__file__).parents[3] / "shared" / "data" / "sciknoweval" / "chemistry_test.json"
+from tests.public_files import public_file
 
 
 def posed(answer, **metadata):
@@ -89,11 +87,10 @@ def test_the_longest_responses_are_read_at_once():
         assert read_letter(text) is None
 
 
-@pytest.mark.skipif(not CHEMISTRY.is_file(), reason=f"no questions in {CHEMISTRY}")
 def test_the_form_that_the_real_questions_ask_for():
     task = MultipleChoiceTask()
-    for line in CHEMISTRY.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    lines = public_file("sciknoweval", "chemistry_test.json").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
         response = f"<reasoning>A, B, C and D</reasoning>\n<answer>\n{row['answer']}\n</answer>"
         assert "<answer>" in row["system"]
         assert task.verify(posed(row["answer"]), response).correct

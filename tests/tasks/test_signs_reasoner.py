@@ -23,7 +23,6 @@ from sdistill.tasks.signs_reasoner import (
     vocabulary,
 )
 
-COUNT = 20_000
 CAREFUL = Habits(give_up=0.0, slip=0.0)
 
 
@@ -76,9 +75,9 @@ def parse_thought(words, numbers, target):
     return attempts, words
 
 
-@pytest.fixture(scope="module")
-def corpus():
-    return [example(i, 0, (3, 4), Habits()) for i in range(COUNT)]
+@pytest.fixture(scope="module", params=[5_000, pytest.param(20_000, marks=pytest.mark.long)])
+def corpus(request):
+    return [example(i, 0, (3, 4), Habits()) for i in range(request.param)]
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +172,13 @@ def test_shares_of_the_corpus(parsed):
     }
     assert sum(CONTEXTS.values()) == pytest.approx(1)
     assert (
-        stats.chisquare([kinds.count(k) for k in expected], [p * COUNT for p in expected.values()]).pvalue
+        stats.chisquare(
+            [kinds.count(k) for k in expected], [p * len(parsed) for p in expected.values()]
+        ).pvalue
         > 1e-3
     )
     unreachable = sum(not e.right for e in parsed)
-    assert stats.binomtest(unreachable, COUNT, UNREACHABLE).pvalue > 1e-3
+    assert stats.binomtest(unreachable, len(parsed), UNREACHABLE).pvalue > 1e-3
 
 
 def test_prompts_and_responses_fit_a_row(corpus, tokenizer):
