@@ -17,7 +17,7 @@ from sdistill.analysis.epistemic import count_substrings, count_words
 from sdistill.clock import Clock
 from sdistill.config import SamplerConfig
 from sdistill.distributed.mesh import MeshConfig
-from sdistill.distributed.processes import gathered, gathered_rows, share_of
+from sdistill.distributed.processes import all_gather, all_gather_rows, process_slice
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
@@ -126,7 +126,7 @@ class Sampler:
           forbidden: Token ids that are never drawn.
           progress: Called after every round of decoding; may raise.
         """
-        mine = queries[share_of(len(queries))]
+        mine = queries[process_slice(len(queries))]
         prefixes, requests = self._requests(mine)
         with self.clock.measure("generate"):
             completions = self.engine.generate(
@@ -145,8 +145,8 @@ class Sampler:
                     mine, requests, prefixes, texts, map(len, ids), completions.finish, verdicts, strict=True
                 )
             ]
-            found = gathered([response.to_json() for response in responses])
-            return [Response.from_json(r) for r in found], gathered_rows(completions, len(requests))
+            found = all_gather([response.to_json() for response in responses])
+            return [Response.from_json(r) for r in found], all_gather_rows(completions, len(requests))
 
     def stream(
         self,
@@ -175,7 +175,7 @@ class Sampler:
           on_completion: Called with each query and what was sampled, before it is verified; may raise.
           progress: Called after every round of decoding; may raise.
         """
-        mine = queries[share_of(len(queries))]
+        mine = queries[process_slice(len(queries))]
         prefixes, requests = self._requests(mine)
         pending: list[Future[None]] = []
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from sdistill.distributed.processes import gathered, is_writer, wait_for_all
+from sdistill.distributed.processes import all_gather, is_writer, wait_for_all
 from sdistill.settings import ConfigError
 from sdistill.types import Measurement, Response
 
@@ -163,7 +163,7 @@ class Journal:
             _write_atomically(own, whole)
         # One process reads for all: they have to agree on what is there, even where one of them sees less.
         found = [line for file in self._files() for line in _whole_lines(file).split(b"\n") if line]
-        self.records: list[dict[str, Any]] = gathered([json.loads(x) for x in found] if is_writer() else [])
+        self.records: list[dict[str, Any]] = all_gather([json.loads(x) for x in found] if is_writer() else [])
         self._new: list[dict[str, Any]] = []
         self._file = open(own, "ab")  # noqa: SIM115  (closed by `close`)
         self._writing = threading.Lock()
@@ -180,7 +180,7 @@ class Journal:
 
     def share(self) -> None:
         """Lets all processes know what each has added."""
-        self.records += gathered(self._new)
+        self.records += all_gather(self._new)
         self._new = []
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Which device holds what."""
+"""Which device holds what, and what the processes of a run exchange."""

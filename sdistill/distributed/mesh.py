@@ -20,9 +20,9 @@ class MeshConfig:
 
     Attributes:
       data: Replicas of the parameters, each with its own rows of a batch.
-      fsdp: Ways the parameters and the batch are split together.
-      tensor: Ways heads, feed-forward width and vocabulary are split.
-      context: Ways a sequence is split.
+      fsdp: Shards of the parameters, each with its own rows of a batch.
+      tensor: Shards of heads, feed-forward width and vocabulary.
+      context: Shards of each sequence, and of the parameters.
     """
 
     data: int = 1
@@ -42,7 +42,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Args:
       config: Sizes of the axes.
-      devices: To take them from; this job's, if none are given.
+      devices: Where to take them from. None takes this job's.
 
     Raises:
       ConfigError: if there are fewer devices than that.

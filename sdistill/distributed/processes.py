@@ -1,8 +1,8 @@
-"""What the processes of a run have to agree on, and what each of them does for all.
+"""What the processes of a run exchange.
 
-Every process runs the same program. It samples and verifies its share of the responses; then all of them
-know all responses, lay out the same batch, and each puts the rows of its own devices there. The first process
-writes the files, into a directory that all see.
+Every process runs the same program. It samples and verifies its share of the responses. Then all of them
+know all responses and lay out the same batch, and each places the rows of its own devices. The first process
+writes the files, into a directory that all processes see.
 """
 
 import functools
@@ -29,13 +29,13 @@ def is_writer() -> bool:
 
 
 def wait_for_all(where: str) -> None:
-    """Returns when every process has come to this point, which has a name."""
+    """Returns when every process has reached the point with this name."""
     if jax.process_count() > 1:
         sync_global_devices(where)
 
 
 def require_one_process(command: str) -> None:
-    """Refuses to run a command in several processes that only knows how to in one.
+    """Refuses to run a command in several processes that works in one only.
 
     Raises:
       ConfigError: says what to do instead.
@@ -48,51 +48,45 @@ def require_one_process(command: str) -> None:
 
 
 def any_process(value: bool) -> bool:
-    """Whether it is true for one of the processes, all of which ask."""
+    """Whether the value is true in one of the processes, all of which call this."""
     return value if jax.process_count() == 1 else bool(process_allgather(np.bool_(value)).any())
 
 
-def share_of(count: int) -> slice:
-    """Which of so many things are this process'; shares differ by one at most, and some may be empty."""
+def process_slice(count: int) -> slice:
+    """This process's share of `count` items. Shares differ by one item at most, and some may be empty."""
     index, processes = jax.process_index(), jax.process_count()
     return slice(count * index // processes, count * (index + 1) // processes)
 
 
-def gathered(values: Sequence[Any]) -> list[Any]:
-    """The values of all processes, plain JSON, one process after the other."""
+def all_gather(values: Sequence[Any]) -> list[Any]:
+    """The values of all processes, in the order of processes. Values are JSON."""
     if jax.process_count() == 1:
         return list(values)
     content = np.frombuffer(json.dumps(list(values)).encode(), np.uint8)
-    counts = _counts(len(content))
-    whole = _gather_rows(content, counts).tobytes()
-    ends = np.cumsum(counts)
-    parts = [whole[end - count : end] for end, count in zip(ends, counts, strict=True)]
-    return [value for part in parts for value in json.loads(part)]
+    counts = _row_counts(len(content))
+    parts = np.split(_gather_rows(content, counts), np.cumsum(counts)[:-1])
+    return [value for part in parts for value in json.loads(part.tobytes())]
 
 
-def gathered_rows(arrays: T, rows: int) -> T:
-    """A tree of arrays on the host, each with the rows of all processes, of which this one has so many."""
+def all_gather_rows(arrays: T, rows: int) -> T:
+    """A tree of host arrays with the rows of all processes; this process has `rows` of them."""
     if jax.process_count() == 1:
         return arrays
-    return jax.tree.map(functools.partial(_gather_rows, counts=_counts(rows)), arrays)
+    return jax.tree.map(functools.partial(_gather_rows, counts=_row_counts(rows)), arrays)
 
 
 def first_row(rows: int) -> int:
-    """Where the rows of this process begin among those of all, of which it has so many itself."""
-    if jax.process_count() == 1:
-        return 0
-    return int(_counts(rows)[: jax.process_index()].sum())
+    """Where the rows of this process start among those of all; this process has `rows` of them."""
+    return 0 if jax.process_count() == 1 else int(_row_counts(rows)[: jax.process_index()].sum())
 
 
 def on_every_host(arrays: T) -> T:
-    """A tree of arrays as every process' host sees them whole, wherever on the mesh they are."""
-    if jax.process_count() == 1:
-        return jax.device_get(arrays)
-    return process_allgather(arrays, tiled=True)
+    """A tree of arrays, wherever on the mesh they are, as whole arrays on every process's host."""
+    return jax.device_get(arrays) if jax.process_count() == 1 else process_allgather(arrays, tiled=True)
 
 
 def check_agreement(settings: str) -> None:
-    """Refuses to start if the processes differ in what they are to do, or in what they do it with.
+    """Refuses to start if the processes have different settings or packages.
 
     Args:
       settings: Of the run, as text.
@@ -101,18 +95,18 @@ def check_agreement(settings: str) -> None:
       ConfigError: naming the first process that differs from process 0, and in what.
     """
     versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-    everyone = gathered([[*versions, *settings.splitlines()]])
-    for index, theirs in enumerate(everyone):
-        if theirs != everyone[0]:
-            differing = [(a, b) for a, b in zip(everyone[0], theirs, strict=False) if a != b]
-            ours, other = differing[0] if differing else (f"{len(everyone[0])} lines", f"{len(theirs)} lines")
+    first, *others = all_gather([[*versions, *settings.splitlines()]])
+    for index, lines in enumerate(others, 1):
+        if lines != first:
+            differing = [(a, b) for a, b in zip(first, lines, strict=False) if a != b]
+            ours, theirs = differing[0] if differing else (f"{len(first)} lines", f"{len(lines)} lines")
             raise ConfigError(
-                f"process {index} differs from process 0: {other.strip()!r} there, {ours.strip()!r} here; "
+                f"process {index} differs from process 0: {theirs.strip()!r} there, {ours.strip()!r} here; "
                 "start the same command with the same packages everywhere"
             )
 
 
-def _counts(own: int) -> Int[np.ndarray, " processes"]:
+def _row_counts(own: int) -> Int[np.ndarray, " processes"]:
     return np.asarray(process_allgather(np.int32(own)))
 
 

@@ -1,8 +1,8 @@
 """From the logical axes of arrays to the axes of the mesh: one table for training, one for sampling.
 
-In training, `context` splits sequences, and parameters and their optimizer state as `fsdp` does. In sampling
-there is one token a row and no sequence to split: there `context` splits heads, feed-forward and vocabulary
-as `tensor` does. Losses look at all ids of few positions: there it splits ids, too.
+In training, `context` splits sequences, and splits parameters and their optimizer state as `fsdp` does.
+Sampling has one token a row and no sequence to split: there `context` splits heads, feed-forward and
+vocabulary, as `tensor` does. Losses need all ids of few positions: there it splits ids, too.
 """
 
 import math
@@ -19,7 +19,8 @@ from sdistill.settings import ConfigError
 Rules = Mapping[str, str | tuple[str, ...] | None]
 """Logical axis → mesh axis, or several of them."""
 
-IDS = ("tensor", "context")  # what splits the ids of logits, in losses as in sampling
+IDS = ("tensor", "context")
+"""What splits the ids of logits, in losses as in sampling."""
 
 TRAINING: Rules = {
     "layers": None,
@@ -37,14 +38,16 @@ SAMPLING: Rules = {
     "kv_heads": ("tensor", "context"),
     "mlp": ("tensor", "context"),
 }
-BETWEEN: Rules = {**SAMPLING, "embed": "fsdp"}
+RESHARDING: Rules = {**SAMPLING, "embed": "fsdp"}
 """On the way from training to sampling: what `context` has split is exchanged, and only the rest is gathered.
 
-Left to itself, XLA gathers every parameter on every chip, to keep a part of it.
+Without this step XLA gathers every parameter on every chip, to keep a part of it.
 """
 
-BATCH = PartitionSpec(("data", "fsdp"))  # rows of every batch
-SEQUENCES = PartitionSpec(*BATCH, "context")  # rows and columns of activations in training
+BATCH = PartitionSpec(("data", "fsdp"))
+"""Rows of every batch."""
+SEQUENCES = PartitionSpec(*BATCH, "context")
+"""Rows and columns of activations in training."""
 
 
 def parameter_shardings(params: nnx.State, mesh: Mesh | AbstractMesh, rules: Rules) -> nnx.State:
@@ -56,9 +59,14 @@ def parameter_shardings(params: nnx.State, mesh: Mesh | AbstractMesh, rules: Rul
 
     def sharding(variable: nnx.Variable) -> nnx.Variable:
         names, spec = variable.get_metadata()["axes"], spec_of(variable, rules)
-        shape = jax.tree.leaves(variable)[0].shape  # the first leaf of rounded ones are their numbers
+        shape = jax.tree.leaves(variable)[0].shape  # of a rounded matrix, the whole numbers come first
         for name, size, axes in zip(names, shape, spec, strict=True):
-            _check_divides(name, size, axes, mesh)
+            split = (axes,) if isinstance(axes, str) else axes or ()
+            if size % math.prod(mesh.shape[axis] for axis in split):
+                sizes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in split)
+                raise ConfigError(
+                    f"mesh {sizes} cannot split {name}={size} of the model; make an axis smaller"
+                )
         return variable.replace(NamedSharding(mesh, spec))
 
     return jax.tree.map(sharding, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -69,45 +77,35 @@ def spec_of(variable: nnx.Variable, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else rules[name] for name in variable.get_metadata()["axes"]))
 
 
-def _check_divides(
-    name: str | None, size: int, axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh
-) -> None:
-    over = (axes,) if isinstance(axes, str) else axes or ()
-    ways = math.prod(mesh.shape[axis] for axis in over)
-    if size % ways:
-        sizes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in over)
-        raise ConfigError(f"mesh {sizes} cannot split {name}={size} of the model; make an axis smaller")
-
-
 def place(params: nnx.State, mesh: Mesh, rules: Rules) -> nnx.State:
-    """Lays parameters out on the mesh as the rules say."""
+    """Parameters laid out on the mesh as the rules say."""
     return jax.device_put(params, parameter_shardings(params, mesh, rules))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Splits the rows of every array of a batch over the data and fsdp axes.
+    """A batch of host arrays on the mesh, its rows split over the data and fsdp axes.
 
     Columns stay together: they are few bytes until `split_sequences` cuts what is computed from them.
     """
     sharding = NamedSharding(mesh, BATCH)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    # Every process has the whole batch. `device_put` would make sure, by sending it around.
+    # Every process has the whole batch; `device_put` would send it around to verify that.
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]), batch
     )
 
 
 def split_sequences(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "B T ..."]:
-    """Asks the compiler for rows over data and fsdp, columns over context, where a mesh is set.
+    """`x` with rows split over data and fsdp and columns over context, where a mesh is set.
 
-    Without it, XLA may keep activations of a whole sequence, or gather those instead of parameters.
+    Without it XLA may keep activations of a whole sequence, or gather them instead of parameters.
     """
-    return constrained(x, SEQUENCES)
+    return constrain(x, SEQUENCES)
 
 
-def constrained(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, "..."]:
-    """`x` laid out like that, where a mesh is set (`jax.set_mesh`); elsewhere as it is."""
+def constrain(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, "..."]:
+    """`x` laid out by `spec`, where a mesh is set (`jax.set_mesh`); elsewhere `x` as it is."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec)

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import (
     BATCH,
-    BETWEEN,
+    RESHARDING,
     SAMPLING,
-    constrained,
+    constrain,
     parameter_shardings,
     spec_of,
 )
@@ -98,7 +98,7 @@ class CachedDecoder:
                 axis = variable.get_metadata()["axes"].index("embed")
                 return variable.replace(Rounded.of(variable[...], axis))
             value = variable[...].astype(self.config.dtype)
-            return variable.replace(constrained(value, spec_of(variable, BETWEEN)))
+            return variable.replace(constrain(value, spec_of(variable, RESHARDING)))
 
         return _each_variable(cast, unroll(params))
 

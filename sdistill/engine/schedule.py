@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sdistill.distributed.processes import first_row, gathered_rows
+from sdistill.distributed.processes import all_gather_rows, first_row
 from sdistill.engine.programs import ROUND_STEPS, Decoded, Programs, RowState
 from sdistill.engine.sampling import SamplingArrays
 from sdistill.engine.types import Completion, EngineStats, Finish, Request, StopFunction
@@ -94,7 +94,7 @@ class RequestArrays(NamedTuple):
             sampling=SamplingArrays.of([r.sampling for r in requests]),
         )
         first = first_row(count)
-        return gathered_rows(cls(prompts_NP, rows_N), count), range(first, first + count)
+        return all_gather_rows(cls(prompts_NP, rows_N), count), range(first, first + count)
 
     def prompt(self, index: int) -> bytes:
         """A request's prompt, as a key that equal prompts share."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from sdistill.distributed.rules import BATCH, IDS, constrained
+from sdistill.distributed.rules import BATCH, IDS, constrain
 
 MOST_TILES = 8
 """Of a vocabulary. More are no faster on a CPU; and each scatters all sparse gradients, slowly on a TPU."""
@@ -135,7 +135,7 @@ def _backward(
         (of_hidden, head_gradient), _ = jax.lax.scan(step, start, jnp.arange(tiles.number))
         return (walk.placed(hidden_gradient, of_hidden, index), head_gradient), None
 
-    head_gradient = constrained(jnp.zeros(head_DV.shape, jnp.float32), PartitionSpec("fsdp", IDS))
+    head_gradient = constrain(jnp.zeros(head_DV.shape, jnp.float32), PartitionSpec("fsdp", IDS))
     start = jnp.zeros_like(inputs[0][0]), head_gradient
     (hidden_gradient, head_gradient), _ = jax.lax.scan(block, start, jnp.arange(walk.down * walk.along))
     hidden_gradient = hidden_gradient[:, : walk.length]
@@ -151,7 +151,7 @@ def _spread(models: Others) -> Others:
     So heads are gathered once, not for every chunk, and over few devices; hidden states are smaller.
     """
     return tuple(
-        (constrained(hidden, BATCH), constrained(head, PartitionSpec(None, IDS))) for hidden, head in models
+        (constrain(hidden, BATCH), constrain(head, PartitionSpec(None, IDS))) for hidden, head in models
     )
 
 
