@@ -17,9 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdistill import flops
 from sdistill.config import AnyTrainConfig, SDPOConfig, SFTConfig
 from sdistill.distributed.rules import BATCH, TRAINING, parameter_shardings
+from sdistill.engine.engine import Plan
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import empty_slots, programs_of
-from sdistill.engine.schedule import Plan
 from sdistill.losses import GRPOBatch, PackedBatch, SDPOBatch, Sequences, score_responses
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import parameter_shapes

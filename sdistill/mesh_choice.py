@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from sdistill.config import AnyTrainConfig, SFTConfig
 from sdistill.distributed.mesh import AXES, MeshConfig, device_memory, make_mesh
 from sdistill.distributed.rules import SAMPLING, TRAINING, parameter_shardings
-from sdistill.engine.schedule import PREFILL_TOKENS
+from sdistill.engine.engine import PREFILL_TOKENS
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.folders import find_model
 from sdistill.model.hugging_face import from_hugging_face

@@ -1,4 +1,4 @@
-"""What the engine asks of a model, and the decoder as such a model."""
+"""What the engine needs of a model, and the decoder as such a model."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -10,24 +10,17 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sdistill.distributed.rules import (
-    BATCH,
-    RESHARDING,
-    SAMPLING,
-    constrain,
-    parameter_shardings,
-    spec_of,
-)
+from sdistill.distributed.rules import BATCH, RESHARDING, SAMPLING, constrain, parameter_shardings, spec_of
 from sdistill.model.cache import Cache, CacheType, column_axes, empty_cache
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind, is_matrix, unroll
 
 
 class SamplingModel(Hashable, Protocol):
-    """A model that continues rows of tokens. Hashable: programs are compiled once for equal ones.
+    """A model that continues rows of tokens. Hashable, so that programs are compiled once for equal ones.
 
-    A cache is a tree of arrays whose first axis is rows, and one of whose other axes is columns: token i of a
-    row is in its column i.
+    A cache is a tree of arrays. Their first axis is rows, and one of the others is columns: token i of a row
+    is in its column i.
     """
 
     @property
@@ -36,42 +29,42 @@ class SamplingModel(Hashable, Protocol):
 
     @property
     def max_length(self) -> int:
-        """Tokens of a row, at most."""
+        """Maximum number of tokens of a row."""
 
     def for_sampling(self, params: Any) -> Any:
-        """The parameters as the other methods want them; traced once a generation."""
+        """Parameters as the other methods take them; traced once a generation."""
 
     def shardings(self, params: Any, mesh: Mesh) -> Any:
-        """How those parameters lie on the mesh: a tree of `NamedSharding`."""
+        """Layout of those parameters: a tree of `NamedSharding`."""
 
     def cache_spec(self) -> PartitionSpec:
-        """How each array of a cache does."""
+        """Layout of each array of a cache."""
 
     def empty_cache(self, rows: int, length: int) -> Any:
-        """A cache with so many columns."""
+        """A cache with `length` columns."""
 
     def column_axes(self, cache: Any) -> Any:
-        """Which axis of each array of a cache are its columns: a tree of numbers."""
+        """The axis of columns of each array: a tree of numbers."""
 
     def prefill(self, params: Any, tokens_QP: Int[Array, "Q P"], lengths_Q: Int[Array, " Q"]) -> Any:
-        """The cache, of P columns, of prompts that are padded on the right."""
+        """The cache of prompts that are padded on the right, with P columns."""
 
     def decode(
         self, params: Any, tokens_B: Int[Array, " B"], cache: Any, lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], Any]:
-        """Logits after one more token a row, and the cache with it, from the lengths before."""
+        """Logits after one more token a row, and the cache with it. Before, rows have `lengths_B` tokens."""
 
 
 @dataclass(frozen=True)
 class CachedDecoder:
-    """`Decoder`, with its matrices in the activations' type, layer by layer.
+    """`Decoder` with its matrices in the type of the activations, layer by layer.
 
     Attributes:
       config: The model's.
-      cache: What keys and values are kept in. `int8` has one scale a head and token; half of the memory of
-        bfloat16, and of the time where reading the cache takes most of it.
-      weights: What matrices are kept in. `int8` has a scale for each of their columns along the residual
-        stream, and they are converted whenever they are used.
+      cache: Type of cached keys and values. `int8` has one scale for each head and token; it takes half of
+        the memory of bfloat16, and half of the time where reading the cache takes most of it.
+      weights: Type of the matrices. `int8` has a scale for each of their columns along the residual stream;
+        they are converted whenever they are used.
     """
 
     config: ModelConfig
@@ -91,16 +84,16 @@ class CachedDecoder:
     def for_sampling(self, params: nnx.State) -> nnx.State:
         """Layers on their own, and no conversion left to do for every token."""
 
-        def cast(variable: nnx.Variable) -> nnx.Variable:
+        def converted(variable: nnx.Variable) -> nnx.Variable:
             if not is_matrix(variable):
                 return variable
             if self.weights == "int8":
                 axis = variable.get_metadata()["axes"].index("embed")
-                return variable.replace(Rounded.of(variable[...], axis))
+                return variable.replace(Int8Matrix.of(variable[...], axis))
             value = variable[...].astype(self.config.dtype)
             return variable.replace(constrain(value, spec_of(variable, RESHARDING)))
 
-        return _each_variable(cast, unroll(params))
+        return _map_variables(converted, unroll(params))
 
     def shardings(self, params: nnx.State, mesh: Mesh) -> nnx.State:
         """Split along heads, feed-forward and vocabulary: no axis that would be gathered for every token."""
@@ -120,10 +113,9 @@ class CachedDecoder:
 
     def prefill(self, params: nnx.State, tokens_QP: Int[Array, "Q P"], lengths_Q: Int[Array, " Q"]) -> Cache:
         """See `SamplingModel`."""
-        columns_QP = jnp.broadcast_to(jnp.arange(tokens_QP.shape[1]), tokens_QP.shape)
-        filled_QP = columns_QP < lengths_Q[:, None]
-        segment_ids_QP = filled_QP.astype(jnp.int32)
-        return self._bound(params, tokens_QP).prefill(tokens_QP, columns_QP, segment_ids_QP, self.cache)[1]
+        positions_QP = jnp.broadcast_to(jnp.arange(tokens_QP.shape[1]), tokens_QP.shape)
+        segment_ids_QP = (positions_QP < lengths_Q[:, None]).astype(jnp.int32)
+        return self._bound(params, tokens_QP).prefill(tokens_QP, positions_QP, segment_ids_QP, self.cache)[1]
 
     def decode(
         self, params: nnx.State, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]
@@ -135,39 +127,39 @@ class CachedDecoder:
         return logits_BV, cache
 
     def _bound(self, params: nnx.State, tokens: Int[Array, "..."]) -> Decoder:
-        """The decoder with these parameters, converted if they are rounded.
+        """The decoder with these parameters, converted from int8 if need be.
 
         The barrier ties the conversion to the tokens: ahead of the decoding loop, it would make a copy.
         """
-        if self.weights == "int8":
-            params, _ = jax.lax.optimization_barrier((params, tokens))
+        if self.weights == "activations":
+            return bind(self.config, params)
+        params, _ = jax.lax.optimization_barrier((params, tokens))
 
-        def whole(variable: nnx.Variable) -> nnx.Variable:
+        def converted(variable: nnx.Variable) -> nnx.Variable:
             value = variable.get_value()
-            is_rounded = isinstance(value, Rounded)
-            return variable.replace(value.numbers(self.config.dtype)) if is_rounded else variable
+            is_int8 = isinstance(value, Int8Matrix)
+            return variable.replace(value.to(self.config.dtype)) if is_int8 else variable
 
-        return bind(self.config, _each_variable(whole, params))
+        return bind(self.config, _map_variables(converted, params))
 
 
-class Rounded(NamedTuple):
-    """A matrix in whole numbers up to ±127, with scales that broadcast against it."""
+class Int8Matrix(NamedTuple):
+    """A matrix as whole numbers up to ±127, times scales that broadcast against them."""
 
-    whole: Int[Array, "..."]
+    values: Int[Array, "..."]
     scales: Float[Array, "..."]
 
     @classmethod
-    def of(cls, matrix: Float[Array, "..."], axis: int) -> "Rounded":
-        """With a scale for each column along the axis."""
+    def of(cls, matrix: Float[Array, "..."], axis: int) -> "Int8Matrix":
+        """Rounds a matrix, with a scale for each column along the axis."""
         scales = jnp.max(jnp.abs(matrix.astype(jnp.float32)), axis=axis, keepdims=True) / 127
-        whole = jnp.round(matrix / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny))
-        return cls(whole.astype(jnp.int8), scales)
+        values = jnp.round(matrix / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny))
+        return cls(values.astype(jnp.int8), scales)
 
-    def numbers(self, dtype: jnp.dtype) -> Float[Array, "..."]:
-        """The matrix, nearly."""
-        return (self.whole * self.scales).astype(dtype)
+    def to(self, dtype: jnp.dtype) -> Float[Array, "..."]:
+        """The matrix, but for rounding."""
+        return (self.values * self.scales).astype(dtype)
 
 
-def _each_variable(function: Callable[[nnx.Variable], nnx.Variable], params: nnx.State) -> nnx.State:
-    """The function of every parameter."""
+def _map_variables(function: Callable[[nnx.Variable], nnx.Variable], params: nnx.State) -> nnx.State:
     return jax.tree.map(function, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

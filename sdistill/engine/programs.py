@@ -215,7 +215,7 @@ def clear_errors(slots: Slots) -> Slots:
 class Programs:
     """The jitted programs for one model on one mesh.
 
-    They compile once for each of the few sizes in a `schedule.Plan`; everything else is an array input.
+    They compile once for each of the few sizes in a `engine.Plan`; everything else is an array input.
     """
 
     def __init__(self, model: SamplingModel, mesh: Mesh):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from sdistill.rows import layout
 
+from sdistill.batch import layout
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.sampling import Sampling
@@ -240,7 +240,7 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other():
 
 
 def test_log_probs_are_those_of_the_training_forward(decoded):
-    rows = layout([r.prompt for r in REQUESTS], decoded.ids, decoded.lengths, max_prompt=10)
+    rows = layout([r.prompt for r in REQUESTS], decoded.ids, decoded.lengths, max_prompt_length=10)
     expected = response_log_probs(parameters(), rows, model=CONFIG, chunk=5)
     np.testing.assert_allclose(decoded.log_probs, expected, atol=1e-4)
     np.testing.assert_allclose(decoded.full_log_probs, expected, atol=1e-4)
@@ -250,7 +250,7 @@ def test_log_probs_in_bfloat16_are_near_those_of_the_training_forward():
     config = dataclasses.replace(CONFIG, compute=dataclasses.replace(CONFIG.compute, dtype="bfloat16"))
     params = jax.tree.map(lambda x: 0.3 * x, parameters(config))
     found = generate(decoder_engine(config), params=params)
-    rows = layout([r.prompt for r in REQUESTS], found.ids, found.lengths, max_prompt=10)
+    rows = layout([r.prompt for r in REQUESTS], found.ids, found.lengths, max_prompt_length=10)
     np.testing.assert_allclose(
         found.log_probs, response_log_probs(params, rows, model=config, chunk=5), atol=5e-2
     )
@@ -326,7 +326,7 @@ def test_smaller_numbers_change_log_probs_little(kinds):
     engine = SlotEngine(model, mesh=one_device(), stop_ids=[EOS], slots=4, max_prompt=8, max_response=12)
     params = jax.tree.map(lambda x: 0.3 * x, parameters())
     found = generate(engine, params=params)
-    rows = layout([r.prompt for r in REQUESTS], found.ids, found.lengths, max_prompt=10)
+    rows = layout([r.prompt for r in REQUESTS], found.ids, found.lengths, max_prompt_length=10)
     gap = np.abs(found.log_probs - np.asarray(response_log_probs(params, rows, model=CONFIG, chunk=5)))
     assert 0 < gap.max() < 5e-2
 
