@@ -1,6 +1,7 @@
 """Public files that a few tests read: data sets in `math/` and `sciknoweval/`, models' folders in `hf/`.
 
-The environment variable SDISTILL_TEST_DATA names the folder; without it these tests are skipped.
+The environment variable SDISTILL_TEST_DATA names the folder. Without it these tests are skipped, and the reason
+shows the name of the variable in place of the folder.
 """
 
 import os
@@ -8,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
+FOLDER = Path(os.environ.get("SDISTILL_TEST_DATA") or "$SDISTILL_TEST_DATA")
+
 
 def public_file(*parts: str) -> Path:
     """A file or folder there; skips the test without it."""
-    folder = os.environ.get("SDISTILL_TEST_DATA")
-    if not folder:
-        pytest.skip("SDISTILL_TEST_DATA is not set: it names a folder of public files")
-    path = Path(folder, *parts)
+    path = FOLDER.joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(f"no public file {path}")
     return path

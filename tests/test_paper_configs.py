@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,9 @@ from sdistill.generate import GenerateConfig
 from sdistill.model.hugging_face import from_hugging_face
 from sdistill.settings import parse
 from sdistill.train import train
+from tests.public_files import FOLDER
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "hf"
+PUBLISHED = FOLDER / "hf"
 """The published `config.json` files, where somebody has put them."""
 
 FILES = {

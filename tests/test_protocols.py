@@ -15,8 +15,9 @@ from sdistill.settings import parse
 from sdistill.storage import read_records
 from sdistill.train import TrainConfig, train
 from tests import tiny
+from tests.public_files import FOLDER
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = FOLDER
 QWEN3 = DATA / "hf" / "Qwen3-8B"
 
 

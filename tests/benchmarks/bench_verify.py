@@ -32,10 +32,11 @@ from rich.table import Table
 
 from sdistill.tasks.mathematics import MathematicsConfig, MathematicsTask
 from sdistill.tasks.problem import Problem, Verdict
+from tests.public_files import FOLDER
 from tests.tasks.adversarial import answers
 from tests.tasks.rewritings import rewritings
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "math"
+PUBLIC = FOLDER / "math"
 GOLDS = ("7", r"\frac{1}{2}", "x^2+1", "(1,2)")  # what hostile answers are compared with
 
 
@@ -206,7 +207,7 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     """Prints the tables, or the numbers as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of the parquet files")
+    parser.add_argument("--data", type=Path, default=PUBLIC, help="folder of the parquet files")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--strangers", type=int, default=4000, help="number of pairs of different answers")
     parser.add_argument(

@@ -1,14 +1,14 @@
 """The models people train have the size that was published."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
 from sdistill.model.config import ModelConfig, YarnConfig
 from sdistill.model.hugging_face import from_hugging_face, to_hugging_face
+from tests.public_files import FOLDER
 
-CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "hf"
+CONFIGS = FOLDER / "hf"
 """The published `config.json` files, where somebody has put them."""
 
 _QWEN2 = {"attention_bias": True, "qk_norm": None, "tie_word_embeddings": False}

@@ -2,15 +2,15 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from sdistill.text.chat import open_chat
 from sdistill.text.hugging_face import MARK, THINKING_TAGS
+from tests.public_files import FOLDER
 from tests.text.folders import write_json
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = FOLDER
 HF, R1 = DATA / "hf", "DeepSeek-R1-Distill-Qwen-7B"
 
 pytestmark = pytest.mark.skipif(not HF.is_dir(), reason=f"no model folders in {HF}")
