@@ -1,7 +1,7 @@
 """Public files that a few tests read: data sets in `math/` and `sciknoweval/`, models' folders in `hf/`.
 
-The environment variable SDISTILL_TEST_DATA names the folder. Without it these tests are skipped, and the reason
-shows the name of the variable in place of the folder.
+The environment variable SDISTILL_TEST_DATA names the folder. Without it these tests are skipped, and the
+reason shows the name of the variable in place of the folder.
 """
 
 import os

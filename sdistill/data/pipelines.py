@@ -48,40 +48,34 @@ class Shard:
         return slice(self.index * size, (self.index + 1) * size)
 
 
-class TokenizeExample(grain.transforms.Map):
-    """Turns {prompt, response} texts into next-token arrays, with weights on the response and its end only.
+def tokenize_example(
+    example: Mapping[str, Any], tokenizer: Tokenizer, max_length: int
+) -> dict[str, np.ndarray]:
+    """{prompt, response} texts as next-token arrays, with weights on the response and its end only.
 
     In: "a b" -> "c". Out: tokens `a b c`, targets `b c </s>`, weights `0 1 1`.
+
+    Raises:
+      ValueError: if it is longer than `max_length`, or if the response has an end token inside.
     """
-
-    def __init__(self, tokenizer: Tokenizer, max_length: int):
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-
-    def map(self, element: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Tokenizes one example.
-
-        Raises:
-          ValueError: if it is longer than `max_length`, or if the response has an end token inside.
-        """
-        prompt, response = (
-            text.decode() if isinstance(text, bytes) else text
-            for text in (element["prompt"], element["response"])
+    prompt, response = (
+        text.decode() if isinstance(text, bytes) else text
+        for text in (example["prompt"], example["response"])
+    )
+    start = tokenizer.encode(prompt)
+    target = [*tokenizer.encode(response), tokenizer.eos_id]
+    check_response(target, tokenizer.stop_ids)
+    ids = [*start, *target]
+    if len(ids) - 1 > max_length:
+        raise ValueError(
+            f"an example of {len(ids) - 1} tokens does not fit a row of {max_length}; "
+            f"raise sequence_length: {prompt!r} -> {response!r}"
         )
-        start = self._tokenizer.encode(prompt)
-        target = [*self._tokenizer.encode(response), self._tokenizer.eos_id]
-        check_response(target, self._tokenizer.stop_ids)
-        ids = [*start, *target]
-        if len(ids) - 1 > self._max_length:
-            raise ValueError(
-                f"an example of {len(ids) - 1} tokens does not fit a row of {self._max_length}; "
-                f"raise sequence_length: {prompt!r} -> {response!r}"
-            )
-        return {
-            "tokens": np.asarray(ids[:-1], np.int32),
-            "targets": np.asarray(ids[1:], np.int32),
-            "weights": (np.arange(1, len(ids)) >= len(start)).astype(np.float32),
-        }
+    return {
+        "tokens": np.asarray(ids[:-1], np.int32),
+        "targets": np.asarray(ids[1:], np.int32),
+        "weights": (np.arange(1, len(ids)) >= len(start)).astype(np.float32),
+    }
 
 
 def example_batches(
@@ -104,37 +98,38 @@ def example_batches(
     shard of them; unpacked, it tokenizes its shard only.
     """
     mine = shard.of(batch_size)
-    tokenize = TokenizeExample(tokenizer, sequence_length)
     order = grain.MapDataset.source(range(len(source))).shuffle(seed).repeat()
+
+    def tokenized(index: int) -> dict[str, np.ndarray]:
+        return tokenize_example(source[index], tokenizer, sequence_length)
+
+    def padded(index: int) -> dict[str, np.ndarray]:
+        example = tokenized(index)
+        length = len(example["tokens"])
+        row = {name: np.pad(values, (0, sequence_length - length)) for name, values in example.items()}
+        row["segment_ids"] = (np.arange(sequence_length) < length).astype(np.int32)
+        row["positions"] = np.arange(sequence_length, dtype=np.int32) * row["segment_ids"]
+        return row
+
+    def my_rows(indices: np.ndarray) -> dict[str, np.ndarray]:
+        rows = [padded(index) for index in indices[mine]]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
     if not packed:
-
-        def my_rows(indices: np.ndarray) -> dict[str, np.ndarray]:
-            rows = [_single_row(tokenize.map(source[i]), sequence_length) for i in indices[mine]]
-            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
         return iter(order.batch(batch_size, drop_remainder=True).map(my_rows).to_iter_dataset(BATCH_OPTIONS))
-    examples = order.map(lambda i: tokenize.map(source[i]))
+
+    def my_packed_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = {"tokens_segment_ids": "segment_ids", "tokens_positions": "positions"}
+        names |= {name: name for name in ("tokens", "targets", "weights")}
+        return {new: batch[old][mine] for old, new in names.items()}
+
     packed_rows = grain.experimental.FirstFitPackIterDataset(
-        examples.to_iter_dataset(EXAMPLE_OPTIONS),
+        order.map(tokenized).to_iter_dataset(EXAMPLE_OPTIONS),
         length_struct={name: sequence_length for name in ("tokens", "targets", "weights")},
         num_packing_bins=batch_size,
     )
-    batches = packed_rows.map(_rename).batch(batch_size, drop_remainder=True)
-    sharded = batches.map(lambda batch: {name: values[mine] for name, values in batch.items()})
-    return iter(grain.experimental.ThreadPrefetchIterDataset(sharded, prefetch_buffer_size=PREFETCH))
-
-
-def _single_row(example: dict[str, np.ndarray], sequence_length: int) -> dict[str, np.ndarray]:
-    length = len(example["tokens"])
-    row = {name: np.pad(values, (0, sequence_length - length)) for name, values in example.items()}
-    row["segment_ids"] = (np.arange(sequence_length) < length).astype(np.int32)
-    row["positions"] = np.arange(sequence_length, dtype=np.int32) * row["segment_ids"]
-    return row
-
-
-def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    renamed = {name: row[name] for name in ("tokens", "targets", "weights")}
-    return renamed | {"segment_ids": row["tokens_segment_ids"], "positions": row["tokens_positions"]}
+    batches = packed_rows.batch(batch_size, drop_remainder=True).map(my_packed_rows)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=PREFETCH))
 
 
 def problem_batches(

@@ -8,16 +8,12 @@ directory. `open_problems` prepares a data set in the same way, without the repo
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Column, Table
 
 from sdistill.data.catalogue import ENTRIES, find, prepared
 from sdistill.data.problem_set import ProblemSet
@@ -69,32 +65,24 @@ def prepare(
     return builder
 
 
-def report(builder: tfds.core.DatasetBuilder, console: Console) -> None:
+def report(builder: tfds.core.DatasetBuilder) -> None:
     """Prints the splits of a data set, its files, and how many rows were merged and dropped."""
-    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    say(f"{builder.name} is in {builder.data_dir}")
-    splits = Table("split", "problems")
+    print(f"{builder.name} is in {builder.data_dir}")
     for split, info in builder.info.splits.items():
-        splits.add_row(split, f"{info.num_examples:,}")
-    console.print(splits)
+        print(f"{split}: {info.num_examples:,} problems")
     stored = builder.info.metadata
     if not stored:
         return
     for source in stored["sources"]:
-        say(f"made from {source['file']}, SHA-256 {source['sha256']}")
-    rows = Table("rows", "number", "for instance")
-    rows.add_row("read", f"{stored['read']:,}")
-    rows.add_row("repeated, merged", f"{stored['merged']:,}")
+        print(f"made from {source['file']}, SHA-256 {source['sha256']}")
+    print(f"{stored['read']:,} rows read, {stored['merged']:,} of them repeated and merged")
     for reason, count in stored["dropped"].items():
-        rows.add_row(f"dropped: {reason}", f"{count:,}", escape("\n".join(stored["examples"][reason])))
-    console.print(rows)
+        print(f"{count:,} rows dropped: {reason}, for instance {', '.join(stored['examples'][reason])}")
     if stored["unparsed"]:
         word = "dropped" if stored["drop_unparsed"] else "kept"
-        say(f"{len(stored['unparsed'])} reference answers cannot be parsed; their problems were {word}:")
-        answers = Table(*(Column(header, overflow="fold") for header in ("problem", "answer", "why")))
-        for entry in stored["unparsed"]:
-            answers.add_row(*map(escape, entry))
-        console.print(answers)
+        print(f"{len(stored['unparsed'])} reference answers cannot be parsed; their problems were {word}:")
+        for problem, answer, reason in stored["unparsed"]:
+            print(f"  {problem}: {answer!r}: {reason}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,15 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     help_unparsed = "what to do with problems whose reference answer cannot be parsed"
     add("--unparsed", choices=["keep", "drop"], default="keep", help=help_unparsed)
     args = parser.parse_args(arguments)
-    console, drop = Console(), args.unparsed == "drop"
+    drop = args.unparsed == "drop"
     try:
-        with Progress(console=console) as progress:
+        with Progress() as progress:
             builder = prepare(
                 args.name, args.data_dir, files=args.files, drop_unparsed=drop, progress=progress
             )
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    report(builder, console)
+    report(builder)
 
 
 if __name__ == "__main__":

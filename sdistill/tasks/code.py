@@ -14,7 +14,6 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
@@ -51,6 +50,7 @@ class CodeTask(Task):
 
     def __init__(self, config: CodeConfig | None = None):
         self._config = config or CodeConfig()
+        self.parallel = self._config.parallel or core_count()
         require(sys.platform == "linux", f"platform={sys.platform!r} has no limits for programs; use Linux")
 
     @property
@@ -85,11 +85,10 @@ class CodeTask(Task):
         return Verdict(True, source)
 
     def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Verifies many responses, several at a time."""
+        """See the base class."""
         for problem in {id(problem): problem for problem, _ in pairs}.values():
             read_tests(problem)  # an error in a problem is raised before anything runs
-        with ThreadPoolExecutor(self._config.parallel or core_count()) as threads:
-            return list(threads.map(lambda pair: self.verify(*pair), pairs))
+        return super().verify_all(pairs)
 
 
 def read_tests(problem: Problem) -> tuple[Sequence[Mapping[str, str]], str | None]:

@@ -8,8 +8,7 @@ of a computer algebra system than it can compute.
 import functools
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +47,9 @@ class MathematicsTask(Task):
 
     def __init__(self, config: MathematicsConfig | None = None):
         self._config = config or MathematicsConfig()
+        self.parallel = self._config.workers or min(core_count(), MAX_DEFAULT_WORKERS)
         self._workers = WorkerPool(
-            Comparer,
-            count=self._config.workers or min(core_count(), MAX_DEFAULT_WORKERS),
-            deadline=self._config.deadline,
-            memory=WORKER_MEMORY,
+            Comparer, count=self.parallel, deadline=self._config.deadline, memory=WORKER_MEMORY
         )
 
     def verify(self, problem: Problem, response: str) -> Verdict:
@@ -71,11 +68,6 @@ class MathematicsTask(Task):
             except (TimeoutError, WorkerDied) as error:
                 return Verdict(False, answer, f"{answer} could not be checked: {error}.", timed_out=True)
         return Verdict(bool(correct), answer, "" if correct else f"{answer} is wrong.")
-
-    def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Verifies many responses, as many at a time as there are workers."""
-        with ThreadPoolExecutor(self._workers.count) as threads:
-            return list(threads.map(lambda pair: self.verify(*pair), pairs))
 
     def defect(self, answer: str) -> str | None:
         """Why a reference answer cannot be compared with; None if it can.

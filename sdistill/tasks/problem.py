@@ -1,6 +1,7 @@
 """What all tasks share: a problem, the verdict on a response to it, and the protocol of a task."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -54,9 +55,11 @@ class Task(Protocol):
     Attributes:
       announcing: Words that are part of an answer, or announce one. Numbers, signs and markup need not be
         listed.
+      parallel: Number of responses that `verify_all` verifies at a time.
     """
 
     announcing: frozenset[str] = frozenset()
+    parallel: int = 1
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Verifies the text of one response."""
@@ -64,7 +67,10 @@ class Task(Protocol):
 
     def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """Verifies many responses; the verdicts are in their order."""
-        return [self.verify(problem, response) for problem, response in pairs]
+        if self.parallel == 1:
+            return [self.verify(problem, response) for problem, response in pairs]
+        with ThreadPoolExecutor(self.parallel) as threads:
+            return list(threads.map(lambda pair: self.verify(*pair), pairs))
 
     def first_wrong_attempt(self, problem: Problem, response: str) -> int | None:
         """The number of characters up to the end of the first wrong attempt in a response; None without one.

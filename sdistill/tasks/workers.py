@@ -38,7 +38,6 @@ class WorkerPool:
     closed or collected, or at the interpreter's exit.
 
     Attributes:
-      count: Number of workers at most.
       deadline: Seconds for a call.
       counts: Numbers of `calls`, of calls that `timed out`, and of workers that `died` by themselves.
     """
@@ -53,7 +52,7 @@ class WorkerPool:
           memory: Bytes of address space for a worker.
         """
         self.counts: Counter[str] = Counter()
-        self.count, self.deadline = count, deadline
+        self.deadline = deadline
         self._name = actor.__name__
         self._arguments = [actor.__module__, actor.__name__, str(deadline), str(memory)]
         self._counting = threading.Lock()

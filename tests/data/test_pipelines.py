@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdistill.data.pipelines import Shard, TokenizeExample, example_batches, problem_batches
+from sdistill.data.pipelines import Shard, example_batches, problem_batches, tokenize_example
 from sdistill.settings import ConfigError
 from sdistill.tasks.signs_puzzle import problem_from_text
 from sdistill.tasks.signs_reasoner import Habits, example, vocabulary
@@ -24,9 +24,8 @@ def batches(packed, *, batch_size=4, sequence_length=128, seed=0, source=SOURCE)
     )
 
 
-def tokenized(row_length=128, source=SOURCE):
-    transform = TokenizeExample(TOKENIZER, row_length)
-    return [transform.map(e) for e in source]
+def tokenized(sequence_length=128, source=SOURCE):
+    return [tokenize_example(example, TOKENIZER, sequence_length) for example in source]
 
 
 def key(tokens, targets, weights):
@@ -49,7 +48,7 @@ def test_tokenized_examples_predict_the_next_token_of_the_response(prompt, respo
     element = dict(zip(("prompt", "response"), texts, strict=True))
     if as_bytes:
         element = {name: text.encode() for name, text in element.items()}
-    out = TokenizeExample(TOKENIZER, 99).map(element)
+    out = tokenize_example(element, TOKENIZER, 99)
     ids = TOKENIZER.encode(" ".join(texts)) + [TOKENIZER.eos_id]
     assert out["tokens"].tolist() == ids[:-1] and out["targets"].tolist() == ids[1:]
     learned = out["targets"][out["weights"] == 1].tolist()
@@ -60,9 +59,9 @@ def test_tokenized_examples_predict_the_next_token_of_the_response(prompt, respo
 
 def test_examples_longer_than_a_row_are_refused():
     element = {"prompt": "1 1 1 = 1 <think>", "response": "so </think> + -"}
-    assert len(TokenizeExample(TOKENIZER, 10).map(element)["tokens"]) == 10
+    assert len(tokenize_example(element, TOKENIZER, 10)["tokens"]) == 10
     with pytest.raises(ValueError, match="10 tokens does not fit a row of 9; raise sequence_length"):
-        TokenizeExample(TOKENIZER, 9).map(element)
+        tokenize_example(element, TOKENIZER, 9)
 
 
 def test_a_response_that_goes_on_after_its_end_is_refused():
@@ -71,7 +70,7 @@ def test_a_response_that_goes_on_after_its_end_is_refused():
     tokenizer.stop_ids = (tokenizer.eos_id, wait)
     element = {"prompt": "1 1 1 = 1 <think>", "response": "so wait so"}
     with pytest.raises(ValueError, match=f"goes on after end token {wait} at position 1 of 4"):
-        TokenizeExample(tokenizer, 99).map(element)
+        tokenize_example(element, tokenizer, 99)
 
 
 def test_one_example_a_row():

@@ -13,16 +13,14 @@ def test_the_command_says_what_became_of_the_rows(tmp_path, capsys):
     rows = [dapo_row(f"u{i}", f"What is {i}?", str(i)) for i in range(5)] * 3
     path = write_parquet(tmp_path / "dapo.parquet", [*rows, dapo_row("v", "What is 1?", "one [sic]")])
     shown = run(capsys, "dapo_math_17k", "--from", path, "--data_dir", tmp_path)
-    lines = [line.replace("│", " ").split() for line in shown.splitlines()]
     for expected in (
-        ["train", "4"],
-        ["read", "16"],
-        ["repeated,", "merged", "8"],
-        ["dropped:", "rows", "give", "different", "answers", "4", "dapo_math_17k/u1"],
+        "train: 4 problems",
+        "16 rows read, 8 of them repeated and merged",
+        "4 rows dropped: rows give different answers, for instance dapo_math_17k/u1",
     ):
-        assert expected in lines, shown
+        assert expected in shown.splitlines(), shown
     again = run(capsys, "dapo_math_17k", "--data_dir", tmp_path)
-    assert again.splitlines()[-8:] == shown.splitlines()[-8:]
+    assert again.splitlines()[-5:] == shown.splitlines()[-5:]
 
 
 @pytest.mark.parametrize("word", ["keep", "drop"])
@@ -32,8 +30,8 @@ def test_answers_that_cannot_be_parsed_are_listed(tmp_path, capsys, word):
     shown = run(capsys, "math500", "--from", path, "--data_dir", tmp_path, "--unparsed", word)
     kept = {"keep": "kept", "drop": "dropped"}[word]
     assert f"1 reference answers cannot be parsed; their problems were {kept}:" in shown
-    assert "math500/b" in shown and "2001 characters" in " ".join(shown.split())
-    assert f"test  │ {len(rows) if word == 'keep' else 1} " in shown
+    assert f"  math500/b: {'2' * 2001!r}: it has 2001 characters, more than 2000" in shown
+    assert f"test: {len(rows) if word == 'keep' else 1} problems" in shown
 
 
 def refused(capsys, *arguments):
@@ -67,4 +65,4 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
 
 def test_generated_sets_are_prepared_too(tmp_path, capsys):
     shown = run(capsys, "signs_problems", "--data_dir", tmp_path)
-    assert f"signs_problems is in {tmp_path}" in shown and "k4_pool" in shown and "4,779" in shown
+    assert f"signs_problems is in {tmp_path}" in shown and "k4_pool: 4,779 problems" in shown
