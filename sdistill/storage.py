@@ -131,6 +131,17 @@ def read_responses(path: Path) -> list[Response]:
     return [Response.from_json(record) for record in read_records(path)]
 
 
+def responses_file(run: Path, dataset: str, step: int) -> Path:
+    """The file of the responses to a data set after so many training steps."""
+    return run / f"{dataset}-{step:06d}.jsonl.gz"
+
+
+def responses_files(run: Path) -> dict[tuple[str, int], Path]:
+    """(Data set, step) → file, of a run's directory."""
+    names = {path: path.name.removesuffix(".jsonl.gz").rpartition("-") for path in sorted(run.glob("*-*.gz"))}
+    return {(dataset, int(step)): path for path, (dataset, _, step) in names.items() if step.isdecimal()}
+
+
 def write_measurements(path: Path, measurements: Iterable[Measurement]) -> None:
     """`write_records` of measurements."""
     write_records(path, (measurement.to_json() for measurement in measurements))

@@ -136,7 +136,8 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
         failed = False
         try:
             for due in sorted(rollouts):
-                storage.write_responses(workdir / f"train-{min(due, step):06d}.jsonl.gz", rollouts[due])
+                path = storage.responses_file(workdir, "train", min(due, step))
+                storage.write_responses(path, rollouts[due])
                 del rollouts[due]
             storage.write_records(workdir / "metrics.jsonl", metrics)
         except OSError as error:
@@ -229,7 +230,7 @@ class Run:
         if due is None or self.evaluator is None or (step % due.every and step != self.config.steps):
             return
         for name in due.at_start if step == 0 else due.datasets:
-            path = workdir / f"{name}-{step:06d}.jsonl.gz"
+            path = storage.responses_file(workdir, name, step)
             if not path.exists():
                 problems, task = self.datasets[name]
                 queries = queries_for(problems, due.num_samples)

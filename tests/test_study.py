@@ -230,7 +230,7 @@ def test_the_study_of_the_probes_goes_on_after_a_kill_and_compares_every_arm(com
     [
         (
             lambda values: values["fixes"][0]["train"].update(steps=3),
-            "sdpo_pointwise_clip has other steps, rollouts or evaluation than grpo",
+            "sdpo_pointwise_clip has other steps than grpo",
         ),
         (
             lambda values: values["fixes"][1].update(fix="pointwise_clip"),

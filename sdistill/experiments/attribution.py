@@ -5,7 +5,6 @@ interval of steps, and by place and by entropy over the whole run; and the chang
 base.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.experiments.config import FixesConfig, StudyConfig
 from sdistill.experiments.on_policy import runs as on_policy_runs
 from sdistill.experiments.study import Study, name_of
-from sdistill.storage import read_responses
+from sdistill.storage import read_responses, responses_file, responses_files
 from sdistill.types import Condition, Measurement, Response, Seed
 
 Directories = Mapping[int, Path]
@@ -50,7 +49,7 @@ def _signal(results: Results, condition: Condition, runs: Directories) -> list[M
     whole: dict[int, list[Response]] = {seed: [] for seed in runs}
     steps = sorted({step for run in runs.values() for step in _steps(run, "train")})
     for step in steps:
-        part = {seed: read_responses(_file(run, "train", step)) for seed, run in runs.items()}
+        part = {seed: read_responses(responses_file(run, "train", step)) for seed, run in runs.items()}
         found += _estimates(results, Cell(condition, step, "train"), part, ["class"])
         for seed, responses in part.items():
             whole[seed] += responses
@@ -80,8 +79,8 @@ def _words(
 ) -> list[Measurement]:
     """Of each word: its rate under the base, the change, the adjusted p-value, and the z-score."""
     steps = {seed: max(_steps(run, split), default=0) for seed, run in runs.items()}
-    ours = {seed: read_responses(_file(run, split, steps[seed])) for seed, run in runs.items()}
-    theirs = {seed: read_responses(_file(run, split, 0)) for seed, run in base.items()}
+    ours = {seed: read_responses(responses_file(run, split, steps[seed])) for seed, run in runs.items()}
+    theirs = {seed: read_responses(responses_file(run, split, 0)) for seed, run in base.items()}
     cell, n = Cell(condition, max(steps.values()), name_of(split)), sum(map(len, ours.values()))
     return [
         results.measurement(cell, "all", metric, value, n, group=word.word)
@@ -95,11 +94,6 @@ def _words(
     ]
 
 
-def _file(run: Path, dataset: str, step: int) -> Path:
-    return run / f"{dataset}-{step:06d}.jsonl.gz"
-
-
 def _steps(run: Path, dataset: str) -> list[int]:
-    """Steps after which a run has written a file of this data set."""
-    found = (re.fullmatch(rf"{re.escape(dataset)}-(\d+)\.jsonl\.gz", path.name) for path in run.glob("*.gz"))
-    return sorted(int(match[1]) for match in found if match)
+    """Steps after which a run has written responses to a data set."""
+    return [step for name, step in responses_files(run) if name == dataset]

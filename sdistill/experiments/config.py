@@ -49,9 +49,9 @@ class SFTStudyConfig:
     Attributes:
       split: Problems to sample training responses from.
       responses: Size of each training set.
-      per_problem: Responses of one problem in a training set, at most.
-      num_samples: Responses sampled a problem, of which the correct ones can be used.
-      train: The SFT runs; `examples.source` and the seed are filled in.
+      per_problem: Largest number of responses to one problem in a training set.
+      num_samples: Responses sampled a problem. The correct ones can be used.
+      train: The SFT runs. `examples.source` and the seed are filled in.
     """
 
     split: str
@@ -76,10 +76,10 @@ class TeacherContext:
 
 @dataclass(frozen=True)
 class RunsConfig:
-    """What every study of on-policy runs has.
+    """What all studies share.
 
     Attributes:
-      seeds: Each condition is run under each; they take the place of the runs' own.
+      seeds: Seeds of every condition; they replace those of the runs.
       max_prompt_length: Longest prompt with any context, in tokens.
       grpo: The GRPO runs.
       sdpo: The SDPO runs.
@@ -108,15 +108,15 @@ class RunsConfig:
 class StudyConfig(RunsConfig):
     """The study of the paper's sections 3 to 6.
 
-    In the runs, |D| is filled in, in those of SDPO also context and teacher weights; section 3 uses the
-    first seed.
+    The sections fill in |D| of the runs, and context and weights of SDPO's teacher. Section 3 uses the first
+    seed.
 
     Attributes:
-      coverage_seeds: Of section 6; among `seeds`.
+      coverage_seeds: Seeds of section 6, among `seeds`.
       richness: Section 3.
       sft: Section 4.
-      contexts: Of section 5; section 6 takes the last.
-      ema_rate: Of the EMA teacher.
+      contexts: Contexts of section 5. Section 6 takes the last.
+      ema_rate: Rate of the EMA teacher.
       coverage: |D| of section 6, besides the whole split, which section 5 has run.
     """
 
@@ -184,11 +184,16 @@ class FixesConfig(RunsConfig):
         labels = [condition.label for condition in runs]
         require(len(runs) == 2 + len(self.fixes), f"fixes: the conditions must differ, not {labels}")
         for condition, run in runs.items():
-            require(
-                _comparable(run) == _comparable(self.grpo),
-                f"fixes: {condition.label} has other steps, rollouts or evaluation than grpo; make them "
-                "equal",
-            )
+            for name in (
+                "init_from",
+                "steps",
+                "rollouts",
+                "evaluation",
+            ):  # or the objectives are not compared
+                require(
+                    getattr(run, name) == getattr(self.grpo, name),
+                    f"fixes: {condition.label} has other {name} than grpo; make them equal",
+                )
 
     def runs(self) -> Runs:
         """The runs, the plain ones first."""
@@ -206,7 +211,7 @@ class ProbingConfig:
       num_samples: Responses a problem.
       max_response_length: Tokens after which a response is cut, with all that is forced on it.
       cue: The epistemic word that is put into responses.
-      extra_attempts: How often a response is kept from ending its thinking, at most.
+      extra_attempts: Largest number of times that a response is kept from ending its thinking.
     """
 
     split: str
@@ -238,8 +243,3 @@ class ProbesConfig(RunsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not self.sdpo.loss.masked_words, "sdpo.loss.masked_words is filled in; leave it empty")
-
-
-def _comparable(run: GRPOConfig | SDPOConfig) -> tuple[object, ...]:
-    """What runs must share for their difference to be one of objectives."""
-    return run.init_from, run.steps, run.rollouts, run.evaluation

@@ -31,7 +31,7 @@ from sdistill.experiments.study import Study, name_of
 from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
 from sdistill.sample import Query
-from sdistill.storage import read_responses
+from sdistill.storage import read_responses, responses_file, responses_files
 from sdistill.tasks.problem import Problem
 from sdistill.text import words
 from sdistill.types import Condition, Measurement, Response
@@ -66,12 +66,9 @@ class Subject:
         self, arm: Arm, units: Sequence[Query | Response], *, step: int, forbidden: Sequence[int] = ()
     ) -> list[Response]:
         """The responses of an arm; see `Study.respond`."""
-        config, folder = (
-            self.study.config.probes,
-            self.study.directory(PROBES, arm.of(self.condition), self.seed),
-        )
+        config, condition = self.study.config.probes, arm.of(self.condition)
         return self.study.respond(
-            folder / f"{config.split}-000000.jsonl.gz",
+            responses_file(self.study.directory(PROBES, condition, self.seed), config.split, 0),
             units,
             max_response_length=config.max_response_length,
             seed=self.seed,
@@ -162,8 +159,8 @@ def _masks(study: Study[ProbesConfig], seed: int) -> tuple[Words, Counter[str], 
 
     Returns: Arm → words; how often the base used each word, and in how many responses.
     """
-    folder = study.directory(PROBES, BASE, seed)
-    texts = [r.text for path in sorted(folder.glob("*.jsonl.gz")) for r in read_responses(path)]
+    files = responses_files(study.directory(PROBES, BASE, seed)).values()
+    texts = [r.text for path in files for r in read_responses(path)]
     counts = words.count(texts, numbers=True)
     used = [w for w in WORDS if counts[w]]
     others = words.matched(counts, used, {*WORDS, *study.task.announcing})

@@ -18,6 +18,7 @@ from sdistill.model.decoder import Decoder
 from sdistill.model.folders import load_model
 from sdistill.sample import queries_for
 from sdistill.settings import ConfigError
+from sdistill.storage import responses_file
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.signs_puzzle import problem_from_text
 from sdistill.types import Condition, Measurement, Response
@@ -92,7 +93,7 @@ def _respond(
     seed = study.config.seeds[0]
     problems, contents = zip(*prompts, strict=True)
     responses = study.respond(
-        study.directory(results.section, condition, seed) / "walk-000000.jsonl.gz",
+        responses_file(study.directory(results.section, condition, seed), "walk", 0),
         queries_for(problems, study.config.richness.num_samples, contents),
         max_response_length=112,
         seed=seed,

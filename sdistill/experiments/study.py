@@ -22,7 +22,13 @@ from sdistill.model.decoder import Decoder
 from sdistill.richness import richness_bits
 from sdistill.sample import Query, Sampler, encode, queries_for
 from sdistill.settings import require
-from sdistill.storage import read_records, read_responses, write_responses
+from sdistill.storage import (
+    read_records,
+    read_responses,
+    responses_file,
+    responses_files,
+    write_responses,
+)
 from sdistill.tasks.problem import Task
 from sdistill.text.chat import Chat
 from sdistill.train import evaluation_datasets, train, training_problems
@@ -42,6 +48,7 @@ class Study(Generic[C]):
       chat: Tokenizer and chat template of all models.
       task: Verifies all responses.
       progress: Shows the work.
+      slots: Responses decoded at a time.
     """
 
     config: C
@@ -50,6 +57,7 @@ class Study(Generic[C]):
     chat: Chat
     task: Task
     progress: Progress
+    slots: int = 256
 
     def directory(self, section: str, condition: Condition, seed: int) -> Path:
         """The directory of a condition."""
@@ -99,7 +107,7 @@ class Study(Generic[C]):
                     num_samples=1,
                     max_prompt_length=_round_up(max(map(sum, lengths)), prompt_multiple),
                     max_response_length=max_response_length,
-                    slots=256,
+                    slots=self.slots,
                 ),
             )
             name = f"{path.parent.parent.name} {path.stem}"
@@ -138,7 +146,7 @@ class Study(Generic[C]):
         problems = {name: found for name, (found, _) in evaluation_datasets(config, pool).items()}
         for dataset in datasets:
             responses = self.respond(
-                self.directory(section, BASE, seed) / f"{dataset}-000000.jsonl.gz",
+                responses_file(self.directory(section, BASE, seed), dataset, 0),
                 queries_for(problems[dataset], evaluation.num_samples),
                 max_response_length=evaluation.max_response_length,
                 seed=seed,
@@ -157,10 +165,9 @@ class Study(Generic[C]):
         self, results: Results, condition: Condition, config: AnyTrainConfig, directory: Path
     ) -> None:
         """Adds the evaluations and the training metrics of a run."""
-        for path in sorted(directory.glob("*-*.jsonl.gz")):
-            dataset, _, step = path.name.removesuffix(".jsonl.gz").rpartition("-")
+        for (dataset, step), path in responses_files(directory).items():
             if dataset != "train":
-                results.add(Cell(condition, int(step), name_of(dataset)), config.seed, read_responses(path))
+                results.add(Cell(condition, step, name_of(dataset)), config.seed, read_responses(path))
         if not isinstance(config, SFTConfig) and config.evaluation is not None:
             n = config.rollouts.num_prompts * config.rollouts.num_samples
             metrics = read_records(directory / "metrics.jsonl")

@@ -137,10 +137,8 @@ def responses(rng, rates, problems=60, samples=3):
     rows = []
     for problem in range(problems):
         hard = np.random.default_rng(problem).gamma(4, 0.25)
-        for _ in range(samples):
-            words = [w for w, rate in rates.items() for _ in range(rng.poisson(rate * hard))]
-            rng.shuffle(words)
-            rows.append(tiny.response(f"p{problem}", " ".join(words)))
+        for counts in rng.poisson(hard * np.array([*rates.values()]), (samples, len(rates))):
+            rows.append(tiny.response(f"p{problem}", " ".join(np.repeat([*rates], counts))))
     return rows
 
 
