@@ -26,9 +26,6 @@ from sdistill.types import Condition
 PAGE, FILES = "report.html", "report"
 
 
-# ── Pages and files ──────────────────────────────────────────────────────────────────────────────
-
-
 def write_report(run: Run) -> Path:
     """Writes a run's page and its files into its directory; returns the path of the page."""
     index, folder = run.index, run.path / FILES
@@ -85,8 +82,6 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     columns = ["section", "claim", "verdict", "comparison", "difference", "detectable", "paired"]
     return Table("claims", columns, rows)
 
-
-# ── Terminal ─────────────────────────────────────────────────────────────────────────────────────
 
 COLUMNS = {"condition", "data", *tables.DIGITS} - {"num_epistemic_substrings"}
 RANKING_COLUMNS = COLUMNS | {"rank", f"{RANKED_ON} accuracy", "minus base", "minus SDPO"}

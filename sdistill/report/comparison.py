@@ -25,9 +25,6 @@ Values = dict[int, dict[str, dict[str, float]]]
 """Seed → metric → problem → value."""
 
 
-# ── Differences ──────────────────────────────────────────────────────────────────────────────────
-
-
 def last_values(index: Index, section: str, metric: str) -> dict[Key, Point]:
     """(Condition, data set) → the pooled value at the last step, conditions in the paper's order."""
     datasets = sorted({m.dataset for m in index.sections.get(section, ())})
@@ -67,9 +64,6 @@ def contrast(metric: str, first: tuple[Point, Values], second: tuple[Point, Valu
         for values in (ours, theirs)
     )
     return Point(our_point.step, *paired_bootstrap(left - right)), True
-
-
-# ── Tables ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def run_tables(runs: Sequence[Run]) -> list[Table]:
@@ -144,9 +138,6 @@ def draw_comparison(runs: Sequence[Run], sections: Sequence[str]) -> dict[str, F
     return {
         s: figures.runs({run.name: last_values(run.index, s, "accuracy") for run in runs}) for s in sections
     }
-
-
-# ── The page ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def comparison_page(

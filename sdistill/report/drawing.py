@@ -8,6 +8,7 @@ markers repeat them. No global setting is changed.
 import io
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,37 +22,12 @@ from sdistill.types import Condition
 INK = "#0a0b0c"  # a colour that nothing else uses; `to_svg` replaces it
 GREY, BLUE, SKY, GREEN = "#808890", "#2f7fc1", "#56b4e9", "#12a37c"
 ORANGE, RED, PINK = "#e69f00", "#d9601a", "#cc79a7"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "sdistill",
-    "text.parse_math": False,  # names of runs may hold dollar signs
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,  # text that can be selected
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GREY,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 DATASETS = {"walk": "", "trained": "trained on", "k3": "unseen", "k4": "harder (OOD)"}
 MARKERS = "osD^vP"
 Line = tuple[str, str, str]  # colour, marker, dash
 
-styled = style.context(["default", STYLE])
-"""Decorator: applies STYLE in a function, whatever the caller's matplotlib settings are."""
+styled = style.context(["default", Path(__file__).parent / "assets" / "figures.mplstyle"])
+"""Decorator: applies the style of figures in a function, whatever the caller's matplotlib settings are."""
 
 
 @styled

@@ -217,7 +217,7 @@ def fixes(index: Index) -> Figure:
     """Fixes, ranked by accuracy on harder problems. Filled marks and dashed lines: the base, plain GRPO and
     plain SDPO; open marks: a fix on top of either, in its colour.
     """
-    order = [standing.condition for standing in findings.standings(index)]
+    order = list(findings.standings(index))
     datasets = (RANKED_ON, "k3", RANKED_ON, RANKED_ON)
     cells = tuple(zip(("accuracy", "accuracy", "length", "num_epistemic"), datasets, strict=True))
     figure, panels = drawing.panels(1, len(cells), 11.2, 1.4 + 0.32 * max(len(order), 6))

@@ -12,36 +12,22 @@ from sdistill.types import Condition
 RANKED_ON = "k4"  # the data set that ranks the fixes: never trained on
 
 
-# ── Fixes ────────────────────────────────────────────────────────────────────────────────────────
+def standings(index: Index) -> dict[Condition, str]:
+    """Condition → rank, of those pooled over seeds, by accuracy on `RANKED_ON`, the best first.
 
-
-@dataclass(frozen=True)
-class Standing:
-    """A condition's rank, from `best` to `worst`. Conditions that cannot be told apart share ranks."""
-
-    condition: Condition
-    best: int
-    worst: int
-
-    @property
-    def rank(self) -> str:
-        """As text: `3`, or `2–5` where it is tied."""
-        return str(self.best) if self.best == self.worst else f"{self.best}–{self.worst}"
-
-
-def standings(index: Index) -> list[Standing]:
-    """All conditions that were pooled over seeds, by accuracy on `RANKED_ON`, the best first."""
+    A rank is `3`, or `2–5` where the intervals of conditions overlap, so that they cannot be told apart.
+    """
     found = []
     for c in index.conditions(FIXES):
         p = index.last(FIXES, c, RANKED_ON, "accuracy")
         if p and p.low is not None and p.high is not None:
             found.append((p.value, p.low, p.high, c))
-    ranked = []
+    ranks = {}
     for _, low, high, c in sorted(found, key=lambda x: -x[0]):
-        above = sum(other_low > high for _, other_low, _, _ in found)
-        below = sum(other_high < low for _, _, other_high, _ in found)
-        ranked.append(Standing(c, above + 1, len(found) - below))
-    return ranked
+        best = 1 + sum(other_low > high for _, other_low, _, _ in found)
+        worst = len(found) - sum(other_high < low for _, _, other_high, _ in found)
+        ranks[c] = str(best) if best == worst else f"{best}–{worst}"
+    return ranks
 
 
 def sides(index: Index, baseline: Condition) -> dict[str, list[Condition]]:
@@ -50,14 +36,11 @@ def sides(index: Index, baseline: Condition) -> dict[str, list[Condition]]:
     Returns: Under `above`, `level` and `below`, conditions in the order of their standing.
     """
     found: dict[str, list[Condition]] = {"above": [], "level": [], "below": []}
-    for standing in standings(index):
-        p = index.difference(FIXES, standing.condition, RANKED_ON, "accuracy", baseline)
+    for c in standings(index):
+        p = index.difference(FIXES, c, RANKED_ON, "accuracy", baseline)
         if p and p.side:
-            found[p.side].append(standing.condition)
+            found[p.side].append(c)
     return found
-
-
-# ── Probes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -144,9 +127,6 @@ def recovered(index: Index, model: Condition, probe: Probe) -> tuple[float, floa
     if lost is None or gain is None or lost.difference.side != "below":
         return None
     return -lost.difference.value, -gain.difference.value / lost.difference.value
-
-
-# ── Words ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ TRAINING = "Training metrics at the last step"
 DETECTABLE = "detectable difference"
 PROBE_COLUMNS = (
     "condition",
-    "against",
+    "control",
     "accuracy",
-    "its accuracy",
+    "of control",
     "difference",
     "would find",
     "longer by",
@@ -136,10 +136,10 @@ def _tabulate(
         row = rows[condition, dataset, seed]
         step = max(m.step for m in row.values())
         at_step = {metric: m for metric, m in row.items() if m.step == step}
-        cells: Row = ["" for _ in metrics]
-        for metric, m in at_step.items():
-            digits = DIGITS.get(metric, 3)
-            cells[metrics.index(metric)] = Cell(m.value, m.ci_low, m.ci_high, digits)
+        numbers = {
+            metric: Cell(m.value, m.ci_low, m.ci_high, DIGITS.get(metric, 3)) for metric, m in at_step.items()
+        }
+        cells: Row = [numbers.get(metric, "") for metric in metrics]
         n = str(max((m.n for m in at_step.values() if m.n is not None), default=""))
         names = ", ".join(map(str, all_seeds)) if seed in ("all", "any") and all_seeds else seed
         body.append([condition, dataset, str(step), *cells, n, names + OTHERS * (seed == "any")])
@@ -189,12 +189,12 @@ def _ranking_tables(index: Index) -> list[Table]:
         **{f"{RANKED_ON} {m}": (RANKED_ON, m, None) for m in ("length", "num_epistemic", "finished")},
     }
     body: list[Row] = []
-    for standing in standings(index):
-        row: Row = [standing.rank, standing.condition]
+    for c, place in standings(index).items():
+        row: Row = [place, c]
         for dataset, metric, baseline in columns.values():
-            of = (FIXES, standing.condition, dataset, metric)
+            of = (FIXES, c, dataset, metric)
             row.append(cell(index.difference(*of, baseline) if baseline else index.last(*of), metric))
-        points = [index.last(FIXES, standing.condition, RANKED_ON, "accuracy", seed=s) for s in index.seeds]
+        points = [index.last(FIXES, c, RANKED_ON, "accuracy", seed=seed) for seed in index.seeds]
         body.append([*row, ", ".join(f"{p.value:.2f}" for p in points if p)])
     if not body:
         return []
