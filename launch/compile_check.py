@@ -6,7 +6,7 @@
 It takes the configs of `sdistill.train` and of `sdistill.generate`. The compiler is the one that runs on
 TPUs (`pip install -e .[tpu]`); no weights are needed and none are allocated. Programs are those of the
 longest rows and the fullest cache that the config allows. Exit code 1 if one of them does not fit. What the
-figures mean is in docs/scale.md, whose tables `launch/compile_table.py` writes.
+figures mean is in docs/scale.md, whose table `launch/compile_table.py` writes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for configs/ and launch/, wherever this is called from
 
 from configs.paper.shapes import SHAPES
-from launch.programs import Program, Sampled, per_chip, sampling_programs, shaped_params, training_programs
+from launch.programs import Program, per_chip, sampling_programs, shaped_params, training_programs
 from sdistill import command
 from sdistill.config import AnyTrainConfig, TrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
@@ -58,7 +58,7 @@ class Memory:
       arguments: What it takes.
       outputs: What it returns and does not write over its arguments.
       temporaries: What it needs besides, its own code included.
-      resident: What else of the run is there at that time.
+      resident: What else of the run is in memory meanwhile.
       limit: What there is for programs.
     """
 
@@ -75,8 +75,13 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether there is as much."""
+        """Whether the limit allows it."""
         return self.total <= self.limit
+
+    @property
+    def spare(self) -> str:
+        """The share of the limit that is left, for people."""
+        return f"{1 - self.total / self.limit:.0%}" if self.fits else "does not fit"
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,10 @@ class Report:
     """What is known of one program.
 
     Attributes:
-      program: Which one.
-      key: The same for programs that are the same, for the same slice.
+      program: Its name.
+      key: The same for equal programs on the same slice.
       topology: Of the slice.
-      times: How often a step of the run needs it, if all rows are as long as they may be.
+      times: How often a step of the run calls it, if all rows are as long as they may be.
       compile_seconds: On this machine.
       memory: Of each chip, as the compiler says.
       flops: Of each chip, by the model's shape, if all chips share them evenly.
@@ -104,8 +109,8 @@ class Report:
     traffic: float
 
     @property
-    def least(self) -> tuple[float, str]:
-        """Seconds that the program takes at least, and whether arithmetic or memory is the reason."""
+    def bound(self) -> tuple[float, str]:
+        """Seconds that the program takes at least, and whether `arithmetic` or `memory` is the reason."""
         chip = chip_of(self.topology)
         seconds = {"arithmetic": self.flops / chip.flops, "memory": self.traffic / chip.bandwidth}
         return max((value, name) for name, value in seconds.items())
@@ -116,7 +121,7 @@ class Report:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Report":
-        """From what `to_json` gave, and whatever stands beside it."""
+        """From what `to_json` gave; other keys are ignored."""
         own = {field.name: values[field.name] for field in fields(cls)}
         return cls(**own | {"memory": Memory(**values["memory"])})
 
@@ -124,13 +129,13 @@ class Report:
 def check(
     config: Settings, topology: str, only: str | None = None, known: Mapping[str, Report] | None = None
 ) -> Iterator[Report]:
-    """Compiles the programs of a run for a slice; reports each as soon as it is compiled.
+    """Compiles the programs of a run for a slice; yields each report as soon as its program is compiled.
 
     Args:
       config: Of the run.
       topology: Of the slice.
       only: The name of a program, to leave out the others.
-      known: By key, what has been compiled before, and is not compiled again.
+      known: Reports by key. Their programs are not compiled again.
 
     Raises:
       ConfigError: if slice, program or model are not known, the mesh is not the slice's size, or the compiler
@@ -147,29 +152,58 @@ def check(
                 yield report(name, program, topology, mesh.size, limit, known or {})
 
 
+# ── What a config describes ──────────────────────────────────────────────────────────────────────
+
+
 def settings_of(values: Mapping[str, Any]) -> Settings:
     """The settings of a training run, or of a generation, which has no objective."""
     return parse(AnyTrainConfig, values) if "objective" in values else parse(GenerateConfig, values)
 
 
+def model_of(config: Settings) -> ModelConfig:
+    """The shape of the config's model: its own, or that of the name or folder in `init_from`."""
+    if isinstance(config, GenerateConfig):
+        compute, model = ComputeConfig(dtype=config.dtype), None
+    else:
+        compute, model = config.compute, config.model
+    name = str(config.init_from)
+    model = model or SHAPES.get(name)
+    if model is None:
+        path = (SIGNS_BASE if name == "signs_base" else Path(name)) / CONFIG_FILE
+        require(
+            path.is_file(),
+            f"config.init_from={name!r}: no folder with a config.json, nor one of {', '.join(SHAPES)}; fetch "
+            f"it with `hf download {name} config.json --local-dir FOLDER` and give "
+            "--config.init_from=FOLDER",
+        )
+        model = from_hugging_face(path)
+    return replace(model, compute=compute)
+
+
+def workload_of(config: Settings) -> Workload:
+    """The sizes of the run that decide on its memory."""
+    if isinstance(config, TrainConfig):
+        return training_workload(config, model_of(config))
+    return sampling_workload(model_of(config), config)
+
+
 def programs_of(config: Settings, mesh: Mesh) -> dict[str, Program]:
-    """By name. A step of a generation is as many responses as there are slots."""
+    """By name. A step of a generation is one response in every slot."""
     model = model_of(config)
     if model.compute.attention == "auto":  # what it stands for on a TPU
         model = replace(model, compute=replace(model.compute, attention="splash"))
     if isinstance(config, TrainConfig):
         return training_programs(config, model, mesh)
-    lengths = config.max_prompt_length, config.max_response_length
-    sampled = Sampled(config.slots / config.num_samples, config.num_samples, *lengths, config.slots)
-    return sampling_programs(model, mesh, shaped_params(model, config.dtype, mesh), None, sampled)
+    params, num_prompts = shaped_params(model, config.dtype, mesh), config.slots / config.num_samples
+    return sampling_programs(model, mesh, params, None, config, num_prompts)
 
 
 def mesh_on(topology: str, config: Settings) -> Mesh:
-    """The config's mesh, or one that suits it, over the chips of a slice that need not be here."""
-    # A host has four chips unless told otherwise, and one chip is less than a host.
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    """The config's mesh, or one that fits, over the chips of a slice that need not be here."""
+    # A host has four chips unless this says otherwise, and one chip is less than a host.
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     try:
-        chips = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone).devices
+        chips = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds).devices
     except Exception as error:  # of many classes: no libtpu, another version of it, a name it refuses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
@@ -186,43 +220,20 @@ def mesh_on(topology: str, config: Settings) -> Mesh:
     return mesh
 
 
-def workload_of(config: Settings) -> Workload:
-    """The sizes of the run that decide on its memory."""
-    if isinstance(config, TrainConfig):
-        return training_workload(config, model_of(config))
-    lengths = config.max_prompt_length, config.max_response_length
-    return sampling_workload(model_of(config), slots=config.slots, lengths=lengths)
-
-
-def model_of(config: Settings) -> ModelConfig:
-    """The shape of the config's model: its own, or that of the name or folder in `init_from`."""
-    is_training = isinstance(config, TrainConfig)
-    compute = config.compute if is_training else ComputeConfig(dtype=config.dtype)
-    if is_training and config.model is not None:
-        return replace(config.model, compute=compute)
-    name = str(config.init_from)
-    if name in SHAPES:
-        return replace(SHAPES[name], compute=compute)
-    path = (SIGNS_BASE if name == "signs_base" else Path(name)) / CONFIG_FILE
-    require(
-        path.is_file(),
-        f"config.init_from={name!r}: no folder with a config.json, nor one of {', '.join(SHAPES)}; fetch it "
-        f"with `hf download {name} config.json --local-dir FOLDER` and give --config.init_from=FOLDER",
-    )
-    return replace(from_hugging_face(path), compute=compute)
+# ── What the compiler says ───────────────────────────────────────────────────────────────────────
 
 
 def memory_limit(mesh: Mesh) -> float:
-    """Bytes of HBM that a program may have, as the compiler says when it is asked for too much."""
+    """Bytes of HBM that a program may have: the compiler names them when a program needs too much."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     too_much = jax.ShapeDtypeStruct((2**40,), jnp.float32, sharding=everywhere)
     try:
         jax.jit(jnp.negative).lower(too_much).compile()
     except jax.errors.JaxRuntimeError as error:
         if found := AVAILABLE.search(str(error)):
-            return _bytes(*found.groups())
+            return _bytes(found)
         raise
-    raise AssertionError("a program of 4 TiB was said to fit")
+    raise AssertionError("the compiler accepted a program of 4 TiB")
 
 
 def report(
@@ -231,7 +242,11 @@ def report(
     """Compiles a program, unless an equal one is known."""
     began = time.perf_counter()
     resident = per_chip(program.resident)
-    work = {"times": program.times, "flops": program.flops / chips, "traffic": program.traffic}
+    work: dict[str, Any] = {
+        "times": program.times,
+        "flops": program.flops / chips,
+        "traffic": program.traffic,
+    }
     lowered = program.lower()
     key = f"{topology} {hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]}"
     if key in known:
@@ -243,7 +258,7 @@ def report(
         if not (found := USED.search(str(error))):
             raise
         arguments = per_chip((program.arguments, program.keywords.get("accumulated")))
-        memory = Memory(arguments, 0, _bytes(*found.groups()) - arguments, resident, limit)
+        memory = Memory(arguments, 0, _bytes(found) - arguments, resident, limit)
     else:
         memory = Memory(
             sizes.argument_size_in_bytes,
@@ -256,9 +271,12 @@ def report(
     return Report(name, key, topology, compile_seconds=seconds, memory=memory, **work)
 
 
-def _bytes(number: str, unit: str) -> float:
+def _bytes(found: re.Match[str]) -> float:
+    number, unit = found.groups()
     return float(number) * UNITS[unit.upper()]
 
+
+# ── Output ───────────────────────────────────────────────────────────────────────────────────────
 
 COLUMNS = (
     *("program", "GiB", "spare", "arguments", "outputs", "temporary", "resident"),
@@ -269,29 +287,29 @@ COLUMNS = (
 def table(reports: Sequence[Report]) -> Table:
     """The reports for people: GiB, TFLOP, GB and seconds of a chip."""
     limit = reports[0].memory.limit / GIB
-    shown = Table(title=f"Each chip of {reports[0].topology}, which has {limit:.2f} GiB for programs")
+    table = Table(title=f"Each chip of {reports[0].topology}, which has {limit:.2f} GiB for programs")
     for column in COLUMNS:
-        shown.add_column(column, justify="left" if column in ("program", "due to") else "right")
+        table.add_column(column, justify="left" if column in ("program", "due to") else "right")
     for found in reports:
-        memory, (seconds, due) = found.memory, found.least
+        memory, (seconds, reason) = found.memory, found.bound
         parts = memory.arguments, memory.outputs, memory.temporaries, memory.resident
-        shown.add_row(
+        table.add_row(
             found.program,
             f"{memory.total / GIB:.2f}",
-            f"{1 - memory.total / memory.limit:.0%}" if memory.fits else "does not fit",
+            memory.spare,
             *(f"{size / GIB:.2f}" for size in parts),
             f"{found.flops / 1e12:.3g}",
             f"{found.traffic / 1e9:.3g}",
             f"{seconds:.3g} s" + (" a token" if found.program == "decode" else ""),
-            due,
+            reason,
             f"{found.times:.0f}",
         )
-    return shown
+    return table
 
 
-def step_hours(reports: Sequence[Report]) -> float:
-    """Least hours of a training step in which every row is as long as it may be."""
-    return sum(found.times * found.least[0] for found in reports) / 3600
+def step_hours(reports: Iterable[Report]) -> float:
+    """Least hours of a step in which every row is as long as it may be."""
+    return sum(found.times * found.bound[0] for found in reports) / 3600
 
 
 def without_tpu() -> None:

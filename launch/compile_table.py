@@ -1,38 +1,39 @@
-"""Writes the tables of docs/scale.md: compiles the programs of the paper's runs that docs/scale.jsonl lacks.
+"""Writes the table of docs/scale.md: compiles the programs of the paper's runs that docs/scale.jsonl lacks.
 
     python launch/compile_table.py
 
-A line there is one program of one run. It is made again if the run is laid out in another way; after a change
-of the programs themselves, remove the lines. A program of an 8B model takes some minutes; what is interrupted
-goes on where it was. Programs that are the same are compiled once.
+A line of that file is one program of one run. It is made again if the run's layout changes; after a change
+of the programs themselves, remove the lines. A program of an 8B model takes some minutes; an interrupted
+command continues where it was. Equal programs are compiled once.
 """
 
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for configs/ and this folder, wherever this is called from
+sys.path.insert(0, str(ROOT))  # for configs/ and launch/, wherever this is called from
 
 from configs.paper import common, section3
 from launch import compile_check
-from launch.compile_check import GIB, Report, Settings
+from launch.compile_check import Report, Settings
 from sdistill.config import TrainConfig
 from sdistill.distributed.mesh import AXES
+from sdistill.mesh_choice import GIB
 from sdistill.settings import ConfigError
 from sdistill.storage import write_atomically
 
 LINES, DOCS = ROOT / "docs" / "scale.jsonl", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- written by launch/compile_table.py -->", "<!-- until here -->"
-LEARNING, SAMPLING = ("gradient", "update"), ("decode", "prefill", "reshard", "admit")
+TRAINING, SAMPLING = ("gradient", "update"), ("decode", "prefill", "reshard", "admit")
 
 Line = dict[str, Any]
-"""A report as JSON, and besides: `run`, `layout` and `compiler`."""
+"""A report as JSON, with `run`, `layout` and `compiler`."""
 
 
 def runs() -> Iterator[tuple[str, str]]:
@@ -57,33 +58,38 @@ def settings_of(run: str) -> Settings:
     return compile_check.settings_of(recipe.to_dict())
 
 
+def programs_of(config: Settings) -> tuple[str, ...]:
+    """The names of a run's programs."""
+    return TRAINING + SAMPLING if isinstance(config, TrainConfig) else SAMPLING
+
+
 def layout_of(config: Settings) -> dict[str, Any]:
-    """What of a run's settings makes other programs: its mesh, and the sizes that decide on its memory."""
+    """Which settings of a run shape its programs: the mesh, and the sizes that decide on memory."""
     sizes = asdict(compile_check.workload_of(config))
-    return {"mesh": asdict(config.mesh), **{name: sizes[name] for name in sizes if name != "model"}}
+    return {"mesh": asdict(config.mesh), **{name: sizes[name] for name in sizes if name != "model"}}  # type: ignore
 
 
 def read_lines() -> list[Line]:
-    """All lines that are kept."""
+    """All lines of the file."""
     return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
 
 
 def current(lines: Iterable[Line]) -> list[Line]:
-    """Those of runs that are still laid out like that."""
+    """Lines of runs that still have this layout."""
     layouts = {run: layout_of(settings_of(run)) for run, _ in runs()}
     return [line for line in lines if line["layout"] == layouts.get(line["run"])]
 
 
 def compile_missing() -> None:
-    """Compiles what is missing, and keeps each program as soon as it is compiled."""
+    """Compiles what is missing, and writes each program's line as soon as it is compiled."""
     compiler = f"jax {version('jax')}, libtpu {version('libtpu')}"
     lines = read_lines()
     known = {line["key"]: Report.from_json(line) for line in lines}
     lines = current(lines)
-    for name in LEARNING[:1] + SAMPLING + LEARNING[1:]:  # of all runs the largest first
+    for name in TRAINING[:1] + SAMPLING + TRAINING[1:]:  # of all runs the largest first
         for run, topology in runs():
             config = settings_of(run)
-            if name not in names_of(config) or (run, name) in ((x["run"], x["program"]) for x in lines):
+            if name not in programs_of(config) or (run, name) in ((x["run"], x["program"]) for x in lines):
                 continue
             (found,) = compile_check.check(config, topology, name, known)
             print(f"{run} {name}: {found.memory.total / GIB:.2f} GiB", flush=True)
@@ -92,131 +98,78 @@ def compile_missing() -> None:
             write_atomically(LINES, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def names_of(config: Settings) -> tuple[str, ...]:
-    """The programs of a run."""
-    return LEARNING + SAMPLING if isinstance(config, TrainConfig) else SAMPLING
-
+# ── The table ────────────────────────────────────────────────────────────────────────────────────
 
 UNKNOWN = "–"
-TRAINING_COLUMNS = (
+COLUMNS = (
     *("config", "slice", "mesh", "rows", "slots", "gradient, GiB", "update, GiB"),
-    *("largest while sampling, GiB", "spare", "gradient, s at least"),
-    *("decoding, ms a token at least", "step, h at least"),
-)
-GENERATION_COLUMNS = (
-    *("config", "slice", "mesh", "slots", "largest, GiB", "spare", "ms a token at least"),
-    "all slots, h at least",
+    *("largest while sampling, GiB", "spare", "gradient, s at least", "decoding, ms a token at least"),
+    "step, h at least",
 )
 
 
-def tables(lines: Iterable[Line]) -> str:
-    """The tables, in the order of the runs; and which programs were not compiled.
-
-    For the gradient and for sampling, there is an estimate where nothing was.
-    """
+def table(lines: Iterable[Line]) -> str:
+    """The table, in the order of the runs, and which programs were not compiled."""
     reports: dict[str, dict[str, Report]] = {}
     for line in lines:
         reports.setdefault(line["run"], {})[line["program"]] = Report.from_json(line)
-    training, generation, missing = [TRAINING_COLUMNS], [GENERATION_COLUMNS], []
-    for run, _ in runs():
-        config, of = settings_of(run), reports.get(run, {})
-        if lacking := [name for name in names_of(config) if name not in of]:
+    rows, missing = [], []
+    for run, topology in runs():
+        config, compiled = settings_of(run), reports.get(run, {})
+        if lacking := [name for name in programs_of(config) if name not in compiled]:
             missing.append(f"`{run}` ({', '.join(lacking)})")
-        if isinstance(config, TrainConfig):
-            training.append(_training_row(run, config, of))
-        else:
-            generation.append(_generation_row(run, config, of))
-    tables = [_markdown(rows) for rows in (training, generation) if len(rows) > 1]
-    return "\n\n".join(tables + ([f"Not compiled: {'; '.join(missing)}."] if missing else []))
+        rows.append(_row(run, topology, config, compiled))
+    text = "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows))
+    return text + (f"\n\nNot compiled: {'; '.join(missing)}." if missing else "")
 
 
-def _training_row(run: str, config: TrainConfig, of: Mapping[str, Report]) -> tuple[str, ...]:
-    work = compile_check.workload_of(config)
-    estimates = work.estimate(config.mesh)
-    learning, sampling = (f"≈ {sum(parts.values()) / GIB:.0f}" for parts in estimates.values())
-    return (
-        *(f"`{run}`", _topology(run), _mesh(config), str(work.micro_batch_size), str(work.slots)),
-        _largest(of, LEARNING[:1], otherwise=learning),
-        _largest(of, LEARNING[1:]),
-        _largest(of, SAMPLING, named=True, otherwise=sampling),
-        _spare(of),
-        _least(of, "gradient", "s"),
-        _least(of, "decode", "ms"),
-        _hours(config, of),
-    )
+def _row(run: str, topology: str, config: Settings, compiled: Mapping[str, Report]) -> list[str]:
+    """What is known of a run; an estimate (≈) of gradient and sampling where nothing was compiled."""
+    work, mesh = compile_check.workload_of(config), config.mesh
+    assert mesh is not None  # the paper's runs name theirs
+    estimates = {stage: f"≈ {sum(parts.values()) / GIB:.0f}" for stage, parts in work.estimate(mesh).items()}
+    sampling = [compiled[name] for name in SAMPLING if name in compiled]
+    largest = max(sampling, key=lambda report: report.memory.total, default=None)
+    memory = max((report.memory for report in compiled.values()), key=lambda m: m.total, default=None)
+    is_complete = all(name in compiled for name in programs_of(config))
+
+    def gib(name: str, otherwise: str = UNKNOWN) -> str:
+        return f"{compiled[name].memory.total / GIB:.1f}" if name in compiled else otherwise
+
+    def bound(name: str, unit: float) -> str:
+        if name not in compiled:
+            return UNKNOWN
+        seconds, reason = compiled[name].bound
+        return f"{seconds / unit:.1f} ({reason})"
+
+    return [
+        *(f"`{run}`", topology),
+        " × ".join(f"{axis} {size}" for axis in AXES if (size := getattr(mesh, axis)) > 1),
+        *(str(work.micro_batch_size or UNKNOWN), str(work.slots)),
+        *(gib("gradient", estimates.get("gradient", UNKNOWN)), gib("update")),
+        f"{gib(largest.program)} ({largest.program})" if largest else estimates["decoding"],
+        UNKNOWN if memory is None else memory.spare,
+        *(bound("gradient", 1), bound("decode", 1e-3)),
+        f"{compile_check.step_hours(compiled.values()):.2g}" if is_complete else UNKNOWN,
+    ]
 
 
-def _generation_row(run: str, config: Settings, of: Mapping[str, Report]) -> tuple[str, ...]:
-    return (
-        *(f"`{run}`", _topology(run), _mesh(config), str(config.slots)),
-        _largest(of, SAMPLING, named=True),
-        _spare(of),
-        _least(of, "decode", "ms"),
-        _hours(config, of),
-    )
-
-
-def _topology(run: str) -> str:
-    return dict(runs())[run]
-
-
-def _largest(
-    of: Mapping[str, Report], names: Sequence[str], named: bool = False, otherwise: str = UNKNOWN
-) -> str:
-    """GiB of the largest of these programs; something else if none was compiled."""
-    found = [of[name] for name in names if name in of]
-    if not found:
-        return otherwise
-    largest = max(found, key=lambda report: report.memory.total)
-    return f"{largest.memory.total / GIB:.1f}" + (f" ({largest.program})" if named else "")
-
-
-def _least(of: Mapping[str, Report], name: str, unit: str) -> str:
-    """The least time of a program, and what it is due to."""
-    if name not in of:
-        return UNKNOWN
-    seconds, due = of[name].least
-    return f"{seconds * (1000 if unit == 'ms' else 1):.1f} ({due})"
-
-
-def _hours(config: Settings, of: Mapping[str, Report]) -> str:
-    """The least time of a step, once all that takes time in it is known."""
-    lacking = [name for name in names_of(config) if name not in of]
-    return UNKNOWN if lacking else f"{compile_check.step_hours(list(of.values())):.2g}"
-
-
-def _mesh(config: Settings) -> str:
-    return " × ".join(f"{axis} {size}" for axis in AXES if (size := getattr(config.mesh, axis)) > 1)
-
-
-def _spare(of: Mapping[str, Report]) -> str:
-    if not of:
-        return UNKNOWN
-    worst = max((report.memory for report in of.values()), key=lambda memory: memory.total)
-    return f"{1 - worst.total / worst.limit:.0%}" if worst.fits else "does not fit"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])
-
-
-def with_tables(text: str, lines: Iterable[Line]) -> str:
-    """A document with the tables of these lines between its marks."""
+def with_table(text: str, lines: Iterable[Line]) -> str:
+    """A document with the table of these lines between its marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables(lines)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{table(lines)}\n{END}{after}"
 
 
 def main() -> None:
-    """Compiles what is missing, then writes the tables."""
+    """Compiles what is missing, then writes the table."""
     compile_check.without_tpu()
     try:
         compile_missing()
     except ConfigError as error:
         sys.exit(f"error: {error}")
     finally:
-        write_atomically(DOCS, with_tables(DOCS.read_text(), current(read_lines())).encode())
+        write_atomically(DOCS, with_table(DOCS.read_text(), current(read_lines())).encode())
 
 
 if __name__ == "__main__":

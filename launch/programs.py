@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdistill import flops
-from sdistill.config import AnyTrainConfig, SDPOConfig, SFTConfig
+from sdistill.config import AnyTrainConfig, SamplerConfig, SDPOConfig, SFTConfig
 from sdistill.distributed.rules import BATCH, TRAINING, parameter_shardings
 from sdistill.engine.engine import Plan
 from sdistill.engine.model import CachedDecoder
@@ -57,25 +57,6 @@ class Program:
     def lower(self) -> jax.stages.Lowered:
         """Traces it and lowers it for the chips of the mesh."""
         return self.function.lower(*self.arguments, **self.keywords)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a step of a run samples.
-
-    Attributes:
-      num_prompts: Prompts; 0 if the sampling is no part of a step.
-      num_samples: Responses to each.
-      max_prompt_length: Longest prompt, in tokens.
-      max_response_length: Tokens after which a response is cut.
-      slots: Responses decoded at a time.
-    """
-
-    num_prompts: float
-    num_samples: int
-    max_prompt_length: int
-    max_response_length: int
-    slots: int
 
 
 # ── Shapes ───────────────────────────────────────────────────────────────────────────────────────
@@ -122,7 +103,12 @@ def _whole(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def sampling_programs(
-    model: ModelConfig, mesh: Mesh, params: Shapes, besides: Shapes, sampled: Sampled
+    model: ModelConfig,
+    mesh: Mesh,
+    params: Shapes,
+    besides: Shapes,
+    config: SamplerConfig,
+    num_prompts: float,
 ) -> dict[str, Program]:
     """From the training to the sampling layout, and what the engine runs while all slots are full.
 
@@ -131,13 +117,14 @@ def sampling_programs(
       mesh: Where everything is.
       params: In the layout for training. They stay in memory meanwhile.
       besides: What else stays in memory.
-      sampled: In a step.
+      config: Of the sampler.
+      num_prompts: Prompts a step; 0 if the sampling is no part of a step.
     """
     decoder = CachedDecoder(model)
     programs: Any = programs_of(decoder, mesh)
-    prompt, slots = sampled.max_prompt_length, sampled.slots
-    end = prompt + sampled.max_response_length
-    plan = Plan.of(slots, prompt, sampled.max_response_length, int(mesh.shape["data"] * mesh.shape["fsdp"]))
+    prompt, response, slots = config.max_prompt_length, config.max_response_length, config.slots
+    end = prompt + response
+    plan = Plan.of(slots, prompt, response, int(mesh.shape["data"] * mesh.shape["fsdp"]))
 
     # Arguments: parameters for sampling, slots and their cache, prompts and their cache.
     own = jax.eval_shape(decoder.for_sampling, params)
@@ -157,21 +144,21 @@ def sampling_programs(
     # Work. Of the prompts' last layer only keys and values are computed. The last token of a prompt is read
     # with each response, and the last token of a response never.
     flops_of_prompt = (1 - 1 / model.num_hidden_layers) * flops.forward_flops(model, prompt, 0)
-    flops_of_response = flops.forward_flops(model, end - 1, sampled.max_response_length)
+    flops_of_response = flops.forward_flops(model, end - 1, response)
     flops_of_response -= flops.forward_flops(model, prompt - 1, 0)
     visible = flops.attention_pairs(model, end - 1) - flops.attention_pairs(model, prompt - 1)
-    visible /= sampled.max_response_length * model.num_hidden_layers * plan.lengths[-1]  # mean share
+    visible /= response * model.num_hidden_layers * plan.lengths[-1]  # mean share
     layers, cache = per_chip(own["layers"]), per_chip(pool.cache)
     head = per_chip(own["embedding_VD" if model.tie_word_embeddings else "head_DV"])
 
-    training, responses = (params, besides), sampled.num_prompts * sampled.num_samples
+    training, responses = (params, besides), num_prompts * config.num_samples
     return {
         "reshard": Program(programs.reshard, (params,), besides, 1, traffic=per_chip((params, own))),
         "prefill": Program(
             programs.prefill,
             (own, _whole(plan.prefill_rows, prompt), _whole(plan.prefill_rows)),
             (training, pool),
-            times=sampled.num_prompts / plan.prefill_rows,
+            times=num_prompts / plan.prefill_rows,
             keywords={"columns": prompt},
             flops=plan.prefill_rows * flops_of_prompt,
             traffic=layers + per_chip(prefix),
@@ -188,8 +175,8 @@ def sampling_programs(
             programs.decode,
             (own, pool, stopped, _whole(), _whole(2), _whole(1), forbidden),
             (training, prefix),
-            times=responses / slots * sampled.max_response_length,
-            flops=slots * flops_of_response / sampled.max_response_length,
+            times=responses / slots * response,
+            flops=slots * flops_of_response / response,
             traffic=layers + head + visible * cache,
         ),
     }
@@ -211,17 +198,17 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
 
     sampled = config.evaluation if isinstance(config, SFTConfig) else config.rollouts
     if sampled is not None:
-        prompts = 0 if isinstance(config, SFTConfig) else config.rollouts.num_prompts
-        lengths = sampled.max_prompt_length, sampled.max_response_length
-        sizes = Sampled(prompts, sampled.num_samples, *lengths, sampled.slots)
-        programs |= sampling_programs(model, mesh, state.params, (state.opt_state, teacher), sizes)
+        num_prompts = 0 if isinstance(config, SFTConfig) else config.rollouts.num_prompts
+        besides = state.opt_state, teacher
+        programs |= sampling_programs(model, mesh, state.params, besides, sampled, num_prompts)
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=NamedSharding(mesh, BATCH))
 
     # The batch, which weights the loss takes besides the student's, and the work of one micro-batch.
     batch: Any
-    weights, resident = (state.params,), (state.opt_state, teacher)
+    weights: tuple[Shapes, ...] = (state.params,)
+    resident = state.opt_state, teacher
     scored = scored_traffic = 0.0  # by the teacher
     if isinstance(config, SFTConfig):
         step_size, length = config.update_size, config.examples.sequence_length

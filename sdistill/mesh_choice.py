@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from sdistill.config import AnyTrainConfig, SFTConfig
+from sdistill.config import AnyTrainConfig, SamplerConfig, SFTConfig
 from sdistill.distributed.mesh import AXES, MeshConfig, device_memory, make_mesh
 from sdistill.distributed.rules import SAMPLING, TRAINING, parameter_shardings
 from sdistill.engine.engine import PREFILL_TOKENS
@@ -216,12 +216,7 @@ def training_mesh(config: AnyTrainConfig) -> Mesh:
 
 
 def sampling_mesh(
-    named: MeshConfig | None,
-    source: str | Path,
-    compute: ComputeConfig,
-    *,
-    slots: int,
-    lengths: tuple[int, int],
+    named: MeshConfig | None, source: str | Path, compute: ComputeConfig, config: SamplerConfig
 ) -> Mesh:
     """The mesh of a run that only samples, over this job's devices.
 
@@ -229,8 +224,7 @@ def sampling_mesh(
       named: Its sizes; None for one over all devices that fits.
       source: The model, as `find_model` takes it.
       compute: How it is computed, in the type of its weights.
-      slots: Responses decoded at a time.
-      lengths: Longest prompt and longest response, in tokens.
+      config: Of the sampler.
 
     Raises:
       ConfigError: as `training_mesh` does.
@@ -239,7 +233,7 @@ def sampling_mesh(
 
     def work() -> Workload:
         model = replace(from_hugging_face(find_model(source) / CONFIG_FILE), compute=compute)
-        return sampling_workload(model, slots=slots, lengths=lengths)
+        return sampling_workload(model, config)
 
     return _named_or_chosen(named, work)
 
@@ -257,15 +251,15 @@ def _named_or_chosen(named: MeshConfig | None, work: Callable[[], Workload]) -> 
     return mesh
 
 
-def sampling_workload(model: ModelConfig, *, slots: int, lengths: tuple[int, int]) -> Workload:
+def sampling_workload(model: ModelConfig, config: SamplerConfig) -> Workload:
     """Of a run that only samples: the weights as loaded, once more for sampling, and a cache."""
     return Workload(
         model,
         state_bytes=model.dtype.itemsize,
-        slots=slots,
-        cached_tokens=slots * sum(lengths),
-        prefill_rows=max(1, PREFILL_TOKENS // lengths[0]),
-        prompt_length=lengths[0],
+        slots=config.slots,
+        cached_tokens=config.slots * (config.max_prompt_length + config.max_response_length),
+        prefill_rows=max(1, PREFILL_TOKENS // config.max_prompt_length),
+        prompt_length=config.max_prompt_length,
     )
 
 

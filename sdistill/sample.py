@@ -277,8 +277,7 @@ def open_sampler(
       ConfigError: before weights are loaded, if no mesh fits; or if the tokenizer is larger than the model.
     """
     compute = ComputeConfig(dtype=dtype)
-    lengths = config.max_prompt_length, config.max_response_length
-    devices = sampling_mesh(mesh, source, compute, slots=config.slots, lengths=lengths)
+    devices = sampling_mesh(mesh, source, compute, config)
     model = load_model(source, mesh=devices, dtype=dtype)
     check_vocabulary(chat.tokenizer, model.config.vocab_size)
     sampler = Sampler(replace(model.config, compute=compute), devices, chat, config)

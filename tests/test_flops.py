@@ -33,6 +33,7 @@ ROLLOUTS = {
     "num_samples": 2,
     "max_prompt_length": PROMPT,
     "max_response_length": RESPONSE,
+    "slots": 8,
 }
 TEACHER = {"context": {"kind": "solution"}, "max_prompt_length": CONTEXT}
 RUN = {
@@ -43,7 +44,7 @@ RUN = {
     "micro_batch_size": ROWS,
     "logits_chunk_size": RESPONSE,
 }
-ON_POLICY = {**RUN, "rollouts": ROLLOUTS, "slots": 8}
+ON_POLICY = {**RUN, "rollouts": ROLLOUTS}
 
 
 def programs_of(objective, **settings):
@@ -160,7 +161,7 @@ def test_sft_trains_on_examples_and_samples_for_its_evaluations():
     assert counted == pytest.approx(2 * without_kernels(64, 64), rel=0.1)
     assert alone["gradient"].times == ROWS / 2
 
-    evaluation = {"every": 1, "datasets": ["k3_test"], "slots": 4}
+    evaluation = {"every": 1, "datasets": ["k3_test"], "slots": 4, "num_samples": 4}
     evaluation |= {"max_prompt_length": 16, "max_response_length": 112}
     evaluated = programs_of("sft", **sft, evaluation=evaluation)
     assert list(evaluated) == ["reshard", "prefill", "admit", "decode", "gradient", "update"]

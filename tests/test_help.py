@@ -10,11 +10,11 @@ from sdistill import convert, evaluate, generate, match, settings, study, train
 from sdistill.command import help_text
 from sdistill.config import AnyTrainConfig, SDPOConfig
 from sdistill.generate import GenerateConfig
-from sdistill.report import build
+from sdistill.report import __main__ as report
 from tests.processes import Commands
 
 
-@pytest.mark.parametrize("command", [evaluate, match, convert, build, join])
+@pytest.mark.parametrize("command", [evaluate, match, convert, report, join])
 def test_every_flag_is_explained(command, monkeypatch):
     parsers = []
     monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda parser, *_: parsers.append(parser))
@@ -55,4 +55,4 @@ def test_a_command_prints_its_help_and_ends_well(tmp_path):
     done = Commands(tmp_path).run("sdistill.train", "--help")
     assert done.returncode == 0, done.stderr
     assert "python -m sdistill.train --config" in done.stdout
-    assert "  config.rollouts.num_samples: int\n      Rollouts a problem, G.\n" in done.stdout
+    assert "  config.steps: int\n      Batches to train on.\n" in done.stdout

@@ -9,7 +9,7 @@ from configs.paper.common import MODELS
 from configs.paper.shapes import SHAPES
 from launch import compile_table
 from launch.compile_check import workload_of
-from sdistill.config import SDPOConfig
+from sdistill.config import SamplerConfig, SDPOConfig
 from sdistill.distributed.mesh import AXES, MeshConfig
 from sdistill.mesh_choice import (
     GIB,
@@ -26,6 +26,11 @@ MEMORY = {"v5p": 95.74 * GIB, "v6e": 31.25 * GIB, "v5e": 15.75 * GIB}
 EVERYWHERE = [
     (name, where) for name in MODELS if name != "qwen3_8b_nothink" for where in MODELS[name].layouts
 ]
+
+
+def tiny_run(micro_batch_size, slots=8):
+    rollouts = dataclasses.replace(TINY.rollouts, slots=slots)
+    return dataclasses.replace(TINY, micro_batch_size=micro_batch_size, rollouts=rollouts)
 
 
 def paper_run(model, where):
@@ -46,7 +51,7 @@ def test_all_meshes_over_some_devices_come_with_the_plainest_first():
 
 
 def test_what_fits_everywhere_is_split_by_rows_only():
-    run = dataclasses.replace(TINY, micro_batch_size=8, slots=16)
+    run = tiny_run(micro_batch_size=8, slots=16)
     assert choose_mesh(training_workload(run, run.model), 8, GIB) == MeshConfig(data=8)
 
 
@@ -60,7 +65,7 @@ def test_what_fits_everywhere_is_split_by_rows_only():
 )
 def test_what_rows_cannot_split_is_split_by_columns_as_far_as_the_model_allows(changes, mesh):
     """The tiny model has two key heads."""
-    run = dataclasses.replace(TINY, **changes)
+    run = tiny_run(**changes)
     if mesh is not None:
         assert choose_mesh(training_workload(run, run.model), 8, GIB) == mesh
         return
@@ -97,7 +102,8 @@ def test_a_generation_s_layout_is_what_would_be_chosen(where):
 
 
 def test_a_generation_s_model_that_fits_is_not_split():
-    work = sampling_workload(TINY.model, slots=16, lengths=(8, 8))
+    sampler = SamplerConfig(num_samples=1, max_prompt_length=8, max_response_length=8, slots=16)
+    work = sampling_workload(TINY.model, sampler)
     assert choose_mesh(work, 8, GIB) == MeshConfig(data=8)
 
 

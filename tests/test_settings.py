@@ -160,6 +160,8 @@ ROLLOUTS = {
     "max_response_length": 48,
 }
 TEACHER = {"context": {"kind": "solution"}, "max_prompt_length": 64}
+LENGTHS = {"num_samples": 1, "max_prompt_length": 8, "max_response_length": 8}
+EVALUATION = {**LENGTHS, "every": 1, "datasets": ["trained"]}
 SDPO = {**RUN, "objective": "sdpo", "rollouts": ROLLOUTS, "teacher": TEACHER}
 GRPO = {**RUN, "objective": "grpo", "rollouts": ROLLOUTS}
 SFT = {
@@ -294,7 +296,7 @@ MODEL = {
         ("teacher", TEACHER, "config.teacher has no effect with objective='sft'; remove it"),
         ("attribution", True, "config.attribution has no effect with objective='sft'; remove it"),
         ("mesh.data", 3, "config.examples.batch_size = 4 rows must divide over 3 devices"),
-        ("evaluation", {"every": 1, "datasets": ["trained"]}, "config.evaluation.datasets: 'trained' needs"),
+        ("evaluation", EVALUATION, "config.evaluation.datasets: 'trained' needs training problems"),
     ],
 )
 def test_off_policy_settings_that_contradict_each_other_are_refused(path, value, message):

@@ -7,14 +7,14 @@ import pytest
 
 from launch import compile_check, compile_table
 from launch.compile_check import Memory, Report
-from launch.compile_table import DOCS, GIB, with_tables
+from launch.compile_table import DOCS, GIB, with_table
 
 LINES = compile_table.read_lines()
 
 
-def test_the_tables_are_what_the_lines_give():
+def test_the_table_is_what_the_lines_give():
     text = DOCS.read_text()
-    assert with_tables(text, LINES) == text
+    assert with_table(text, LINES) == text
 
 
 def test_every_line_is_of_a_run_as_it_is_laid_out_now_and_there_once():
@@ -81,7 +81,7 @@ def test_what_is_interrupted_goes_on_with_what_is_missing(folder, compiled):
     assert compiled == before
 
 
-def test_the_tables_stand_between_the_marks(folder, compiled):
+def test_the_table_stands_between_the_marks(folder, compiled):
     run_until_done()
     text = (folder / "scale.md").read_text()
     assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
@@ -90,8 +90,8 @@ def test_the_tables_stand_between_the_marks(folder, compiled):
         "| 10.0 (decode) | 50% | 2.0 (arithmetic) | 2000.0 (arithmetic) | 12 |"
     ) in text
     assert (
-        "| `section3.py:walk:v5e_4` | v5e:2x2 | tensor 4 | 8 "
-        "| 10.0 (decode) | 50% | 2000.0 (arithmetic) | 8 |"
+        "| `section3.py:walk:v5e_4` | v5e:2x2 | tensor 4 | – | 8 | – | – "
+        "| 10.0 (decode) | 50% | – | 2000.0 (arithmetic) | 8 |"
     ) in text
     assert "Not compiled" not in text
 
@@ -101,7 +101,7 @@ def test_lines_of_another_layout_are_made_again(folder, compiled):
     lines = [json.loads(line) for line in (folder / "scale.jsonl").read_text().splitlines()]
     lines[0]["layout"]["slots"] += 1
     (folder / "scale.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
-    shown = with_tables((folder / "scale.md").read_text(), compile_table.current(lines[:-1]))
+    shown = with_table((folder / "scale.md").read_text(), compile_table.current(lines[:-1]))
     assert f"Not compiled: `{RUNS[1]}` (gradient, update)." in shown and "| ≈ 41 | – | 10.0 (decode)" in shown
     before = len(compiled)
     run_until_done()
@@ -109,11 +109,11 @@ def test_lines_of_another_layout_are_made_again(folder, compiled):
 
 
 def test_what_is_not_compiled_is_estimated(folder):
-    (row,) = (line for line in compile_table.tables([]).splitlines() if "olmo3_7b" in line and line[0] == "|")
+    (row,) = (line for line in compile_table.table([]).splitlines() if "olmo3_7b" in line and line[0] == "|")
     assert row.split(" | ")[5:9] == ["≈ 41", "–", "≈ 79", "–"]
 
 
 def test_what_does_not_fit_is_said():
     full = dataclasses.replace(MEMORY, temporaries=20.0 * GIB)
     line = {"run": RUNS[0], **Report("decode", "", "v5e:2x2", 1.0, 1.0, full, 0.0, 819e9).to_json()}
-    assert "| 27.0 (decode) | does not fit | 1000.0 (memory) | – |" in compile_table.tables([line])
+    assert "| 27.0 (decode) | does not fit | – | 1000.0 (memory) | – |" in compile_table.table([line])

@@ -18,7 +18,8 @@ RUN = parse(SDPOConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
 
 
 def main() -> None:
-    run = dataclasses.replace(RUN, mesh=None, micro_batch_size=8, slots=16)
+    rollouts = dataclasses.replace(RUN.rollouts, slots=16)
+    run = dataclasses.replace(RUN, mesh=None, micro_batch_size=8, rollouts=rollouts)
     assert run.model is not None
     work = training_workload(run, run.model)
     single, _ = work.peak(MeshConfig())
