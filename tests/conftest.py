@@ -3,9 +3,13 @@ import tempfile
 from pathlib import Path
 
 # Tests compile thousands of small programs and run each a few times. Without LLVM's optimization of what XLA
-# has made of them, two tests of test_learning.py took 34 s of CPU instead of 51, once each; XLA's own passes
-# are those of every run. Long tests take their commands without (`optimized=True` of tests/processes.py).
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# has made of them, two training steps took 34 s of CPU instead of 51, and with XLA's older code generator of
+# fusions 38 instead of 48; passes over the program itself are those of every run. Long tests run commands
+# without (`optimized=True` of tests/processes.py).
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    " --xla_cpu_use_fusion_emitters=false"
+)
 
 # One compilation cache for the session: workers of pytest-xdist and subprocesses inherit it. The process that
 # made the directory removes it at its end.

@@ -28,7 +28,11 @@ CONFIG = ModelConfig(
 
 
 # Compiles in less than half the time; what is compared has a tolerance of its own.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 def parameters(config: ModelConfig = CONFIG, seed: int = 0) -> nnx.State:
