@@ -1,309 +1,382 @@
+"""The losses against float64, token by token; masks, chunks, and what must have no gradient."""
+
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-from sdistill.rows import layout
 
-from sdistill.fixes import AntiSelfDistillation, ContrastiveHints, ForkAware
+from sdistill.batch import layout
+from sdistill.config import ForkAware, GRPOLossConfig, SDPOLossConfig
+from sdistill.divergence.definition import DivergenceConfig
 from sdistill.losses import (
-    PRESETS,
-    DistillationConfig,
-    GRPOConfig,
-    OnPolicyBatch,
+    Outputs,
+    PackedBatch,
+    cross_entropy_loss,
     group_advantages,
     grpo_loss,
     k3,
     masked_sum,
+    mix_outputs,
+    response_ids,
+    score_responses,
     sdpo_loss,
     token_weights,
     weighted_sum,
 )
-from sdistill.model.config import ModelConfig
-from sdistill.model.decoder import Decoder
-from sdistill.settings import ConfigError
+from tests import reference, tiny
+from tests.batches import FULL, MODEL, grpo_batch, random_ids, sdpo_batch
+from tests.tiny import assert_same_bits, leaves
 
-MODEL = ModelConfig(12, 8, 12, 1, 2, 1, 4, initializer_range=0.7)
+jit = functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
+PARAMS, TEACHER = tiny.parameters(MODEL, seed=0), tiny.parameters(MODEL, seed=1)
+FLAT = reference.flatten(PARAMS)
 TEMPERATURE = 0.8
-QUICK = {"xla_backend_optimization_level": 0}  # to compile; the formulas are the same
-LENGTHS = np.array([5, 3, 1, 4])
-RESPONSES = np.where(np.arange(5) < LENGTHS[:, None], np.random.default_rng(0).integers(1, 12, (4, 5)), 0)
-PROMPTS = [[3, 4, 5], [6], [7, 8], [9, 3, 1]]
-TEACHER_PROMPTS = [[3, 4, 5, 2, 2, 7], [6, 1], [7, 8, 8], [9, 3, 1, 5, 4]]
-HAS_TEACHER = np.array([1.0, 1.0, 0.0, 1.0], np.float32)
-ADVANTAGES = np.array([0.75, -0.25, -0.5, 0.0], np.float32)
-MARKERS = np.array([[1, 0, 0, 1, 0], [0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], np.float32)
-MASK = (np.arange(5) < LENGTHS[:, None]).astype(np.float64)
-FULL = {"support": "full", "top_k": None, "tail": None}
-
-
-def parameters(seed):
-    return nnx.state(Decoder(MODEL, nnx.Rngs(params=seed)), nnx.Param)
-
-
-PARAMS, TEACHER = parameters(0), parameters(1)
-
-
-GRAPH = nnx.graphdef(Decoder(MODEL, nnx.Rngs(params=0)))
-ROWS, COLUMNS = np.mgrid[:4, :5]
-
-
-def log_softmax_of(params, prompts):
-    ids = np.zeros((4, 11), int)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt) + 5] = [*prompt, *RESPONSES[row]]
-    model = nnx.merge(GRAPH, params)
-    positions = jnp.broadcast_to(jnp.arange(11), ids.shape)
-    hidden = model(jnp.asarray(ids), positions, jnp.ones_like(positions))
-    predicting = COLUMNS + np.array([len(prompt) - 1 for prompt in prompts])[:, None]
-    return jax.nn.log_softmax((hidden @ model.head())[ROWS, predicting] / TEMPERATURE)
-
-
-def log_probabilities(params, prompts):
-    return np.asarray(jax.jit(lambda p: log_softmax_of(p, prompts))(params), np.float64)
-
-
-LOG_S, LOG_T = log_probabilities(PARAMS, PROMPTS), log_probabilities(TEACHER, TEACHER_PROMPTS)
-CHOSEN = LOG_S[ROWS, COLUMNS, RESPONSES]
-RATIO = np.exp(np.random.default_rng(1).uniform(-1.2, 1.2, (4, 5)))
-SAMPLER = ((CHOSEN - np.log(RATIO)) * MASK).astype(np.float32)
-BATCH = OnPolicyBatch(
-    layout(PROMPTS, RESPONSES, LENGTHS, 3),
-    SAMPLER,
-    MARKERS,
-    np.zeros((4, 5), np.float32),  # weights are put in when a loss is called
-    np.repeat(ADVANTAGES[:, None], 5, axis=1),
-    layout(TEACHER_PROMPTS, RESPONSES, LENGTHS, 6),
-    HAS_TEACHER,
+T = 10
+# The last response is empty: the model's logits were not finite at once.
+LENGTHS = np.array([7, 1, 10, 4, 0])
+RESPONSES, PROMPTS, CONTEXTS = (
+    random_ids(lengths, seed) for seed, lengths in enumerate((LENGTHS, (4, 2, 6, 5, 1), (9, 3, 12, 7, 2)))
 )
+HAS_TEACHER = np.array([1, 1, 0, 1, 1])
+ADVANTAGES = np.array([0.75, -0.25, 0.0, -0.5, 0.5])
+MASK = (np.arange(T) < LENGTHS[:, None]).astype(np.float64)
+TAUGHT = MASK * HAS_TEACHER[:, None]
+
+# ── The oracle ───────────────────────────────────────────────────────────────────────────────────
 
 
-def kl(log_p, log_q):
-    return np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
+def distributions(p, prompts):
+    """Of each row, next-token probabilities at its response tokens."""
+    return [
+        reference.softmax(reference.response_logits(p, MODEL, prompt, response, TEMPERATURE))
+        for prompt, response in zip(prompts, RESPONSES, strict=True)
+    ]
 
 
-def divergence(alpha):
-    if alpha in (0, 1):
-        return kl(LOG_S, LOG_T) if alpha == 1 else kl(LOG_T, LOG_S)
-    log_m = np.log((1 - alpha) * np.exp(LOG_S) + alpha * np.exp(LOG_T))
-    return (1 - alpha) * kl(LOG_S, log_m) + alpha * kl(LOG_T, log_m)
+def padded(rows):
+    return np.array([[*row, *[0.0] * (T - len(row))] for row in rows])
 
 
-def mean_of(losses, mask, mode):
-    if mode == "token_mean":
-        return (losses * mask).sum() / max(mask.sum(), 1)
-    total = 0.0
-    for row, kept in zip(losses, mask, strict=True):
-        summed = sum(value for value, keep in zip(row, kept, strict=True) if keep)
-        total += summed / max(kept.sum(), 1) if mode == "seq_mean_token_mean" else summed
-    return total / len(losses)
-
-
-def vector(gradient):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
-
-
-@functools.cache
-def compiled(loss, config, chunk, transform):
-    settings = {"model": MODEL, "config": config, "temperature": TEMPERATURE, "chunk": chunk}
-    return jax.jit(transform(functools.partial(loss, **settings)), compiler_options=QUICK)
-
-
-with_gradient = functools.partial(jax.value_and_grad, has_aux=True)
-
-
-def identity(loss):
-    return loss
-
-
-def weighed(batch, config, rows=1.0):
-    return batch._replace(weights=token_weights((MASK * rows).astype(np.float32), config.aggregation))
-
-
-def sdpo(batch=BATCH, teacher=TEACHER, *, chunk=64, transform=identity, **config):
-    config = DistillationConfig(**{**FULL, **config})
-    batch = weighed(batch, config, batch.has_teacher[:, None])
-    return compiled(sdpo_loss, config, chunk, transform)(PARAMS, teacher, batch)
-
-
-def sdpo_gradient(*arguments, **config):
-    return vector(sdpo(*arguments, chunk=2, transform=with_gradient, **config)[1])
-
-
-def grpo(batch=BATCH, *, chunk=64, transform=identity, **config):
-    config = GRPOConfig(**config)
-    return compiled(grpo_loss, config, chunk, transform)(PARAMS, weighed(batch, config))
-
-
-def grpo_gradient(*arguments, **config):
-    return vector(grpo(*arguments, chunk=2, transform=with_gradient, **config)[1])
-
-
-@functools.cache
-def gradients_of_rows():
-    log_t = jnp.asarray(LOG_T, jnp.float32)
-
-    def row_means(losses):
-        return jnp.sum(losses * MASK / LENGTHS[:, None]) / 4
-
-    def sdpo_total(params):
-        log_s = log_softmax_of(params, PROMPTS)
-        log_m = jnp.log((jnp.exp(log_s) + jnp.exp(log_t)) / 2)
-        halves = [jnp.sum(jnp.exp(p) * (p - log_m), axis=-1) / 2 for p in (log_s, log_t)]
-        return row_means(sum(halves) * np.minimum(RATIO, 2) * HAS_TEACHER[:, None])
-
-    def grpo_total(params):
-        chosen = log_softmax_of(params, PROMPTS)[ROWS, COLUMNS, RESPONSES]
-        return row_means(-chosen * ADVANTAGES[:, None])
-
-    gradients = jax.jit(lambda p: (jax.grad(sdpo_total)(p), jax.grad(grpo_total)(p)), compiler_options=QUICK)(
-        PARAMS
+def chosen(rows):
+    """Log-probabilities of the response tokens."""
+    return padded(
+        [[np.log(p[t, y]) for t, y in enumerate(ids)] for p, ids in zip(rows, RESPONSES, strict=True)]
     )
-    return [vector(gradient) for gradient in gradients]
 
 
-def test_sdpo_gradient_is_that_of_the_formula():
-    expected = gradients_of_rows()[0]
-    np.testing.assert_allclose(sdpo_gradient(), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+def entropies(rows):
+    return padded([-np.sum(p * np.log(p), axis=1) for p in rows])
 
 
-def test_on_policy_grpo_gradient_is_that_of_the_weighted_log_likelihood():
-    expected = gradients_of_rows()[1]
-    found = grpo_gradient(BATCH._replace(rollout_log_probs=CHOSEN.astype(np.float32)))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+# What is detached is taken at PARAMS.
+NOW, TEACHER_NOW = distributions(FLAT, PROMPTS), distributions(reference.flatten(TEACHER), CONTEXTS)
+# A sampler with other weights: some importance ratios are beyond every clip, on both sides.
+OLD = (chosen(NOW) + np.random.default_rng(5).normal(0, 0.8, (len(LENGTHS), T)) * MASK).astype(np.float32)
+RATIO = np.exp(chosen(NOW) - OLD)
+
+
+def sdpo_reference(config, p):
+    """The objective; divergence and loss of each token."""
+    divergence, losses = [[] for _ in LENGTHS], [[] for _ in LENGTHS]
+    options = config.divergence
+    for row, s_TV in enumerate(distributions(p, PROMPTS)):
+        if not HAS_TEACHER[row]:
+            continue
+        for t, y in enumerate(RESPONSES[row]):
+            s, now, teacher = s_TV[t], NOW[row][t], TEACHER_NOW[row][t]
+            if options.support == "sampled":
+                value = np.log(now[y] / teacher[y]) * np.log(s[y])
+            elif options.pointwise_clip is not None:
+                value = np.minimum(s * np.log(s / teacher), options.pointwise_clip).sum()  # alpha = 1
+            else:
+                ids = np.argsort(-now)[: options.top_k]
+                value = reference.divergence(
+                    *reference.on_support(s, teacher, ids, options.tail), options.alpha
+                )
+            divergence[row].append(value)
+            if config.importance_cap is not None:
+                value = value * min(RATIO[row, t], config.importance_cap)
+            if (forks := config.fork_aware) is not None and -np.sum(now * np.log(now)) > forks.threshold:
+                value = -forks.repulsion * value
+            losses[row].append(value)
+    return reference.aggregate(losses, config.aggregation), divergence
+
+
+def grpo_reference(config, p, old=OLD, penalty=None):
+    losses = [[] for _ in LENGTHS]
+    for row, s_TV in enumerate(distributions(p, PROMPTS)):
+        for t, y in enumerate(RESPONSES[row]):
+            ratio = s_TV[t, y] / np.exp(np.float64(old[row, t]))
+            clipped = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
+            losses[row].append(-min(ratio * ADVANTAGES[row], clipped * ADVANTAGES[row]))
+            if penalty is not None:
+                r = np.exp(penalty[row, t]) / s_TV[t, y]
+                losses[row][-1] += config.kl_coefficient * (r - np.log(r) - 1)
+    return reference.aggregate(losses, config.aggregation)
+
+
+def assert_gradient_is_that_of(objective, gradient):
+    """Compares derivatives along random directions with float64 central differences."""
+    g = reference.flatten(gradient)
+    scale = np.sqrt(sum(np.sum(v**2) for v in g.values()))
+    assert scale > 1e-3  # there is something to compare
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        direction = {name: rng.normal(size=v.shape) for name, v in FLAT.items()}
+        if seed:  # lean towards the gradient, where most can go wrong
+            direction = {k: v + g[k] / scale * 50 for k, v in direction.items()}
+        h = 1e-6
+        ahead, behind = (objective({k: v + s * h * direction[k] for k, v in FLAT.items()}) for s in (1, -1))
+        along = sum(np.sum(g[k] * direction[k]) for k in g)
+        assert along == pytest.approx((ahead - behind) / (2 * h), rel=2e-4, abs=2e-4 * scale)
+
+
+# ── The losses, compiled once for each setting ───────────────────────────────────────────────────
+
+FULL_SDPO, GRPO = SDPOLossConfig(FULL), GRPOLossConfig()
+SHARED = {"model": MODEL, "temperature": TEMPERATURE}
+
+
+def for_sdpo(config=FULL_SDPO):
+    batch = sdpo_batch(
+        RESPONSES,
+        PROMPTS,
+        CONTEXTS,
+        columns=(T, 8, 12),
+        has_teacher=HAS_TEACHER,
+        aggregation=config.aggregation,
+    )
+    return batch._replace(rollout_log_probs=OLD)
+
+
+BATCH = for_sdpo()
+
+
+def for_grpo(config=GRPO):
+    return grpo_batch(BATCH, ADVANTAGES, config.aggregation)
+
+
+@functools.cache
+def compiled(loss, **settings):
+    """Value, report and gradients in the weights, the teacher's as well."""
+    with_gradient = jax.value_and_grad(
+        functools.partial(loss, **settings), (0, 1) if loss is sdpo_loss else 0, has_aux=True
+    )
+    return jit(with_gradient)
+
+
+def evaluated(loss, *arguments, **settings):
+    (value, report), gradient = compiled(loss, **settings)(*arguments)
+    return float(value), {k: (float(s), float(n)) for k, (s, n) in report.metrics.items()}, gradient
+
+
+def sdpo(batch=BATCH, teacher=TEACHER, config=FULL_SDPO, chunk=4):
+    """Chunks of four of ten positions leave a rest."""
+    value, metrics, (gradient, teacher_gradient) = evaluated(
+        sdpo_loss, PARAMS, teacher, batch, config=config, logits_chunk_size=chunk, **SHARED
+    )
+    assert not any(leaf.any() for leaf in leaves(teacher_gradient))
+    return value, metrics, gradient
+
+
+def grpo(batch, config=GRPO, chunk=4):
+    return evaluated(grpo_loss, PARAMS, batch, config=config, logits_chunk_size=chunk, **SHARED)
+
+
+def cross_entropy(batch, chunk=5):
+    return evaluated(cross_entropy_loss, PARAMS, batch, model=MODEL, logits_chunk_size=chunk)
+
+
+# ── SDPO ─────────────────────────────────────────────────────────────────────────────────────────
+
+SDPO_CASES = {
+    "full": FULL_SDPO,
+    "top-k": SDPOLossConfig(
+        DivergenceConfig(alpha=0.3, top_k=5), importance_cap=None, aggregation="token_mean"
+    ),
+    "sampled": SDPOLossConfig(
+        DivergenceConfig(1.0, "sampled", None, None), importance_cap=1.1, aggregation="seq_mean_token_sum"
+    ),
+    "clip and forks": SDPOLossConfig(
+        DivergenceConfig(1.0, "full", None, None, pointwise_clip=0.02), fork_aware=ForkAware(1.5, 0.3)
+    ),
+    "to the teacher": SDPOLossConfig(DivergenceConfig(0.0, top_k=5), aggregation="token_mean"),
+    "renormalised": SDPOLossConfig(
+        DivergenceConfig(1.0, "topk", 5, "renormalise"), aggregation="seq_mean_token_sum"
+    ),
+}
+LONG = ("to the teacher", "renormalised")
 
 
 @pytest.mark.parametrize(
-    ("alpha", "cap", "mode", "chunk"),
-    [
-        (0.5, 2.0, "seq_mean_token_mean", 64),
-        (0, None, "token_mean", 64),
-        (1, 1.3, "seq_mean_token_sum", 2),
-        (0.3, 0.7, "token_mean", 3),
-    ],
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in SDPO_CASES]
 )
-def test_sdpo_matches_float64(alpha, cap, mode, chunk):
-    loss, (metrics, *_) = sdpo(alpha=alpha, importance_cap=cap, aggregation=mode, chunk=chunk)
-    weights = 1.0 if cap is None else np.minimum(RATIO, cap)
-    expected = mean_of(divergence(alpha) * weights, MASK * HAS_TEACHER[:, None], mode)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert ("capped" in metrics) == (cap is not None)
+def test_sdpo_is_the_float64_objective(name):
+    config = SDPO_CASES[name]
+    value, metrics, gradient = sdpo(for_sdpo(config), config=config)
+    expected, divergence = sdpo_reference(config, FLAT)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert metrics["loss"] == (pytest.approx(expected, rel=1e-5), 0)  # adds up over parts
+    total, count = metrics["divergence"]
+    assert count == TAUGHT.sum() and total == pytest.approx(sum(map(sum, divergence)), rel=1e-5)
+    assert_gradient_is_that_of(lambda p: sdpo_reference(config, p)[0], gradient)
+    assert ("is_clipped_frac" in metrics) == (config.importance_cap is not None)
+    if name == "clip and forks":
+        negative = sum(value < 0 for row in divergence for value in row)
+        forks = np.sum((entropies(NOW) > 1.5) * TAUGHT)
+        assert metrics["negative"] == (negative, count) and metrics["forks"] == (forks, count)
+        assert negative > 0 and 0 < forks < count
 
 
-def test_sdpo_metrics():
-    _, (metrics, *_) = sdpo(alpha=0.5, importance_cap=2.0)
-    taught, losses = MASK * HAS_TEACHER[:, None], divergence(0.5)
-    teacher_chosen = LOG_T[ROWS, COLUMNS, RESPONSES]
+def test_sdpo_metrics_are_sums_and_counts_over_the_right_tokens():
+    _, metrics, _ = sdpo()
+    epistemic = np.asarray(BATCH.epistemic_mask)
+    objective, divergence = sdpo_reference(FULL_SDPO, FLAT)
+    own = chosen(NOW)
     expected = {
-        "loss": (mean_of(losses * np.minimum(RATIO, 2), taught, "seq_mean_token_mean"), 0),
-        "divergence": ((losses * taught).sum(), 12),
-        "divergence_epistemic": ((losses * taught * MARKERS).sum(), 3),
-        "divergence_other": ((losses * taught * (1 - MARKERS)).sum(), 9),
-        "teacher_entropy": ((kl(LOG_T, np.zeros_like(LOG_T)) * -taught).sum(), 12),
-        "teacher_advantage": (((teacher_chosen - CHOSEN) * taught).sum(), 12),
-        "entropy": ((kl(LOG_S, np.zeros_like(LOG_S)) * -MASK).sum(), 13),
-        "sampler_gap": (np.abs(np.log(RATIO) * MASK).sum(), 13),
-        "capped": (((RATIO > 2) * taught).sum(), 12),
+        "loss": (objective, 0),
+        "entropy": (entropies(NOW), MASK),
+        "logprob_diff": (np.abs(own - OLD), MASK),
+        "divergence": (padded(divergence), TAUGHT),
+        "divergence_epistemic": (padded(divergence), TAUGHT * epistemic),
+        "divergence_other": (padded(divergence), TAUGHT * (1 - epistemic)),
+        "teacher_entropy": (entropies(TEACHER_NOW), TAUGHT),
+        "teacher_advantage": (chosen(TEACHER_NOW) - own, TAUGHT),
+        "is_clipped_frac": (RATIO > 2, TAUGHT),
     }
     assert set(metrics) == set(expected)
-    for name, (total, count) in expected.items():
-        np.testing.assert_allclose(metrics[name], (total, count), rtol=1e-5, err_msg=name)
-    assert 0 < expected["capped"][0] < 12
+    for name, (values, mask) in expected.items():
+        found = (np.sum(values * mask), np.sum(mask)) if name != "loss" else (values, mask)
+        assert metrics[name] == pytest.approx(found, rel=1e-4), name
+    assert 0 < metrics["is_clipped_frac"][0] < metrics["is_clipped_frac"][1]
+    assert 0 < metrics["divergence_epistemic"][1] < metrics["divergence"][1]
 
 
-def test_rows_without_teacher_have_no_influence():
-    other = layout([*TEACHER_PROMPTS[:2], [1] * 6, TEACHER_PROMPTS[3]], RESPONSES, LENGTHS, 6)
-    np.testing.assert_array_equal(sdpo_gradient(BATCH._replace(teacher=other)), sdpo_gradient())
+def test_nothing_but_the_response_columns_of_its_own_row_reaches_the_loss():
+    """Padding of prompts and responses, and all of a row without a teacher, may hold anything."""
+    value, _, gradient = sdpo()
+
+    def littered(sequences):
+        tokens = np.where(sequences.segment_ids > 0, sequences.tokens, 13)
+        tokens[2] = 17
+        return sequences._replace(tokens=tokens)
+
+    noise = OLD + 3 * (np.arange(T) >= LENGTHS[:, None])
+    other = BATCH._replace(
+        student=littered(BATCH.student),
+        teacher=littered(BATCH.teacher),
+        rollout_log_probs=noise.astype(np.float32),
+    )
+    other_value, _, other_gradient = sdpo(other)
+    assert value == other_value
+    assert_same_bits(gradient, other_gradient)
 
 
-def test_a_batch_without_teachers_is_zero_with_zero_gradient():
-    batch = BATCH._replace(has_teacher=np.zeros(4, np.float32))
-    loss, (metrics, *_) = sdpo(batch)
-    assert loss == 0 and metrics["divergence"] == (0, 0)
-    np.testing.assert_array_equal(sdpo_gradient(batch), 0)
+def test_sdpo_without_any_teacher_has_no_gradient_but_still_measures_the_student():
+    batch = BATCH._replace(
+        has_teacher=np.zeros(len(LENGTHS), np.float32), token_weights=0 * BATCH.token_weights
+    )
+    value, metrics, gradient = sdpo(batch)
+    assert value == 0 and not any(leaf.any() for leaf in leaves(gradient))
+    assert metrics["divergence"] == (0, 0) and np.isfinite([*metrics.values()]).all()
+    assert metrics["entropy"][0] > 0 and metrics["entropy"][1] == MASK.sum()
 
 
 def test_a_live_teacher_is_the_student_without_gradient():
-    live, fixed = sdpo_gradient(teacher=None), sdpo_gradient(teacher=PARAMS)
-    np.testing.assert_allclose(live, fixed, rtol=1e-5, atol=1e-7)
-    assert np.abs(live).max() > 1e-3
+    """Its value is that of a copy of the student, and so is the gradient: none flows through its rows."""
+    live, _, gradient = sdpo(teacher=None)
+    copied, _, expected = sdpo(teacher=PARAMS)
+    assert live == pytest.approx(copied, rel=1e-6) and live > 0.01
+    for ours, theirs in zip(leaves(gradient), leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_a_teacher_that_sees_nothing_more_is_no_teacher():
-    batch = BATCH._replace(teacher=layout(PROMPTS, RESPONSES, LENGTHS, 6))
-    np.testing.assert_allclose(sdpo(batch, teacher=PARAMS)[0], 0, atol=1e-6)
-    np.testing.assert_allclose(sdpo_gradient(batch, teacher=PARAMS), 0, atol=1e-6)
+@pytest.mark.parametrize("name", ["full", pytest.param("to the teacher", marks=pytest.mark.long)])
+def test_a_teacher_that_sees_nothing_more_has_nothing_to_teach(name):
+    config = SDPO_CASES[name]
+    same = sdpo_batch(
+        RESPONSES,
+        PROMPTS,
+        PROMPTS,
+        columns=(T, 8, 12),
+        has_teacher=HAS_TEACHER,
+        aggregation=config.aggregation,
+    )
+    value, metrics, gradient = sdpo(same._replace(rollout_log_probs=OLD), None, config)
+    assert abs(value) < 1e-6 and abs(metrics["teacher_advantage"][0]) < 1e-4
+    assert np.sqrt(sum(np.sum(leaf**2) for leaf in leaves(gradient))) < 1e-4
 
 
 @pytest.mark.parametrize(("ratio", "factor"), [(0.5, 0.5), (1.5, 1.5), (1e12, 2.0)])
 def test_importance_weights_scale_the_gradient_and_have_none_themselves(ratio, factor):
-    plain = sdpo_gradient(BATCH._replace(rollout_log_probs=CHOSEN.astype(np.float32)))
-    batch = BATCH._replace(rollout_log_probs=(CHOSEN - np.log(ratio)).astype(np.float32))
-    np.testing.assert_allclose(sdpo_gradient(batch), factor * plain, rtol=1e-4, atol=1e-6)
+    _, _, plain = sdpo(BATCH._replace(rollout_log_probs=chosen(NOW).astype(np.float32)))
+    old = (chosen(NOW) - np.log(ratio)).astype(np.float32)
+    _, _, gradient = sdpo(BATCH._replace(rollout_log_probs=old))
+    for ours, theirs in zip(leaves(gradient), leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, factor * theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_sampled_support_has_the_gradient_of_the_log_ratio():
-    loss, _ = sdpo(alpha=1.0, support="sampled", importance_cap=None)
-    teacher_chosen = LOG_T[ROWS, COLUMNS, RESPONSES]
-    expected = mean_of((CHOSEN - teacher_chosen) * CHOSEN, MASK * HAS_TEACHER[:, None], "seq_mean_token_mean")
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+def test_a_trust_region_teacher_mixes_logits():
+    rng = np.random.default_rng(0)
+    h1, h2 = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 5))
+    w1, w2 = rng.normal(size=(4, 7)), rng.normal(size=(5, 7))
+    both = mix_outputs(Outputs(h1, w1), Outputs(h2, w2), 0.3)
+    np.testing.assert_allclose(both.hidden_BTE @ both.head_EV, 0.7 * (h1 @ w1) + 0.3 * (h2 @ w2), rtol=1e-5)
 
 
-def test_a_pointwise_clip_bounds_what_each_id_adds_and_counts_negative_losses():
-    loss, (metrics, *_) = sdpo(alpha=1.0, pointwise_clip=0.05)
-    clipped = np.minimum(np.exp(LOG_S) * (LOG_S - LOG_T), 0.05).sum(axis=-1)
-    taught = MASK * HAS_TEACHER[:, None]
-    expected = mean_of(clipped * np.minimum(RATIO, 2), taught, "seq_mean_token_mean")
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics["negative"], (((clipped < 0) * taught).sum(), 12))
-    assert metrics["negative"][0] > 0
+def test_a_trust_region_of_nothing_is_the_fixed_teacher_and_of_all_the_live_one():
+    settings = {"config": FULL_SDPO, "logits_chunk_size": 4, **SHARED}
+    loss = jit(lambda mix: sdpo_loss(PARAMS, TEACHER, BATCH, mix=mix, **settings)[0])
+    fixed = sdpo()[0]
+    assert float(loss(0.0)) == pytest.approx(fixed, rel=1e-5)
+    assert float(loss(1.0)) == pytest.approx(sdpo(teacher=None)[0], rel=1e-5)
+    assert float(loss(0.5)) != pytest.approx(fixed, rel=1e-2)
 
 
-def test_forks_are_turned_away_from_the_teacher():
-    entropy = -kl(LOG_S, np.zeros_like(LOG_S))
-    threshold = float(np.median(entropy[MASK * HAS_TEACHER[:, None] > 0]))
-    loss, (metrics, *_) = sdpo(fork_aware=ForkAware(threshold, repulsion=0.3))
-    signs, taught = np.where(entropy > threshold, -0.3, 1.0), MASK * HAS_TEACHER[:, None]
-    expected = mean_of(divergence(0.5) * np.minimum(RATIO, 2) * signs, taught, "seq_mean_token_mean")
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    np.testing.assert_allclose(metrics["forks"], (((entropy > threshold) * taught).sum(), 12))
-    assert 0 < metrics["forks"][0] < 12
+# ── GRPO ─────────────────────────────────────────────────────────────────────────────────────────
+
+WITH_KL = GRPOLossConfig(clip_low=0.5, clip_high=0.1, aggregation="token_mean", kl_coefficient=0.3)
 
 
-def test_top_k_of_the_whole_vocabulary_is_full():
-    top_k = {"support": "topk", "top_k": 12, "tail": "bucket"}
-    np.testing.assert_allclose(sdpo(**top_k)[0], sdpo()[0], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("config", "chunk"),
-    [
-        ({}, 64),
-        ({"aggregation": "token_mean", "clip_low": 0.05, "clip_high": 0.6}, 2),
-        ({"aggregation": "seq_mean_token_sum", "clip_low": 0.9, "clip_high": 9.0}, 3),
-    ],
-)
-def test_grpo_matches_float64(config, chunk):
-    loss, (metrics, *_) = grpo(chunk=chunk, **config)
-    low, high = 1 - config.get("clip_low", 0.2), 1 + config.get("clip_high", 0.28)
-    gains = np.zeros((4, 5))
-    for row, column in np.ndindex(4, 5):
-        ratio, advantage = RATIO[row, column], float(ADVANTAGES[row])
-        gains[row, column] = min(ratio * advantage, min(max(ratio, low), high) * advantage)
-    expected = mean_of(-gains, MASK, config.get("aggregation", "seq_mean_token_mean"))
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    outside = (np.clip(RATIO, low, high) != RATIO) * MASK
-    np.testing.assert_allclose(metrics["clipped"], (outside.sum(), 13), rtol=1e-6)
-    np.testing.assert_allclose(metrics["signal"], (3, 4))
-    np.testing.assert_allclose(metrics["sampler_gap"], (np.abs(np.log(RATIO) * MASK).sum(), 13), rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], (expected, 0), rtol=1e-5)
-    np.testing.assert_allclose(
-        metrics["entropy"], ((kl(LOG_S, np.zeros_like(LOG_S)) * -MASK).sum(), 13), rtol=1e-5
+@pytest.mark.parametrize("config", [GRPO, WITH_KL], ids=["default", "kl"])
+def test_grpo_is_the_float64_objective(config):
+    noise = np.random.default_rng(2).normal(0, 0.5, MASK.shape) * MASK
+    penalty = None if config.kl_coefficient is None else chosen(NOW) + noise
+    batch = for_grpo(config)._replace(
+        reference_log_probs=None if penalty is None else penalty.astype(np.float32)
     )
+    value, metrics, gradient = grpo(batch, config)
+    assert value == pytest.approx(grpo_reference(config, FLAT, penalty=penalty), rel=1e-5)
+    assert_gradient_is_that_of(lambda p: grpo_reference(config, p, penalty=penalty), gradient)
+    outside = (np.clip(RATIO, 1 - config.clip_low, 1 + config.clip_high) != RATIO) * MASK
+    expected = {
+        "loss": (value, 0),
+        "clip_frac": (outside.sum(), MASK.sum()),
+        "entropy": (entropies(NOW).sum(), MASK.sum()),
+        "logprob_diff": (np.abs(np.log(RATIO) * MASK).sum(), MASK.sum()),
+        "nonzero_advantage": (3, 5),  # the last row's response is empty
+    }
+    if penalty is not None:
+        r = np.exp(penalty - chosen(NOW))
+        expected["kl"] = (((r - np.log(r) - 1) * MASK).sum(), MASK.sum())
+    assert set(metrics) == set(expected) and 0 < outside.sum() < MASK.sum()
+    for name, pair in expected.items():
+        assert metrics[name] == pytest.approx(pair, rel=1e-5), name
+
+
+def test_on_policy_grpo_gradient_is_that_of_the_weighted_log_likelihood():
+    _, _, gradient = grpo(for_grpo()._replace(rollout_log_probs=chosen(NOW).astype(np.float32)))
+
+    def objective(p):
+        gains = -ADVANTAGES[:, None] * chosen(distributions(p, PROMPTS))
+        rows = [row[:n].tolist() for row, n in zip(gains, LENGTHS, strict=True)]
+        return reference.aggregate(rows, GRPO.aggregation)
+
+    assert_gradient_is_that_of(objective, gradient)
 
 
 @pytest.mark.parametrize(
@@ -311,68 +384,107 @@ def test_grpo_matches_float64(config, chunk):
     [(1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False), (1.0, 1.0, True)],
 )
 def test_clipping_stops_the_gradient_on_one_side_only(ratio, advantage, moves):
-    batch = BATCH._replace(
-        advantages=np.full((4, 5), advantage, np.float32),
-        rollout_log_probs=(CHOSEN - np.log(ratio)).astype(np.float32),
+    batch = for_grpo()._replace(
+        advantages=np.full(MASK.shape, advantage, np.float32),
+        rollout_log_probs=(chosen(NOW) - np.log(ratio)).astype(np.float32),
     )
-    assert np.any(grpo_gradient(batch)) == moves
+    assert any(leaf.any() for leaf in leaves(grpo(batch)[2])) == moves
 
 
-def test_the_kl_term_is_k3_against_the_reference():
-    reference = (CHOSEN + np.random.default_rng(2).normal(0, 0.5, (4, 5)) * MASK).astype(np.float32)
-    batch = BATCH._replace(reference_log_probs=reference)
-    loss, (metrics, *_) = grpo(batch, kl_coefficient=0.3)
-    r = np.exp(reference - CHOSEN)
-    penalty = r - np.log(r) - 1
-    expected = float(grpo()[0]) + 0.3 * mean_of(penalty, MASK, "seq_mean_token_mean")
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics["kl"], ((penalty * MASK).sum(), 13), rtol=1e-5)
+def test_equal_rewards_give_no_gradient():
+    batch = for_grpo()._replace(advantages=np.zeros(MASK.shape, np.float32))
+    value, metrics, gradient = grpo(batch)
+    assert value == 0 and metrics["nonzero_advantage"] == (0, 5)
+    assert not any(leaf.any() for leaf in leaves(gradient))
 
 
 def test_k3_is_least_at_the_reference_and_pulls_towards_it():
-    log_prob, reference = jnp.array([-1.0, -1.0, -1.0]), jnp.array([-0.5, -1.0, -3.0])
-    value, gradient = jax.vmap(jax.value_and_grad(k3))(log_prob, reference)
-    r = np.exp(np.asarray(reference, np.float64) - np.asarray(log_prob))
+    log_prob, reference_log_prob = jnp.array([-1.0, -1.0, -1.0]), jnp.array([-0.5, -1.0, -3.0])
+    value, gradient = jax.vmap(jax.value_and_grad(k3))(log_prob, reference_log_prob)
+    r = np.exp(np.asarray(reference_log_prob, np.float64) - np.asarray(log_prob))
     np.testing.assert_allclose(value, r - 1 - np.log(r), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(gradient, 1 - r, rtol=1e-5, atol=1e-7)
 
 
-def test_presets_are_what_their_papers_say():
-    dr_grpo, dapo = PRESETS["dr_grpo"], PRESETS["dapo"]
-    assert (dr_grpo.divide_by_std, dr_grpo.aggregation) == (False, "seq_mean_token_sum")
-    assert (dr_grpo.clip_low, dr_grpo.clip_high) == (0.2, 0.2)
-    assert (dapo.divide_by_std, dapo.aggregation) == (True, "token_mean")
-    assert (dapo.clip_low, dapo.clip_high) == (0.2, 0.28)
-    assert dr_grpo.kl_coefficient is dapo.kl_coefficient is None
+def test_scores_of_responses_are_those_of_the_model():
+    scores = score_responses(PARAMS, BATCH.student, logits_chunk_size=4, **SHARED)
+    np.testing.assert_allclose(scores.log_prob_BT * MASK, chosen(NOW), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scores.entropy_BT * MASK, entropies(NOW), rtol=1e-5, atol=1e-5)
+
+
+# ── Cross-entropy ────────────────────────────────────────────────────────────────────────────────
+
+EXAMPLES, WEIGHTED = random_ids((5, 8, 3), seed=7), (2, 5, 1)
+"""Ids of examples, and how many at the end of each are learned."""
+
+
+def packed():
+    """The examples in two rows of 12, the first two together."""
+    columns = {
+        name: np.zeros((2, 12), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")
+    }
+    weights = np.zeros((2, 12), np.float32)
+    for (row, start, segment), ids, weighted in zip(
+        [(0, 0, 1), (0, 4, 2), (1, 0, 1)], EXAMPLES, WEIGHTED, strict=True
+    ):
+        end = start + len(ids) - 1
+        at = (row, slice(start, end))
+        columns["tokens"][at], columns["targets"][at] = ids[:-1], ids[1:]
+        columns["segment_ids"][at], columns["positions"][at] = segment, np.arange(len(ids) - 1)
+        weights[row, end - weighted : end] = 1
+    return PackedBatch(token_weights=weights / sum(WEIGHTED), **columns)
+
+
+def cross_entropy_reference(p):
+    losses = []
+    for ids, weighted in zip(EXAMPLES, WEIGHTED, strict=True):
+        p_TV = reference.softmax(reference.logits(p, MODEL, ids[:-1]))
+        losses += list(-np.log(p_TV[np.arange(len(ids) - 1), ids[1:]])[-weighted:])
+    return float(np.mean(losses))
+
+
+def test_cross_entropy_of_packed_rows_is_that_of_single_examples():
+    value, metrics, gradient = cross_entropy(packed())
+    assert value == pytest.approx(cross_entropy_reference(FLAT), rel=1e-5)
+    assert metrics["loss"] == (value, 0) and metrics["entropy"][1] == 8
+    assert_gradient_is_that_of(cross_entropy_reference, gradient)
+
+
+# ── All losses ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: GRPOConfig(kl_coefficient=0.0), "kl_coefficient=0.0 must be positive, or None"),
-        (
-            lambda: GRPOConfig(
-                contrastive_hints=ContrastiveHints(), anti_self_distillation=AntiSelfDistillation()
-            ),
-            "contrastive_hints and anti_self_distillation each need the one teacher; remove one of them",
-        ),
-        (
-            lambda: DistillationConfig(rollout_correction_cap=0.0),
-            "rollout_correction_cap=0.0 must be positive, or None",
-        ),
-    ],
+    "of", [sdpo, *(pytest.param(of, marks=pytest.mark.long) for of in (grpo, cross_entropy))]
 )
-def test_settings_without_effect_or_sense_are_refused(make, message):
-    with pytest.raises(ConfigError) as error:
-        make()
-    assert str(error.value).startswith(message)
+def test_chunks_change_nothing(of):
+    batch = {sdpo: for_sdpo, grpo: for_grpo, cross_entropy: packed}[of]()
+    whole, _, expected = of(batch, chunk=64)
+    value, _, gradient = of(batch)
+    assert value == pytest.approx(whole, rel=1e-6, abs=1e-6)
+    for ours, theirs in zip(leaves(gradient), leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_rewards_give_no_gradient():
-    batch = BATCH._replace(advantages=np.zeros((4, 5), np.float32))
-    loss, (metrics, *_) = grpo(batch)
-    assert loss == 0 and metrics["signal"][0] == 0
-    np.testing.assert_array_equal(grpo_gradient(batch), 0)
+@pytest.mark.parametrize("of", [sdpo, grpo, cross_entropy])
+def test_a_batch_without_anything_to_learn_from_has_no_gradient(of):
+    batch = {sdpo: for_sdpo, grpo: for_grpo, cross_entropy: packed}[of]()
+    batch = batch._replace(token_weights=np.zeros_like(batch.token_weights))
+    if of is not cross_entropy:
+        silent = np.zeros(MASK.shape, np.float32)
+        batch = batch._replace(student=batch.student._replace(response_mask=silent))
+    value, metrics, gradient = of(batch)
+    assert value == 0 and np.isfinite([*metrics.values()]).all()
+    assert not any(leaf.any() for leaf in leaves(gradient))
+
+
+# ── Weights and advantages ───────────────────────────────────────────────────────────────────────
+
+
+def test_student_and_teacher_share_their_response_columns():
+    np.testing.assert_array_equal(response_ids(BATCH.student), response_ids(BATCH.teacher))
+    np.testing.assert_array_equal(BATCH.student.response_mask, BATCH.teacher.response_mask)
+    one = layout([[1]], np.array([[5, 2, 9]]), np.array([2]), 4)
+    np.testing.assert_array_equal(response_ids(one), [[5, 2, 0]])
 
 
 def test_advantages_by_hand():
@@ -403,17 +515,12 @@ LOSS_MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.float32)
     [("seq_mean_token_mean", (2 + 10 + 0) / 3), ("token_mean", 16 / 4), ("seq_mean_token_sum", 16 / 3)],
 )
 def test_aggregation_by_hand(mode, value):
-    total = weighted_sum(LOSSES, token_weights(LOSS_MASK, mode))
-    assert float(total) == pytest.approx(value, rel=1e-6)
-    assert not token_weights(np.zeros((3, 3), np.float32), mode).any()
-
-
-@pytest.mark.parametrize("mode", ["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"])
-def test_weights_of_the_whole_batch_add_up_over_its_parts(mode):
     weights = token_weights(LOSS_MASK, mode)
-    assert weights.dtype == np.float32
+    total = weighted_sum(LOSSES, weights)
+    assert weights.dtype == np.float32 and float(total) == pytest.approx(value, rel=1e-6)
     parts = sum(weighted_sum(LOSSES[i : i + 1], weights[i : i + 1]) for i in range(3))
-    assert float(parts) == pytest.approx(float(weighted_sum(LOSSES, weights)), rel=1e-6)
+    assert float(parts) == pytest.approx(float(total), rel=1e-6)
+    assert not token_weights(np.zeros((3, 3), np.float32), mode).any()
 
 
 def test_a_loss_without_weight_has_no_gradient_even_where_it_is_not_finite():
