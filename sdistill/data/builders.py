@@ -19,18 +19,11 @@ import tensorflow_datasets as tfds
 
 from sdistill.data.problem_set import ProblemSet, SplitProblem, Tally
 from sdistill.data.sources import Row, Source, on_the_hub
+from sdistill.tasks import signs_puzzle
 from sdistill.tasks.code import CodeTask
 from sdistill.tasks.mathematics import MathematicsTask
 from sdistill.tasks.multiple_choice import MultipleChoiceTask
 from sdistill.tasks.problem import Problem
-from sdistill.tasks.signs_puzzle import (
-    SignsTask,
-    all_questions,
-    problem_from_text,
-    question,
-    random_question,
-    split_of,
-)
 from sdistill.tasks.signs_reasoner import Habits, example
 
 # ── Competition mathematics ───────────────────────────────────────────────────────────────────────
@@ -402,12 +395,12 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.2.0")
-    task = SignsTask
+    task = signs_puzzle.SignsTask
 
     @staticmethod
     def problem_of(record: dict[str, bytes]) -> Problem:
         """The problem of a stored record."""
-        return problem_from_text(record["question"].decode())
+        return signs_puzzle.problem_from_text(record["question"].decode())
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -423,9 +416,11 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, k: int, split: str) -> Iterator[tuple[int, dict[str, str]]]:
         rng = random.Random(f"{k}/{split}")
         if k <= 4:
-            texts = [question(*q) for q in all_questions(k) if split_of(*q) == split]
+            puzzles = [p for p in signs_puzzle.all_questions(k) if signs_puzzle.split_of(*p) == split]
+            texts = [signs_puzzle.question(*puzzle) for puzzle in puzzles]
         else:  # too many to enumerate quickly; the set makes the draws distinct
-            texts = sorted({question(*random_question(k, rng)) for _ in range(NUM_DRAWN)})
+            drawn = [signs_puzzle.random_question(k, rng) for _ in range(NUM_DRAWN)]
+            texts = sorted({signs_puzzle.question(*puzzle) for puzzle in drawn})
         rng.shuffle(texts)
         for index, text in enumerate(texts):
             yield index, {"question": text}

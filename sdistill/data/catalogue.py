@@ -79,9 +79,7 @@ def find(name: str) -> Entry:
 def open_problems(name: str, data_dir: str | Path | None = None) -> tuple[Problem, ...]:
     """The problems of a name, in their fixed order; a data set that is not there is prepared first.
 
-    Args:
-      name: One of the catalogue.
-      data_dir: Where data sets are prepared; None for the TFDS default.
+    Data sets are stored in `data_dir`; None for the TFDS default.
 
     Raises:
       ConfigError: if there is no such name; or if the data set is not there and cannot be downloaded, with

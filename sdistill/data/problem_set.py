@@ -75,14 +75,7 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
         progress: Progress | None = None,
         **arguments: Any,
     ):
-        """Opens the set, prepared or not.
-
-        Args:
-          files: Are read instead of the public sources when the set is prepared.
-          drop_unparsed: Leaves out problems whose reference answer has a defect; they are listed either way.
-          progress: Shows long work.
-          **arguments: TFDS's own, such as `data_dir`.
-        """
+        """Opens the set, prepared or not; see `prepare.prepare`. Other arguments are those of TFDS."""
         self._files = tuple(files)
         self._drop_unparsed = drop_unparsed
         self._progress = progress or Progress(disable=True)

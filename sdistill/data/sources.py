@@ -59,13 +59,7 @@ def checksum(path: Path) -> str:
 
 
 def obtain(source: Source, folder: Path, name: str, progress: Progress) -> Path:
-    """The file of a source in `folder`. It is downloaded if it is not there, and verified in either case.
-
-    Args:
-      source: What to get.
-      folder: Where downloads of the data set are kept.
-      name: Of the data set, for messages.
-      progress: Shows the download.
+    """The file of a source of the data set `name`, verified; downloaded to `folder` if it is not there.
 
     Raises:
       ConfigError: if the download fails, with the ways to do without; or if it is not the pinned file.

@@ -151,20 +151,17 @@ def same_output(output: str, expected: str) -> bool:
     Blanks at the ends of lines, and blank lines at the end, do not count. In: "1.0 a \n", "1 a". Out: True.
     """
     ours, theirs = ([line.split() for line in text.rstrip().split("\n")] for text in (output, expected))
-    return ours == theirs or _numbers(ours) == _numbers(theirs)
+    return ours == theirs or (
+        [list(map(_number, line)) for line in ours] == [list(map(_number, line)) for line in theirs]
+    )
 
 
-def _numbers(lines: list[list[str]]) -> list[list[Decimal | str]]:
-    """The words of lines, as numbers where they are finite numbers."""
-
-    def number(word: str) -> Decimal | str:
-        try:
-            value = Decimal(word)
-        except InvalidOperation:
-            return word
-        return value if value.is_finite() else word
-
-    return [list(map(number, line)) for line in lines]
+def _number(word: str) -> Decimal | str:
+    try:
+        value = Decimal(word)
+    except InvalidOperation:
+        return word
+    return value if value.is_finite() else word
 
 
 def _head(text: str) -> str:

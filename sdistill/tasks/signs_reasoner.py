@@ -16,19 +16,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdistill.tasks import signs_puzzle
 from sdistill.tasks.problem import THINK_END, strip_thinking
-from sdistill.tasks.signs_puzzle import (
-    BLANK,
-    SIGNS,
-    Pattern,
-    Puzzle,
-    evaluate,
-    patterns,
-    question,
-    random_question,
-    solutions,
-    split_of,
-)
+from sdistill.tasks.signs_puzzle import BLANK, SIGNS, Pattern, Puzzle, evaluate, patterns, solutions
 
 CERTAINTY = ("so", "likely", "perhaps", "maybe")
 DOUBT = ("wait", "hmm", "actually", "alternatively")
@@ -36,15 +26,8 @@ GIVE_UP = "seems"
 SUCCESS = "yes"
 THINK = "<think>"
 
-CONTEXTS = {
-    "none": 0.46,
-    "partial": 0.12,
-    "answer": 0.10,
-    "answer_after_silence": 0.05,
-    "trace": 0.15,
-    "wrong": 0.06,
-    "other": 0.06,
-}
+CONTEXTS = {"none": 0.46, "partial": 0.12, "answer": 0.10, "answer_after_silence": 0.05}
+CONTEXTS |= {"trace": 0.15, "wrong": 0.06, "other": 0.06}
 """Share of each kind of context in the corpus. `trace` is a correct response of the reasoner;
 `answer_after_silence` is one without any work, the form of responses under a trace; `wrong` is a solution
 that fails, whole or partial; `other` is another problem's solution, which says nothing about this one."""
@@ -176,7 +159,7 @@ def draw_context(
     kind: str, numbers: Sequence[int], target: int, rng: random.Random, habits: Habits
 ) -> tuple[str, Pattern]:
     """A user turn with a context of this kind, and the signs that it reveals."""
-    k, content = len(numbers), question(numbers, target)
+    k, content = len(numbers), signs_puzzle.question(numbers, target)
     nothing: Pattern = (BLANK,) * (k - 1)
     right = solutions(numbers, target)
     if kind == "none":
@@ -186,7 +169,7 @@ def draw_context(
         solution = " ".join(solutions(other, other_target)[0])
         if rng.random() < 0.5:
             solution = correct_trace(other, other_target, rng, habits)
-        return f"{question(other, other_target)} solution {solution} ; {content}", nothing
+        return f"{signs_puzzle.question(other, other_target)} solution {solution} ; {content}", nothing
     if kind == "trace":
         solution = correct_trace(numbers, target, rng, habits)
         return f"{content} solution {solution}", tuple(strip_thinking(solution).split())
@@ -205,8 +188,8 @@ def draw_context(
 def corpus_question(ks: Sequence[int], rng: random.Random) -> Puzzle:
     """A random puzzle of the corpus."""
     while True:
-        numbers, target = random_question(rng.choice(list(ks)), rng)
-        if split_of(numbers, target) == "corpus":
+        numbers, target = signs_puzzle.random_question(rng.choice(list(ks)), rng)
+        if signs_puzzle.split_of(numbers, target) == "corpus":
             return numbers, target
 
 

@@ -5,6 +5,7 @@ and it can be started from any thread of a process that does. There are no signa
 on a pipe, and kills.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -19,7 +20,7 @@ from collections import Counter
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_REQUEST = 1 << 15  # bytes; far below the buffer of a pipe, so that sending a request never blocks
 START_SECONDS = 120.0  # to import; far more than it takes, because a busy machine is no reason to fail
@@ -43,21 +44,14 @@ class WorkerPool:
     """
 
     def __init__(self, actor: type, *, count: int, deadline: float, memory: int):
-        """Starts nothing yet.
-
-        Args:
-          actor: Class of a module at top level; a worker makes an instance without arguments.
-          count: Number of workers at most.
-          deadline: Seconds for a call.
-          memory: Bytes of address space for a worker.
-        """
+        """At most `count` workers, each with an instance of the class `actor` and `memory` bytes."""
         self.counts: Counter[str] = Counter()
         self.deadline = deadline
         self._name = actor.__name__
         self._arguments = [actor.__module__, actor.__name__, str(deadline), str(memory)]
         self._counting = threading.Lock()
         self._free = threading.Semaphore(count)
-        self._idle: list[_Worker] = []  # append and pop are atomic
+        self._idle: list[Worker] = []  # append and pop are atomic
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._close = weakref.finalize(self, _end_all, self._processes)
 
@@ -79,7 +73,10 @@ class WorkerPool:
             for _ in range(2):
                 worker = self._idle.pop() if self._idle else self._start()
                 try:
-                    result = worker.call(request, self.deadline)
+                    worker.connection.send_bytes(request)
+                    if not worker.connection.poll(self.deadline):
+                        raise TimeoutError(f"no answer in {self.deadline} s")
+                    result = json.loads(worker.connection.recv_bytes())
                 except TimeoutError:
                     self._end(worker)
                     self._count("timed out")
@@ -99,22 +96,36 @@ class WorkerPool:
         """Ends all workers, whatever they are doing; there can be no calls afterwards."""
         self._close()
 
-    def _start(self) -> "_Worker":
-        worker = _Worker(self._arguments)
-        self._processes.add(worker.process)
+    def _start(self) -> "Worker":
+        ours, theirs = Pipe()
+        paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with theirs:
+            # It inherits no file but the pipe, gets no terminal signals, and does not import from the
+            # caller's folder.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), *self._arguments],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        worker = Worker(process, ours)
+        self._processes.add(process)
         try:
             if not self._close.alive:  # checked after the start, so that closing in between leaks no worker
                 raise RuntimeError(f"the workers with a {self._name} are closed")
-            if not worker.is_ready():
-                raise RuntimeError(f"a worker with a {self._name} did not start; its message is above")
+            with contextlib.suppress(EOFError, OSError):
+                if ours.poll(START_SECONDS) and ours.recv_bytes():
+                    return worker
+            raise RuntimeError(f"a worker with a {self._name} did not start; its message is above")
         except BaseException:
             self._end(worker)
             raise
-        return worker
 
-    def _end(self, worker: "_Worker") -> None:
+    def _end(self, worker: "Worker") -> None:
         worker.connection.close()
-        _end(worker.process)
+        _end_all({worker.process})
         self._processes.discard(worker.process)
 
     def _count(self, event: str) -> None:
@@ -122,46 +133,18 @@ class WorkerPool:
             self.counts[event] += 1
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+class Worker(NamedTuple):
+    """A process, and the pipe to it."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
 
 
 def _end_all(processes: set[subprocess.Popen[bytes]]) -> None:
     while processes:
-        _end(processes.pop())
-
-
-class _Worker:
-    """A process, and the pipe to it."""
-
-    def __init__(self, arguments: list[str]):
-        self.connection, theirs = Pipe()
-        paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with theirs:
-            # It inherits no file but the pipe, gets no terminal signals, and does not import from the
-            # caller's folder.
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), *arguments],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-
-    def is_ready(self) -> bool:
-        """Waits for the worker; False if it failed to start, with the reason on standard error."""
-        try:
-            return self.connection.poll(START_SECONDS) and self.connection.recv_bytes() == b"ready"
-        except (EOFError, OSError):
-            return False
-
-    def call(self, request: bytes, deadline: float) -> Any:
-        self.connection.send_bytes(request)
-        if not self.connection.poll(deadline):
-            raise TimeoutError(f"no answer in {deadline} s")
-        return json.loads(self.connection.recv_bytes())
+        process = processes.pop()
+        process.kill()
+        process.wait()
 
 
 def serve(connection: Connection, module: str, actor: str, deadline: float, memory: int) -> None:
