@@ -224,7 +224,7 @@ def write_run(path: Path, measurements, responses=True):
 def write_rows(path: Path, rows):
     """A file of responses."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as stream:
+    with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
