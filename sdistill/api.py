@@ -181,9 +181,9 @@ def _compared(
         response_hidden(model, teacher),
         model.head(),
         response_ids(student),
-        **vars(divergence),
+        divergence,
         temperature=temperature,
-        chunk_size=512,
+        logits_chunk_size=512,
     )
 
 

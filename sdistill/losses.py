@@ -266,9 +266,9 @@ def sdpo_loss(
         student.head(),
         *jax.lax.stop_gradient(teacher_outputs),
         response_ids(batch.student),
-        **vars(config.divergence),
+        config.divergence,
         temperature=temperature,
-        chunk_size=logits_chunk_size * len(student_BTD),
+        logits_chunk_size=logits_chunk_size,
     )
 
     # Importance weights and fixes.
@@ -322,7 +322,7 @@ def grpo_loss(
     hidden_BTD = _perturbed(response_hidden(student, batch.student), perturbation_BTD)
     ids_BT, mask_BT = response_ids(batch.student), batch.student.response_mask
     scores = score_tokens(
-        hidden_BTD, student.head(), ids_BT, chunk=logits_chunk_size, temperature=temperature
+        hidden_BTD, student.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
     )
 
     # Clipped surrogate.
@@ -357,7 +357,7 @@ def cross_entropy_loss(
     """Weighted cross-entropy of the targets, in nats."""
     decoder = bind(model, params)
     hidden_BSD = decoder(batch.tokens, batch.positions, batch.segment_ids)
-    scores = score_tokens(hidden_BSD, decoder.head(), batch.targets, chunk=logits_chunk_size)
+    scores = score_tokens(hidden_BSD, decoder.head(), batch.targets, logits_chunk_size=logits_chunk_size)
     loss = weighted_sum(-scores.log_prob_BT, batch.token_weights)
     mask_BS = (batch.token_weights > 0).astype(jnp.float32)
     metrics = {"loss": _is_sum(loss), "entropy": masked_sum(scores.entropy_BT, mask_BS)}
@@ -382,7 +382,9 @@ def score_responses(
     decoder = bind(model, params)
     hidden_BTD = response_hidden(decoder, sequences)
     ids_BT = response_ids(sequences)
-    return score_tokens(hidden_BTD, decoder.head(), ids_BT, chunk=logits_chunk_size, temperature=temperature)
+    return score_tokens(
+        hidden_BTD, decoder.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
+    )
 
 
 def _perturbed(

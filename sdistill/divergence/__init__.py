@@ -1,1 +1,1 @@
-"""What the teacher sees, who the teacher is, and how far the student is from it."""
+"""How far the student is from the teacher, token by token."""

@@ -25,12 +25,13 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.divergence.chunked import chunked_token_divergence, token_divergence
+from sdistill.divergence.chunked import chunked_token_divergence
+from sdistill.divergence.definition import DivergenceConfig, token_divergence
 from tests.benchmarks.rates import matmul_rate
 
 V, D, TOP_K, ALPHA, ROWS = 151_936, 512, 100, 0.5, 4
-TOPK: dict[str, Any] = {"support": "topk", "top_k": TOP_K, "tail": "bucket"}
-SUPPORTS: dict[str, dict[str, Any]] = {"topk": TOPK, "full": {"support": "full"}}
+TOPK = DivergenceConfig(ALPHA, "topk", TOP_K, "bucket")
+SUPPORTS = {"topk": TOPK, "full": DivergenceConfig(ALPHA, "full", None, None)}
 CHUNK = 128
 
 
@@ -50,9 +51,8 @@ def ours(support: str, positions: int) -> Callable[[], object]:
                 teacher,
                 teacher_head,
                 ids,
-                alpha=ALPHA,
-                chunk_size=CHUNK,
-                **SUPPORTS[support],
+                SUPPORTS[support],
+                logits_chunk_size=CHUNK // ROWS,
             )
             return jnp.mean(found.loss_BT)
 
@@ -149,18 +149,15 @@ def temporary_bytes(positions: int, support: str | None) -> int:
 
     def loss(hidden: Any, head: Any, teacher_hidden: Any, teacher_head: Any, ids: Any) -> jax.Array:
         if support is None:
-            return jnp.mean(
-                token_divergence(hidden @ head, teacher_hidden @ teacher_head, alpha=ALPHA, **TOPK)
-            )
+            return jnp.mean(token_divergence(hidden @ head, teacher_hidden @ teacher_head, TOPK))
         found = chunked_token_divergence(
             hidden,
             head,
             teacher_hidden,
             teacher_head,
             ids,
-            alpha=ALPHA,
-            chunk_size=CHUNK,
-            **SUPPORTS[support],
+            SUPPORTS[support],
+            logits_chunk_size=CHUNK // len(hidden),
         )
         return jnp.mean(found.loss_BT)
 

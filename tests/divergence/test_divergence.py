@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.special import logsumexp
 
-from sdistill.divergence.chunked import token_divergence
+from sdistill.divergence.definition import DivergenceConfig, clip_pointwise, token_divergence
 from sdistill.settings import ConfigError
 
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
@@ -116,17 +116,21 @@ def exact_position(student, teacher, alpha, support, top_k, tail, clip, temperat
     return terms.sum(), gradient, np.abs(terms).sum(), np.abs(parts).max() / temperature
 
 
+def config(**settings):
+    return DivergenceConfig(**{"top_k": None, "tail": None} | settings)
+
+
 @functools.partial(jax.jit, static_argnames=("alpha", "support", "top_k", "tail", "pointwise_clip"))
-def divergence(student, teacher, ids=None, **settings):
+def divergence(student, teacher, ids=None, temperature=1.0, **settings):
     student, teacher = jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32)
-    return token_divergence(student, teacher, sampled_ids_BT=ids, **settings)
+    return token_divergence(student, teacher, config(**settings), temperature=temperature, sampled_ids_BT=ids)
 
 
 @functools.partial(jax.jit, compiler_options=QUICKLY)
 def of_all_settings(student, teacher, temperature=1.0):
     def total(x, settings):
         ids = jnp.asarray(IDS) if settings["support"] == "sampled" else None
-        values = token_divergence(x, teacher, sampled_ids_BT=ids, temperature=temperature, **settings)
+        values = token_divergence(x, teacher, config(**settings), temperature=temperature, sampled_ids_BT=ids)
         return values.sum(), values
 
     both = [jax.value_and_grad(total, has_aux=True)(student, settings) for settings in SETTINGS]
@@ -301,12 +305,19 @@ def test_sampled_gradient_is_on_average_that_of_the_full_divergence():
 
 def test_bfloat16_logits_are_compared_in_float32():
     student, teacher = (jnp.asarray(x, jnp.bfloat16) for x in logits(9))
-    values = token_divergence(student, teacher, alpha=0.5, support="full")
+    values = token_divergence(student, teacher, config(alpha=0.5, support="full"))
     assert values.dtype == jnp.float32
     expected = exact(
         np.asarray(student, np.float32), np.asarray(teacher, np.float32), alpha=0.5, support="full"
     )[0]
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_terms_are_capped_from_above_and_have_no_gradient_there():
+    terms = jnp.array([-3.0, 0.01, 0.05, 0.06, 7.0])
+    np.testing.assert_allclose(clip_pointwise(terms, 0.05), [-3.0, 0.01, 0.05, 0.05, 0.05], rtol=1e-6)
+    gradient = jax.grad(lambda x: jnp.sum(clip_pointwise(x, 0.05)))(terms)
+    np.testing.assert_array_equal(gradient, [1, 1, 0, 0, 0])
 
 
 def test_a_pointwise_clip_by_hand_may_turn_the_sum_negative():
@@ -337,22 +348,26 @@ TOPK = {"alpha": 0.5, "support": "topk", "top_k": 3, "tail": "bucket"}
             {"alpha": 1.0, "support": "sampled", "pointwise_clip": 0.1},
             "pointwise_clip=0.1: support='sampled' has no sum over ids to clip",
         ),
-        ({"alpha": 1.0, "support": "sampled"}, "sampled_ids_BT goes with support='sampled'"),
-        ({**TOPK, "sampled_ids_BT": IDS}, "sampled_ids_BT goes with support='sampled'"),
     ],
 )
 def test_contradictions_are_refused(settings, message):
     with pytest.raises(ConfigError) as error:
-        token_divergence(*map(jnp.asarray, logits(0)), **settings)
+        config(**settings)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("settings", "ids"), [({"alpha": 1.0, "support": "sampled"}, None), (TOPK, IDS)])
+def test_sampled_ids_go_with_their_support(settings, ids):
+    with pytest.raises(ConfigError, match="sampled_ids_BT goes with support='sampled'"):
+        token_divergence(*map(jnp.asarray, logits(0)), config(**settings), sampled_ids_BT=ids)
 
 
 def test_a_support_larger_than_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="top_k=8 is above the 7 ids of the vocabulary"):
-        token_divergence(*map(jnp.asarray, logits(0)), **{**TOPK, "top_k": 8})
+        token_divergence(*map(jnp.asarray, logits(0)), config(**TOPK | {"top_k": 8}))
 
 
 def test_different_vocabularies_are_refused():
     student, teacher = map(jnp.asarray, logits(0))
     with pytest.raises(ValueError, match="the student has 7 ids and the teacher 6"):
-        token_divergence(student, teacher[..., :6], alpha=0.5, support="full")
+        token_divergence(student, teacher[..., :6], config(alpha=0.5, support="full"))

@@ -17,18 +17,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.divergence.chunked import chunked_token_divergence
+from sdistill.divergence.definition import DivergenceConfig
 from sdistill.model.scoring import top_ids_of
 from tests.processes import Commands
 
 # D is smaller than a block of positions: of fewer, to gather logits is the cheaper way, which XLA then takes.
-B, T, D, V, CHUNK = 8, 10, 12, 8 * 1537, 8
+B, T, D, V, CHUNK = 8, 10, 12, 8 * 1537, 1
 TILE = 8 * 513  # ids: three tiles, of which the last overlaps.
 FEW = 264  # ids of which 70 are more than a device has
 SETTINGS = {
-    "topk": {"alpha": 0.5, "support": "topk", "top_k": 50, "tail": "bucket"},
-    "renormalise": {"alpha": 0.0, "support": "topk", "top_k": 5, "tail": "renormalise"},
-    "full": {"alpha": 0.3, "support": "full"},
-    "sampled": {"alpha": 1.0, "support": "sampled"},
+    "topk": DivergenceConfig(top_k=50),
+    "renormalise": DivergenceConfig(0.0, "topk", 5, "renormalise"),
+    "full": DivergenceConfig(0.3, "full", None, None),
+    "sampled": DivergenceConfig(1.0, "sampled", None, None),
 }
 MESHES = {
     "one": MeshConfig(),
@@ -65,11 +66,18 @@ def outcome(mesh_config, folder, name):
     specs = positions, PartitionSpec("fsdp", "tensor"), positions, PartitionSpec("fsdp", "tensor"), positions
     placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(inputs(), specs, strict=True)]
     report = {}
-    for setting, options in SETTINGS.items():
+    for setting, config in SETTINGS.items():
 
-        def objective(hidden, head, teacher_hidden, teacher_head, ids, options=options):
+        def objective(hidden, head, teacher_hidden, teacher_head, ids, config=config):
             found = chunked_token_divergence(
-                hidden, head, teacher_hidden, teacher_head, ids, temperature=0.7, chunk_size=CHUNK, **options
+                hidden,
+                head,
+                teacher_hidden,
+                teacher_head,
+                ids,
+                config,
+                temperature=0.7,
+                logits_chunk_size=CHUNK,
             )
             return jnp.sum(found.loss_BT) + jnp.sum(found.student.log_prob_BT), found
 
@@ -89,7 +97,7 @@ def outcome(mesh_config, folder, name):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    commands = Commands(folder, devices=8)
+    commands = Commands(folder / "cache", folder, devices=8)
     printed = commands.succeed("tests.divergence.test_divergence_sharded", folder).splitlines()
     return folder, json.loads(next(line for line in printed if line.startswith("{")))
 
