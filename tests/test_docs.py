@@ -57,7 +57,7 @@ def test_commands_and_their_flags_exist(page):
         if not (module or script).startswith(("sdistill", "tests", "launch")):
             continue
         source = file.read_text() if file.exists() else ""
-        known = {"config", "workdir"} if "command.run(" in source else set()
+        known = {"config", "workdir"} if re.search(r"command\.(run|start)\(", source) else set()
         known |= set(re.findall(r'"(?:--)?([a-z_]+)"', source))
         flags = {flag for flag in re.findall(r"--([a-z_]+)", rest)}
         if not source or flags - known:

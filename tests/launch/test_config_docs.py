@@ -34,4 +34,4 @@ def test_what_the_page_says_of_a_field():
 def test_a_class_refers_to_the_class_that_it_extends():
     assert "It has the fields of [OnPolicyConfig](#onpolicyconfig), too." in config_docs.section(SDPOConfig)
     assert "`rollouts`" not in config_docs.section(SDPOConfig)
-    assert descriptions(StudyConfig)["seeds"].startswith("Each condition is run under each")
+    assert descriptions(StudyConfig)["seeds"].startswith("Seeds of every condition")
