@@ -28,6 +28,7 @@ from sdistill.analysis.statistics import (
     bootstrap_ratio,
     sign_flip_p_values,
 )
+from sdistill.text.spans import of_rows
 from sdistill.text.words import count
 from sdistill.types import Response
 
@@ -50,31 +51,30 @@ class Tokens(NamedTuple):
     """The N tokens of some rollouts to P problems.
 
     Attributes:
-      problems: How many problems there are.
-      problem_N: Which of them a token answers.
+      num_problems: P.
+      problem_N: Index of the problem of each token.
       groups: Grouping → the group of each token.
-      signal_N: Norm of the objective's gradient there.
+      signal_N: Norm of the objective's gradient.
       divergence_N: From the teacher, in nats; 0 where there is none.
-      taught_N: 1 where the row has a teacher.
+      has_teacher_N: 1 where the rollout has a teacher.
     """
 
-    problems: int
+    num_problems: int
     problem_N: Int[np.ndarray, " N"]
     groups: dict[str, Int[np.ndarray, " N"]]
     signal_N: Float[np.ndarray, " N"]
     divergence_N: Float[np.ndarray, " N"]
-    taught_N: Float[np.ndarray, " N"]
+    has_teacher_N: Float[np.ndarray, " N"]
 
 
 def tokens_of(responses: Sequence[Response]) -> Tokens | None:
-    """The tokens of the rollouts that kept their signal; None if none did."""
+    """The tokens of the rollouts that have an attribution; None if none has."""
     rows = [(r.problem, r.attribution) for r in responses if r.attribution and r.attribution.signal]
     if not rows:
         return None
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(problem for problem, _ in rows))}
     lengths = [len(a.signal) for _, a in rows]
-    texts = [text for _, a in rows for text in (*a.tokens, "\n")]  # so that no word goes over an end
-    classes = np.delete(token_classes(texts), np.cumsum([n + 1 for n in lengths]) - 1)
+    classes_BT = of_rows(token_classes, [a.tokens for _, a in rows], max(lengths))
     entropy_N = np.concatenate([np.asarray(a.entropy) for _, a in rows])
     ranks_N = np.empty(len(entropy_N), int)
     ranks_N[np.argsort(entropy_N, kind="stable")] = np.arange(len(entropy_N))
@@ -82,7 +82,7 @@ def tokens_of(responses: Sequence[Response]) -> Tokens | None:
         len(problems),
         np.repeat([problems[problem] for problem, _ in rows], lengths),
         {
-            "class": classes,
+            "class": classes_BT[np.arange(max(lengths)) < np.reshape(lengths, (-1, 1))],
             "tenth": np.concatenate([np.arange(n) * TENTHS // n for n in lengths]),
             "fifth": ranks_N * FIFTHS // len(ranks_N),
         },
@@ -113,12 +113,12 @@ def signal_by_group(seeds: Sequence[Tokens], grouping: str) -> dict[tuple[str, s
 def _by_problem(
     tokens: Tokens, grouping: str
 ) -> dict[str, tuple[Float[np.ndarray, "P G"], Float[np.ndarray, "P G"]]]:
-    """Measure → what each problem adds to the numerator and the denominator of each group."""
-    count = len(GROUPINGS[grouping])
-    places_N = tokens.problem_N * count + tokens.groups[grouping]
+    """Measure → what each of P problems adds to the numerator and the denominator of each of G groups."""
+    size = len(GROUPINGS[grouping])
+    cells_N = tokens.problem_N * size + tokens.groups[grouping]
 
     def total(weights_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, "P G"]:
-        return np.bincount(places_N, weights_N, tokens.problems * count).reshape(-1, count)
+        return np.bincount(cells_N, weights_N, tokens.num_problems * size).reshape(-1, size)
 
     def share(weights_N: Float[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
         above = total(weights_N)
@@ -127,7 +127,7 @@ def _by_problem(
     return {
         "tokens": share(np.ones_like(tokens.signal_N)),
         "signal": share(tokens.signal_N),
-        "divergence": (total(tokens.divergence_N * tokens.taught_N), total(tokens.taught_N)),
+        "divergence": (total(tokens.divergence_N * tokens.has_teacher_N), total(tokens.has_teacher_N)),
     }
 
 
@@ -136,16 +136,14 @@ class WordChange:
     """How one word has changed.
 
     Attributes:
-      word: In small letters.
-      listed: Whether it is on the paper's list.
-      before: Occurrences in a response of the model compared with.
+      word: In lower case.
+      before: Occurrences in a response of the baseline.
       change: Difference of occurrences in a response, with an interval over problems.
-      p: Adjusted for all words that were looked at.
+      p: Adjusted for all compared words.
       z: Of the log-odds.
     """
 
     word: str
-    listed: bool
     before: float
     change: Estimate
     p: float
@@ -155,17 +153,17 @@ class WordChange:
 def word_changes(
     ours: Mapping[int, Sequence[Response]], theirs: Mapping[int, Sequence[Response]]
 ) -> list[WordChange]:
-    """The words of the paper's list that either says, and those that stand out from the data.
+    """The words of the paper's list that occur, and the words beside it that changed most.
 
-    A problem's difference is the mean over the seeds that both have: what is said of chance is about other
+    A problem's difference is the mean over the seeds that both have: intervals and p-values are about other
     problems, and not about other seeds.
 
     Args:
       ours: Seed → responses.
-      theirs: The same of the model compared with.
+      theirs: The same of the baseline.
     """
     shared = [seed for seed in ours if seed in theirs]
-    counts = [_count_by_problem([g for seed in shared for g in side[seed]]) for side in (ours, theirs)]
+    counts = [_count_by_problem([r for seed in shared for r in side[seed]]) for side in (ours, theirs)]
     problems = [p for p in counts[0] if p in counts[1]]
     if not problems:
         return []
@@ -177,25 +175,24 @@ def word_changes(
     rates = [np.asarray([[side[p][0][w] / side[p][1] for w in words] for p in problems]) for side in counts]
     p_values = benjamini_hochberg(sign_flip_p_values(rates[0] - rates[1]))
     z = log_odds(totals[0], totals[1], pooled)
-    shown = {*WORDS, *standing_out({word: z[word] for word in words if word not in WORDS})}
+    chosen = {*WORDS, *standing_out({word: z[word] for word in words if word not in WORDS})}
     return [
         WordChange(
             word,
-            word in WORDS,
             float(rates[1][:, i].mean()),
             bootstrap_mean([rates[0][:, i] - rates[1][:, i]]),
             p_values[i],
             z[word],
         )
         for i, word in enumerate(words)
-        if word in shown
+        if word in chosen
     ]
 
 
 def log_odds(ours: Counter[str], theirs: Counter[str], background: Counter[str]) -> dict[str, float]:
-    """Word → z-score of the difference of its log-odds, above 0 where ours say it more often.
+    """Word → z-score of the difference of its log-odds, above 0 where ours has it more often.
 
-    The prior is `PRIOR` words, distributed as the background's (equations 15, 16, 20 and 22 of the paper).
+    The prior is `PRIOR` words, distributed as in the background (equations 15, 16, 20 and 22 of the paper).
     """
     scale = PRIOR / sum(background.values())
     size, others = sum(ours.values()) + PRIOR, sum(theirs.values()) + PRIOR
@@ -208,13 +205,13 @@ def log_odds(ours: Counter[str], theirs: Counter[str], background: Counter[str])
 
 
 def standing_out(z: Mapping[str, float]) -> list[str]:
-    """The words that have risen most and those that have fallen most, with a z-score beyond 1.96."""
+    """The words with the largest rise and those with the largest fall, with a z-score beyond 1.96."""
     ranked = sorted(z, key=lambda word: (z[word], word))
     return [w for w in ranked[:FOUND] if z[w] < -1.96] + [w for w in ranked[-FOUND:] if z[w] > 1.96]
 
 
 def _count_by_problem(responses: Sequence[Response]) -> dict[str, tuple[Counter[str], int]]:
-    """Problem → how often each word occurs in the responses to it, and how many they are."""
+    """Problem → occurrences of each word in the responses to it, and the number of responses."""
     texts: dict[str, list[str]] = {}
     for response in responses:
         texts.setdefault(response.problem, []).append(response.text)

@@ -150,7 +150,6 @@ def test_words_that_changed_are_found_with_their_sizes():
     theirs = {seed: responses(rng, base) for seed in (0, 1, 2)}
     changes = {change.word: change for change in word_changes(ours, theirs)}
     assert {"wait", "perhaps", "maybe", "ka", "le"} <= changes.keys() and len(changes) <= 3 + 2 * 8
-    assert all(changes[w].listed == (w in ("wait", "perhaps", "maybe")) for w in changes)
     for word, change in (("wait", -1.5), ("ka", 1.0), ("le", -0.8), ("perhaps", 0.0)):
         found = changes[word]
         assert found.change.low <= change <= found.change.high, word
