@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sdistill.rows import layout
+from sdistill.batch import layout
 
 from sdistill.divergence.chunked import chunked_token_divergence
 from sdistill.divergence.definition import DivergenceConfig, token_divergence

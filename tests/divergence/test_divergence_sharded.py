@@ -97,7 +97,7 @@ def outcome(mesh_config, folder, name):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    commands = Commands(folder / "cache", folder, devices=8)
+    commands = Commands(folder, devices=8)
     printed = commands.succeed("tests.divergence.test_divergence_sharded", folder).splitlines()
     return folder, json.loads(next(line for line in printed if line.startswith("{")))
 
