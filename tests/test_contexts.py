@@ -1,12 +1,12 @@
+import dataclasses
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdistill.config import ContextConfig, FeedbackConfig
 from sdistill.contexts import (
-    ContextConfig,
-    FeedbackConfig,
     contrastive_contents,
     demonstration,
     first_other_success,
@@ -15,8 +15,10 @@ from sdistill.contexts import (
 )
 from sdistill.settings import ConfigError
 from sdistill.tasks.signs_puzzle import problem_from_text
+from tests import tiny
 
 FIRST, SECOND, THIRD = (problem_from_text(t) for t in ("1 1 1 = 1", "8 4 7 = 5", "2 2 2 = 6"))
+TEMPLATES = {"template": "{prompt} solution {solution}", "example_template": "{example} ; {prompt}"}
 TRACE = "likely 1 0 + 1 -1 wait so 1 0 </think> + - + -"
 
 
@@ -62,8 +64,11 @@ def test_partial_rounds_up(words, percent):
 
 
 def test_guided_content():
-    assert guided_content(ContextConfig("answer"), FIRST, "so </think> + -") == "1 1 1 = 1 solution + -"
-    other = guided_content(ContextConfig("other_problem"), FIRST, "so </think> + -", SECOND)
+    assert (
+        guided_content(ContextConfig("answer", **TEMPLATES), FIRST, "so </think> + -")
+        == "1 1 1 = 1 solution + -"
+    )
+    other = guided_content(ContextConfig("other_problem", **TEMPLATES), FIRST, "so </think> + -", SECOND)
     assert other == "8 4 7 = 5 solution so </think> + - ; 1 1 1 = 1"
 
 
@@ -78,69 +83,56 @@ def test_templates_are_the_users():
 
 def test_braces_in_responses_are_text():
     assert (
-        guided_content(ContextConfig("solution"), FIRST, "{0} {prompt} }")
+        guided_content(ContextConfig("solution", **TEMPLATES), FIRST, "{0} {prompt} }")
         == "1 1 1 = 1 solution {0} {prompt} }"
     )
-    shown = guided_content(ContextConfig("other_problem"), FIRST, "{x}", SECOND)
+    shown = guided_content(ContextConfig("other_problem", **TEMPLATES), FIRST, "{x}", SECOND)
     assert shown == "8 4 7 = 5 solution {x} ; 1 1 1 = 1"
 
 
 @pytest.mark.parametrize("source", [None, FIRST])
 def test_another_problem_must_be_another(source):
     with pytest.raises(ConfigError, match="needs another problem"):
-        guided_content(ContextConfig("other_problem"), FIRST, "a", source)
+        guided_content(ContextConfig("other_problem", **TEMPLATES), FIRST, "a", source)
+
+
+def groups(*rows):
+    """In: `("a", "B", "c")`, a group whose capital letters are correct. Out: its responses."""
+    return [[tiny.response(text=text.lower(), correct=text.isupper()) for text in row] for row in rows]
 
 
 def test_siblings_are_shown_and_the_lone_success_is_left_alone():
-    contents = sibling_contents(
-        ContextConfig("solution"),
-        [FIRST, SECOND],
-        [["a", "b", "c"], ["d", "e", "f"]],
-        [[False, True, True], [False, False, True]],
-        [["no"] * 3] * 2,
-    )
+    contents = sibling_contents(ContextConfig("solution", **TEMPLATES), [FIRST, SECOND], groups("aBC", "deF"))
     first, second = "1 1 1 = 1 solution ", "8 4 7 = 5 solution "
-    assert contents == [[first + "b", first + "c", first + "b"], [second + "f", second + "f", None]]
+    assert contents == [first + "b", first + "c", first + "b", second + "f", second + "f", None]
 
 
 def test_nobody_solved_it():
-    contents = sibling_contents(
-        ContextConfig("answer"), [FIRST], [["a", "b"]], [[False, False]], [["no", "no"]]
-    )
-    assert contents == [[None, None]]
+    assert sibling_contents(ContextConfig("answer"), [FIRST], groups("ab")) == [None, None]
 
 
 def test_another_problem_is_the_next_solved_one_going_round():
     contents = sibling_contents(
-        ContextConfig("other_problem"),
+        ContextConfig("other_problem", **TEMPLATES),
         [FIRST, FIRST, SECOND, THIRD],
-        [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]],
-        [[False, True], [True, True], [False, False], [False, True]],
-        [["no"] * 2] * 4,
+        groups("aB", "CD", "ef", "gH"),
     )
     third, first = "2 2 2 = 6 solution h ; ", "1 1 1 = 1 solution b ; "
     assert contents == [
-        [third + "1 1 1 = 1"] * 2,
-        [third + "1 1 1 = 1"] * 2,
-        [third + "8 4 7 = 5"] * 2,
-        [first + "2 2 2 = 6"] * 2,
+        *[third + "1 1 1 = 1"] * 4,
+        *[third + "8 4 7 = 5"] * 2,
+        *[first + "2 2 2 = 6"] * 2,
     ]
 
 
 def test_no_other_problem_was_solved():
-    contents = sibling_contents(
-        ContextConfig("other_problem"), [FIRST, FIRST], [["a"], ["b"]], [[True], [True]], [[""], [""]]
-    )
-    assert contents == [[None], [None]]
+    contents = sibling_contents(ContextConfig("other_problem"), [FIRST, FIRST], groups("A", "B"))
+    assert contents == [None, None]
 
 
 def test_hints_are_the_first_other_success_and_the_other_failures_in_order():
     contents = contrastive_contents(
-        ContextConfig("answer"),
-        [FIRST, SECOND],
-        [["</think> a", "</think> b", "</think> c", "</think> d"], ["e", "f", "g", "h"]],
-        [[False, True, False, False], [True, True, True, False]],
-        hints=2,
+        ContextConfig("answer", **TEMPLATES), [FIRST, SECOND], groups("aBcd", "EFGh"), hints=2
     )
     first = [
         [hint and f"1 1 1 = 1 solution {hint}" for hint in row]
@@ -150,21 +142,20 @@ def test_hints_are_the_first_other_success_and_the_other_failures_in_order():
         [hint and f"8 4 7 = 5 solution {hint}" for hint in row]
         for row in (["f", "h", None], ["e", "h", None], ["e", "h", None], ["e", None, None])
     ]
-    assert contents == [first, second]
+    assert contents == [*first, *second]
 
 
-@pytest.mark.parametrize("with_solution", [None, "{prompt}: {solution}, {feedback}"])
 def test_only_failures_are_shown_feedback_and_only_their_own(with_solution):
     feedback = FeedbackConfig("{prompt}! {feedback}", with_solution)
-    contents = sibling_contents(
-        ContextConfig("solution", feedback=feedback),
-        [FIRST, SECOND],
-        [["a", "b"], ["c", "d"]],
-        [[False, True], [False, False]],
-        [["cut", "well"], ["", "late"]],
-    )
+    said = [["cut", "well"], ["", "late"]]
+    rows = [
+        [dataclasses.replace(response, feedback=text) for response, text in zip(group, texts, strict=True)]
+        for group, texts in zip(groups("aB", "cd"), said, strict=True)
+    ]
+    context = ContextConfig("solution", feedback=feedback, **TEMPLATES)
+    contents = sibling_contents(context, [FIRST, SECOND], rows)
     both = "1 1 1 = 1 solution b" if with_solution is None else "1 1 1 = 1: b, cut"
-    assert contents == [[both, None], [None, "8 4 7 = 5! late"]]
+    assert contents == [both, None, None, "8 4 7 = 5! late"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every fix does what its formula says, one number at a time in plain Python."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdistill.teacher import TeacherConfig
 
-from sdistill.contexts import ContextConfig
-from sdistill.fixes import (
+from sdistill.config import (
     AntiSelfDistillation,
+    ContextConfig,
     ContrastiveHints,
     ForkAware,
+    TeacherConfig,
+)
+from sdistill.fixes import (
     anti_advantages,
     contrastive_advantages,
     contrastive_evidence,
@@ -24,6 +27,8 @@ from sdistill.fixes import (
     without_words,
 )
 from sdistill.settings import ConfigError
+
+TEACHER = TeacherConfig(ContextConfig("solution"), 64, weights="live")
 
 
 def test_words_are_masked_besides_what_is_masked_already():
@@ -77,7 +82,7 @@ def test_evidence_survives_hints_that_rule_a_token_out():
     st.one_of(st.just(0.0), st.floats(-0.1, 0.1), st.floats(-10, 10)),
 )
 def test_contrastive_advantages_follow_the_rule_and_never_flip(advantage, evidence):
-    config = ContrastiveHints()
+    config = ContrastiveHints(TEACHER)
     r = 0.5 * math.tanh(evidence / 0.02)
     expected = advantage + r if abs(r) > 0.02 else advantage
     if expected * advantage <= 0:
@@ -96,7 +101,7 @@ def test_anti_self_distillation_takes_from_what_the_teacher_likes_and_gives_a_bo
 
 
 def test_the_gate_compares_with_the_mean_of_the_warm_up():
-    config = AntiSelfDistillation(gate=0.9, warmup=3)
+    config = AntiSelfDistillation(TEACHER, gate=0.9, warmup=3)
     entropies = [1.0, 0.7, 1.3, 0.91, 0.89, 0.5, 0.95]
     found = [gate_is_open(entropies[: n + 1], config) for n in range(len(entropies))]
     # Means over the warm-up so far: 1, 0.85, then 1 for good.
@@ -108,19 +113,22 @@ def test_the_gate_compares_with_the_mean_of_the_warm_up():
     [
         (lambda: ForkAware(0.0, 1.0), "threshold=0.0 must be positive"),
         (lambda: ForkAware(1.0, -1.0), "repulsion=-1.0 must be 0 or more"),
-        (lambda: ContrastiveHints(hints=0), "hints=0 must be positive"),
-        (lambda: ContrastiveHints(temperature=0.0), "temperature=0.0 must be positive"),
-        (lambda: ContrastiveHints(threshold=0.5), "threshold=0.5 must be 0 or more and below scale=0.5"),
+        (lambda: ContrastiveHints(TEACHER, hints=0), "hints=0 must be positive"),
+        (lambda: ContrastiveHints(TEACHER, temperature=0.0), "temperature=0.0 must be positive"),
         (
-            lambda: ContrastiveHints(ContextConfig("other_problem")),
-            "context.kind='other_problem' cannot be right or wrong; use 'solution' or 'answer'",
+            lambda: ContrastiveHints(TEACHER, threshold=0.5),
+            "threshold=0.5 must be 0 or more and below scale=0.5",
         ),
         (
-            lambda: ContrastiveHints(teacher=TeacherConfig("trust_region", mix=0.1)),
+            lambda: ContrastiveHints(TeacherConfig(ContextConfig("other_problem"), 64)),
+            "teacher.context.kind='other_problem' cannot be right or wrong; use 'solution' or 'answer'",
+        ),
+        (
+            lambda: ContrastiveHints(dataclasses.replace(TEACHER, weights="trust_region", mix=0.1)),
             "teacher.weights='trust_region' is for SDPO",
         ),
-        (lambda: AntiSelfDistillation(scale=0.0), "scale=0.0 must be positive"),
-        (lambda: AntiSelfDistillation(warmup=0), "warmup=0 must be positive"),
+        (lambda: AntiSelfDistillation(TEACHER, scale=0.0), "scale=0.0 must be positive"),
+        (lambda: AntiSelfDistillation(TEACHER, warmup=0), "warmup=0 must be positive"),
     ],
 )
 def test_settings_without_effect_or_sense_are_refused(make, message):

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import pytest
 
 from configs.signs import generate as recipe
-from sdistill.contexts import ContextConfig
+from sdistill.config import ContextConfig
 from sdistill.data.catalogue import open_problems
 from sdistill.generate import (
     DONE,
     PASSED_OVER,
-    Answerer,
     GenerateConfig,
     generate,
     responses_by_problem,
 )
 from sdistill.model.folders import load_chat, load_model
 from sdistill.model.weights import new_model, save_pretrained
+from sdistill.sample import open_sampler
 from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_responses, write_responses
 from tests.processes import Commands, assert_same_files
@@ -78,9 +78,9 @@ def test_a_killed_generation_continues_to_the_same_bytes(tmp_path, tmp_path_fact
 
 @pytest.mark.parametrize("kind", ["solution", "other_problem"])
 def test_a_context_shows_a_correct_response_of_an_earlier_generation(plain, data_dir, tmp_path, kind):
-    changes = {"data_dir": str(data_dir), "after": str(plain), "max_prompt": 128, "samples": 1}
+    changes = {"data_dir": str(data_dir), "after": str(plain), "max_prompt_length": 128, "num_samples": 1}
     changes["split"] = TINY.split
-    values = recipe.get_config(kind).to_dict() | changes | {"problems": 8}
+    values = recipe.get_config(kind).to_dict() | changes | {"num_problems": 8}
     found = generate(parse(GenerateConfig, values), tmp_path)
     shown = {r.problem: r.text for r in reversed(read_responses(plain / DONE)) if r.correct}
     assert {r.problem for r in found} == shown.keys()
@@ -90,11 +90,11 @@ def test_a_context_shows_a_correct_response_of_an_earlier_generation(plain, data
 
 
 def walk_config(data_dir, **changes):
-    values = recipe.get_config("walk").to_dict() | {"data_dir": str(data_dir), "samples": 4}
+    values = recipe.get_config("walk").to_dict() | {"data_dir": str(data_dir), "num_samples": 4}
     return (
         values
         | {"split": "k3_pool"}
-        | {"walk": {"problems": 5, "min_correct": 1, "max_correct": 2, "stride": 8}}
+        | {"walk": {"num_problems": 5, "min_correct": 1, "max_correct": 2, "stride": 8}}
         | changes
     )
 
@@ -130,7 +130,7 @@ def test_an_interrupted_walk_ends_with_the_same_files(walked, data_dir, tmp_path
 
 
 def test_a_walk_that_keeps_nothing_says_so(data_dir, tmp_path):
-    config = walk_config(data_dir, init_from=str(tmp_path / "random"), problems=8)
+    config = walk_config(data_dir, init_from=str(tmp_path / "random"), num_problems=8)
     save_pretrained(new_model(load_model("signs_base").config, seed=0), tmp_path / "random")
     with pytest.raises(ConfigError, match="none of the 8 problems of split='k3_pool' had walk.min_correct"):
         generate(parse(GenerateConfig, config), tmp_path / "walk")
@@ -138,7 +138,7 @@ def test_a_walk_that_keeps_nothing_says_so(data_dir, tmp_path):
 
 def test_rounds_are_chained_by_the_first_correct_response_or_the_first(walked, data_dir, tmp_path):
     """The second round shows responses of the first one, and loses no problem."""
-    changes = {"data_dir": str(data_dir), "samples": 1, "split": "k3_pool"}
+    changes = {"data_dir": str(data_dir), "num_samples": 1, "split": "k3_pool"}
     first = parse(GenerateConfig, recipe.get_config("solution").to_dict() | changes | {"after": str(walked)})
     responses = generate(first, tmp_path / "first")
     assert [r.problem for r in responses] == list(responses_by_problem(walked))
@@ -154,7 +154,7 @@ def test_rounds_are_chained_by_the_first_correct_response_or_the_first(walked, d
 def test_the_problems_of_an_earlier_generation_are_answered_again_without_a_context(
     walked, data_dir, tmp_path
 ):
-    changes = {"data_dir": str(data_dir), "after": str(walked), "samples": 1, "split": "k3_pool"}
+    changes = {"data_dir": str(data_dir), "after": str(walked), "num_samples": 1, "split": "k3_pool"}
     found = generate(parse(GenerateConfig, recipe.get_config("unguided").to_dict() | changes), tmp_path)
     assert [r.problem for r in found] == list(responses_by_problem(walked))
     assert all("solution" not in r.prompt for r in found)
@@ -163,8 +163,8 @@ def test_the_problems_of_an_earlier_generation_are_answered_again_without_a_cont
 def test_settings_that_do_not_go_together_are_refused(plain, data_dir, tmp_path):
     with pytest.raises(ConfigError, match="context needs after, where solutions are from"):
         dataclasses.replace(TINY, context=ContextConfig("answer"))
-    with pytest.raises(ConfigError, match="samples=0 must be positive"):
-        dataclasses.replace(TINY, samples=0)
+    with pytest.raises(ConfigError, match="num_samples=0 must be positive"):
+        dataclasses.replace(TINY, num_samples=0)
     with pytest.raises(ConfigError, match="stop string 'xyz' can never come: word 'xyz'"):
         generate(dataclasses.replace(TINY, stop=("xyz",), data_dir=str(data_dir)), tmp_path)
     with pytest.raises(ConfigError, match="holds a run with other settings"):
@@ -175,8 +175,8 @@ def test_settings_that_do_not_go_together_are_refused(plain, data_dir, tmp_path)
 
 
 def test_activations_and_cache_have_the_type_of_the_weights():
-    settings = parse(GenerateConfig, {**recipe.get_config().to_dict(), "dtype": "bfloat16", "slots": 4})
-    engine = Answerer.of(settings, load_chat("signs_base")).engine
+    sampler, _ = open_sampler("signs_base", load_chat("signs_base"), TINY, dtype="bfloat16")
+    engine = sampler.engine
     assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(lambda: engine.model.empty_cache(4, 8)))} == {
         jnp.dtype("bfloat16")
     }

@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from sdistill import monitor as monitor_module
-from sdistill.clock import Clock, Spent
+from sdistill.clock import Clock, StepCost
 from sdistill.engine.types import EngineStats
 from sdistill.flops import peak_flops
 from sdistill.monitor import Monitor, Profiler
@@ -35,10 +35,10 @@ def usage(**changes):
 
 def test_figures_times_and_speed_are_shown(tmp_path):
     monitor = Monitor(tmp_path, {}, tiny.one_device())
-    spent = Spent({"generate": 1.5, "train": 0.5}, {"generate": 3e12, "train": 2e12}, usage())
+    spent = StepCost({"generate": 1.5, "train": 0.5}, {"generate": 3e12, "train": 2e12}, usage())
     monitor.show(1, {"loss": 0.5}, spent)
-    monitor.show(2, {"loss": 0.25}, Spent({"train": 1.0}, {"train": 1e12}, None))
-    monitor.show(3, {"loss": 0.25}, Spent({"generate": 1.0}, {}, usage(occupancy=0.0)))
+    monitor.show(2, {"loss": 0.25}, StepCost({"train": 1.0}, {"train": 1e12}, None))
+    monitor.show(3, {"loss": 0.25}, StepCost({"generate": 1.0}, {}, usage(occupancy=0.0)))
     monitor.close()
     found = scalars(tmp_path / "tensorboard")
     assert found["train/loss", 1] == 0.5 and found["train/loss", 2] == 0.25
@@ -56,7 +56,7 @@ def test_figures_times_and_speed_are_shown(tmp_path):
 def test_utilisation_is_arithmetic_over_time_and_peak(tmp_path, monkeypatch):
     monkeypatch.setattr(monitor_module, "peak_flops", lambda kind: 10e12)
     monitor = Monitor(tmp_path, {}, tiny.one_device())
-    monitor.show(1, {}, Spent({"train": 1.0, "verify": 3.0}, {"train": 4e12}, None))
+    monitor.show(1, {}, StepCost({"train": 1.0, "verify": 3.0}, {"train": 4e12}, None))
     monitor.close()
     found = scalars(tmp_path / "tensorboard")
     assert found["mfu/train", 1] == pytest.approx(0.4) and found["mfu/step", 1] == pytest.approx(0.1)
@@ -83,11 +83,10 @@ def test_a_clock_adds_up_and_begins_anew(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clock = Clock()
     for what in ("verify", "verify", "train"):
-        with clock.spent_on(what):
-            assert clock.doing == what
-        assert clock.doing == ""
+        with clock.measure(what):
+            pass
     assert clock.read() == ({"verify": 3, "train": 3}, {}, None)
-    with clock.spent_on("verify"):
+    with clock.measure("verify"):
         pass
     assert clock.read().seconds == {"verify": 1}
 
@@ -96,9 +95,9 @@ def test_a_block_within_a_block_has_its_own_time(monkeypatch):
     now = iter([0.0, 0.0, 1.0, 5.0, 7.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clock = Clock()
-    with clock.spent_on("layout"), clock.spent_on("score"):
-        clock.computed("score", 2.0)
-        clock.computed("score", 3.0)
+    with clock.measure("layout"), clock.measure("score"):
+        clock.add_flops("score", 2.0)
+        clock.add_flops("score", 3.0)
     assert clock.read() == ({"layout": 1 + 2, "score": 4}, {"score": 5.0}, None)
 
 
@@ -106,8 +105,8 @@ def test_bringing_parameters_to_the_sampler_is_told_from_generating(monkeypatch)
     now = iter([0.0, 0.0, 2.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clock = Clock()
-    with clock.spent_on("generate"):
-        clock.see(usage())
+    with clock.measure("generate"):
+        clock.observe(usage())
     assert clock.read().seconds == {"generate": 1.75, "reshard": 0.25}
 
 

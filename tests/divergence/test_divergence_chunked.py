@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sdistill.batch import layout
 
+from sdistill.batch import layout
 from sdistill.divergence.chunked import chunked_token_divergence
 from sdistill.divergence.definition import DivergenceConfig, token_divergence
 from sdistill.losses import DistillationConfig, GRPOConfig, OnPolicyBatch
