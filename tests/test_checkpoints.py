@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.state import new_state
 
 from sdistill.checkpoints import Checkpoints
-from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.config import OptimizerConfig
+from sdistill.step import init_state
 from tests import tiny
 
 # What Orbax leaves unfinished when a read fails is none of ours.
@@ -24,8 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 def make_arrays(seed: int, teacher: bool = True):
     """A training state and a teacher."""
     params = tiny.parameters(seed=seed)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3))
-    state = new_state(params, optimizer, make_mesh(MeshConfig()))
+    state = init_state(params, tiny.CONFIG, OptimizerConfig(learning_rate=1e-3), tiny.one_device())
     opt_state = jax.tree.map(lambda x: x + seed, state.opt_state)
     state = state._replace(step=state.step + seed, opt_state=opt_state)
     return state, tiny.parameters(seed=seed + 100) if teacher else None

@@ -12,23 +12,21 @@ import argparse
 import dataclasses
 import gzip
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sdistill.learning import Run, learn_from_rollouts, prepare
-from sdistill.state import TrainState
 
 from configs.signs import sdpo
-from sdistill.config import TrainConfig
+from sdistill.config import SDPOConfig
 from sdistill.data.pipelines import problem_batches
 from sdistill.distributed.mesh import make_mesh
 from sdistill.settings import parse
+from sdistill.step import TrainState
 from sdistill.storage import to_lines
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
-from sdistill.train import initial_state, training_problems
+from sdistill.train import OnPolicyRun, initial_state, on_policy_step, prepare, training_problems
 
 WARM_UP = 3
 
@@ -36,24 +34,24 @@ WARM_UP = 3
 class Side:
     """One of the two: a run, and how long its steps take."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: OnPolicyRun):
         self.run = run
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.bytes = self.tokens = 0
 
-    def step(self, state: TrainState, problems: list[int], step: int) -> tuple[TrainState, Any]:
+    def step(self, state: TrainState, problems: list[int], step: int) -> TrainState:
         """One step, from a copy of the state."""
         state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         start, cpu_start = time.perf_counter(), time.process_time()
-        learned = learn_from_rollouts(self.run, state, None, problems, step, [])
-        content = gzip.compress(to_lines(learned.generations), 6, mtime=0)
-        jax.block_until_ready(learned.state)
+        state, _, _, responses = on_policy_step(self.run, state, None, problems, step, [])
+        content = gzip.compress(to_lines(response.to_json() for response in responses), 6, mtime=0)
+        jax.block_until_ready(state)
         self.seconds.append(time.perf_counter() - start)
         self.cpu_seconds.append(time.process_time() - cpu_start)
         self.bytes += len(content)
-        self.tokens += sum(generation.length for generation in learned.generations)
-        return learned.state, learned
+        self.tokens += sum(response.length for response in responses)
+        return state
 
 
 def main() -> None:
@@ -62,8 +60,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     args = parser.parse_args()
 
-    plain = parse(TrainConfig, sdpo.get_config("solution").to_dict())
-    assert plain.rollouts is not None
+    plain = parse(SDPOConfig, sdpo.get_config("solution").to_dict())
     tokenizer, mesh = SentencePieceTokenizer(SIGNS_TOKENIZER), make_mesh(plain.mesh)
     problems = training_problems(plain.rollouts, None)
     model, state = initial_state(plain, mesh, tokenizer)
@@ -71,10 +68,10 @@ def main() -> None:
         Side(prepare(config, model, mesh, SignsChat(tokenizer), problems, state))
         for config in (plain, dataclasses.replace(plain, attribution=True))
     ]
-    batches = problem_batches(problems, batch_size=plain.rollouts.prompts, seed=0)
+    batches = problem_batches(problems, batch_size=plain.rollouts.num_prompts, seed=0)
     for pair in range(WARM_UP + args.pairs):
         batch = next(batches)
-        outcomes = [sides[i].step(state, batch, pair)[0] for i in ((0, 1) if pair % 2 else (1, 0))]
+        outcomes = [sides[i].step(state, batch, pair) for i in ((0, 1) if pair % 2 else (1, 0))]
         state = outcomes[0]
 
     print(f"device       {jax.devices()[0].device_kind}, jax {jax.__version__}, {args.pairs} pairs")

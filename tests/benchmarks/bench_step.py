@@ -12,16 +12,15 @@ import time
 
 import jax
 import numpy as np
-from sdistill.learning import learn_from_rollouts, prepare
 
 from configs.signs import sdpo
-from sdistill.config import TrainConfig
+from sdistill.config import SDPOConfig
 from sdistill.data.pipelines import problem_batches
 from sdistill.distributed.mesh import make_mesh
 from sdistill.settings import parse
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
-from sdistill.train import initial_state, training_problems
+from sdistill.train import initial_state, on_policy_step, prepare, training_problems
 from tests.benchmarks.rates import matmul_rate
 
 WARM_UP = 2
@@ -34,14 +33,13 @@ def main() -> None:
     parser.add_argument("--context", default="solution", choices=("solution", "answer"))
     args = parser.parse_args()
 
-    config = parse(TrainConfig, sdpo.get_config(args.context).to_dict())
-    assert config.rollouts is not None and config.sdpo is not None
+    config = parse(SDPOConfig, sdpo.get_config(args.context).to_dict())
     tokenizer, mesh = SentencePieceTokenizer(SIGNS_TOKENIZER), make_mesh(config.mesh)
     problems = training_problems(config.rollouts, None)
     model, state = initial_state(config, mesh, tokenizer)
     run = prepare(config, model, mesh, SignsChat(tokenizer), problems, state)
     teacher = None
-    batches = problem_batches(problems, batch_size=config.rollouts.prompts, seed=0)
+    batches = problem_batches(problems, batch_size=config.rollouts.num_prompts, seed=0)
 
     compilations: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -52,17 +50,17 @@ def main() -> None:
         if step == WARM_UP:
             warm = len(compilations)
         start = time.perf_counter()
-        state, teacher, _, generations = learn_from_rollouts(run, state, teacher, next(batches), step, [])
+        state, teacher, _, generations = on_policy_step(run, state, teacher, next(batches), step, [])
         times.append(time.perf_counter() - start)
         sampled.append(sum(g.length for g in generations))
     later = len(compilations) - warm
     times, sampled = times[WARM_UP:], sampled[WARM_UP:]
 
     rollouts = config.rollouts
-    rows = rollouts.prompts * rollouts.samples
-    student = rows * (rollouts.max_prompt + rollouts.max_response)
-    teacher_tokens = rows * ((rollouts.max_teacher_prompt or 0) + rollouts.max_response)
-    flops = 2 * model.parameter_count() * (rows * rollouts.max_response + 3 * student + teacher_tokens)
+    rows = rollouts.num_prompts * rollouts.num_samples
+    student = rows * (rollouts.max_prompt_length + rollouts.max_response_length)
+    teacher_tokens = rows * (config.teacher.max_prompt_length + rollouts.max_response_length)
+    flops = 2 * model.parameter_count() * (rows * rollouts.max_response_length + 3 * student + teacher_tokens)
     rate = matmul_rate()
     low, median, high = np.percentile(times, [25, 50, 75])
     print(f"device           {jax.devices()[0].device_kind}, jax {jax.__version__}")

@@ -10,38 +10,38 @@ import sys
 import jax
 import numpy as np
 import optax
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.rows import layout
-from sdistill.state import TrainState, new_state
 
+from sdistill.batch import layout
+from sdistill.config import OptimizerConfig, SDPOLossConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import TRAINING, place, place_batch
+from sdistill.divergence.definition import DivergenceConfig
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.types import Request
-from sdistill.losses import DistillationConfig, Metrics, OnPolicyBatch, token_weights
-from sdistill.step import compile_gradient, compile_update, sdpo_gradient
+from sdistill.losses import Metrics, SDPOBatch, sdpo_loss, token_weights
+from sdistill.step import TrainState, init_state, jit_gradient, jit_update
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, tie_word_embeddings=False)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
-LOSS = DistillationConfig(support="full", top_k=None, tail=None)
+LOSS = SDPOLossConfig(DivergenceConfig(support="full", top_k=None, tail=None))
 
 
-def make_batch() -> OnPolicyBatch:
+def make_batch() -> SDPOBatch:
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 24, n).tolist() for n in (4, 2, 6, 5, 8, 3, 1, 7)]
     contexts = [[*prompt, *rng.integers(0, 24, 4).tolist()] for prompt in prompts]
     lengths = np.array([5, 6, 1, 3, 6, 2, 4, 6])
     responses = np.where(np.arange(6) < lengths[:, None], rng.integers(0, 24, (8, 6)), 0)
-    student = layout(prompts, responses, lengths, max_prompt=8)
+    student = layout(prompts, responses, lengths, max_prompt_length=8)
     has_teacher = np.array([1, 1, 0, 1, 1, 1, 0, 1], np.float32)
-    return OnPolicyBatch(
+    return SDPOBatch(
         student=student,
         rollout_log_probs=rng.normal(-3, 0.3, (8, 6)).astype(np.float32),
-        markers=rng.integers(0, 2, (8, 6)).astype(np.float32),
-        weights=token_weights(student.response_mask * has_teacher[:, None], LOSS.aggregation),
-        teacher=layout(contexts, responses, lengths, max_prompt=12),
+        epistemic_mask=rng.integers(0, 2, (8, 6)).astype(np.float32),
+        token_weights=token_weights(student.response_mask * has_teacher[:, None], LOSS.aggregation),
+        teacher=layout(contexts, responses, lengths, max_prompt_length=12),
         has_teacher=has_teacher,
     )
 
@@ -56,9 +56,9 @@ def outcome(mesh_config: MeshConfig, file: str) -> dict[str, object]:
     rollouts = engine.generate(params, requests, seed=0, step=0)
 
     teacher = place(tiny.parameters(CONFIG, seed=1), mesh, TRAINING)
-    state = new_state(params, make_optimizer(OPTIMIZER), mesh)
-    gradient_of = compile_gradient(sdpo_gradient, state, model=CONFIG, config=LOSS, temperature=1.0, chunk=4)
-    apply = compile_update(state, optimizer=OPTIMIZER)
+    state = init_state(params, CONFIG, OPTIMIZER, mesh)
+    gradient_of = jit_gradient(sdpo_loss, CONFIG, mesh, config=LOSS, temperature=1.0, logits_chunk_size=4)
+    apply = jit_update(CONFIG, mesh, OPTIMIZER)
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         gradient, report = gradient_of(state.params, teacher, place_batch(make_batch(), mesh))

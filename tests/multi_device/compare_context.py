@@ -12,15 +12,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.rows import layout
-from sdistill.state import new_state
 
+from sdistill.batch import layout
+from sdistill.config import SDPOLossConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.rules import TRAINING, place, place_batch
-from sdistill.losses import DistillationConfig, OnPolicyBatch, token_weights
+from sdistill.divergence.definition import DivergenceConfig
+from sdistill.losses import SDPOBatch, sdpo_loss, token_weights
 from sdistill.model.config import ComputeConfig
-from sdistill.step import compile_gradient, sdpo_gradient
+from sdistill.step import jit_gradient
 from tests import tiny
 
 # Windows that end within a device's columns, and a head whose ids are in several tiles.
@@ -31,11 +31,11 @@ CONFIG = dataclasses.replace(
     sliding_window=9,
     tie_word_embeddings=False,
 )
-LOSS = DistillationConfig(alpha=1.0, top_k=64)
+LOSS = SDPOLossConfig(DivergenceConfig(alpha=1.0, top_k=64))
 ROWS, PROMPT, CONTEXT, RESPONSE = 4, 8, 13, 22  # neither rows' columns nor responses divide evenly
 
 
-def batch() -> OnPolicyBatch:
+def batch() -> SDPOBatch:
     rng = np.random.default_rng(0)
 
     def words(count: int) -> list[int]:
@@ -46,14 +46,14 @@ def batch() -> OnPolicyBatch:
     responses = rng.integers(0, CONFIG.vocab_size, (ROWS, RESPONSE)) * (
         np.arange(RESPONSE) < lengths[:, None]
     )
-    student = layout(prompts, responses, lengths, max_prompt=PROMPT)
+    student = layout(prompts, responses, lengths, max_prompt_length=PROMPT)
     has_teacher = np.array([1, 1, 0, 1], np.float32)
-    return OnPolicyBatch(
+    return SDPOBatch(
         student=student,
         rollout_log_probs=rng.normal(-9, 0.3, (ROWS, RESPONSE)).astype(np.float32),
-        markers=rng.integers(0, 2, (ROWS, RESPONSE)).astype(np.float32),
-        weights=token_weights(student.response_mask * has_teacher[:, None], LOSS.aggregation),
-        teacher=layout([words(5) + p for p in prompts], responses, lengths, max_prompt=CONTEXT),
+        epistemic_mask=rng.integers(0, 2, (ROWS, RESPONSE)).astype(np.float32),
+        token_weights=token_weights(student.response_mask * has_teacher[:, None], LOSS.aggregation),
+        teacher=layout([words(5) + p for p in prompts], responses, lengths, max_prompt_length=CONTEXT),
         has_teacher=has_teacher,
     )
 
@@ -63,8 +63,7 @@ def outcome(mesh_config: MeshConfig, attention: str) -> tuple[dict[str, np.ndarr
     mesh = make_mesh(mesh_config)
     model = dataclasses.replace(CONFIG, compute=ComputeConfig(attention=attention, remat="full"))
     params, teacher = (place(tiny.parameters(CONFIG, seed), mesh, TRAINING) for seed in (0, 1))
-    state = new_state(params, make_optimizer(OptimizerConfig(learning_rate=1e-2)), mesh)
-    gradient_of = compile_gradient(sdpo_gradient, state, model=model, config=LOSS, temperature=1.0, chunk=4)
+    gradient_of = jit_gradient(sdpo_loss, model, mesh, config=LOSS, temperature=1.0, logits_chunk_size=4)
     with jax.set_mesh(mesh):
         arguments = params, teacher, place_batch(batch(), mesh)
         gradient, report = gradient_of(*arguments)

@@ -11,24 +11,22 @@ import sys
 
 import jax
 import numpy as np
-from sdistill.optimizer import make_optimizer
-from sdistill.state import new_state
 
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.processes import on_every_host
 from sdistill.distributed.rules import TRAINING, place, place_batch
-from sdistill.losses import OnPolicyBatch, token_weights
-from sdistill.step import compile_gradient, compile_update, sdpo_gradient
+from sdistill.losses import SDPOBatch, sdpo_loss, token_weights
+from sdistill.step import init_state, jit_gradient, jit_update
 from tests import tiny
 from tests.multi_device.compare import CONFIG, LOSS, OPTIMIZER, make_batch
 
 TAUGHT = {"half": [1, 1, 1, 1, 0, 0, 0, 0], "none": [0] * 8}
 
 
-def batch(taught: list[int]) -> OnPolicyBatch:
+def batch(taught: list[int]) -> SDPOBatch:
     made, has_teacher = make_batch(), np.asarray(taught, np.float32)
     mask = np.asarray(made.student.response_mask) * has_teacher[:, None]
-    return made._replace(weights=token_weights(mask, LOSS.aggregation), has_teacher=has_teacher)
+    return made._replace(token_weights=token_weights(mask, LOSS.aggregation), has_teacher=has_teacher)
 
 
 def main() -> None:
@@ -38,9 +36,9 @@ def main() -> None:
         jax.distributed.initialize(coordinator, int(count), int(index))
     mesh = make_mesh(MeshConfig(**json.loads(mesh_sizes)))
     params, teacher = (place(tiny.parameters(CONFIG, seed=seed), mesh, TRAINING) for seed in (0, 1))
-    state = new_state(params, make_optimizer(OPTIMIZER), mesh)
-    gradient_of = compile_gradient(sdpo_gradient, state, model=CONFIG, config=LOSS, temperature=1.0, chunk=4)
-    apply = compile_update(state, optimizer=OPTIMIZER)
+    state = init_state(params, CONFIG, OPTIMIZER, mesh)
+    gradient_of = jit_gradient(sdpo_loss, CONFIG, mesh, config=LOSS, temperature=1.0, logits_chunk_size=4)
+    apply = jit_update(CONFIG, mesh, OPTIMIZER)
     found = {}
     with jax.set_mesh(mesh):
         for name, taught in TAUGHT.items():
