@@ -4,7 +4,6 @@ With a model of fixed logits where the engine alone is tested, and with a small 
 """
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +16,37 @@ from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request
+from sdistill.losses import score_responses
 from sdistill.model.decoder import bind
-from sdistill.richness import response_log_probs
 from sdistill.settings import ConfigError
 from tests import reference
 from tests.engine import mock
 from tests.tiny import CONFIG, compilations, one_device, parameters
 
-EOS = 5
+STOP_IDS = [5, 1]
 TABLE = mock.table()
 PROMPTS = [[3, 7, 7, 1], [7], [1, 2, 4, 4, 0, 2, 1], [6, 6], [2, 1, 3]]
 REQUESTS = [Request(prompt, f"problem {i}", j) for i, prompt in enumerate(PROMPTS) for j in range(3)]
+ONE_LAYER = dataclasses.replace(CONFIG, num_hidden_layers=1)
 
 
 def table_engine(model=None, **changes) -> SlotEngine:
-    settings = dict(stop_ids=[EOS], slots=9, max_prompt=8, max_response=150) | changes
+    settings = dict(stop_ids=STOP_IDS, slots=9, max_prompt=8, max_response=150) | changes
     return SlotEngine(model or mock.TableModel(), mesh=one_device(), **settings)
 
 
-def decoder_engine(config=CONFIG, **changes) -> SlotEngine:
-    settings = dict(stop_ids=[EOS], slots=9, max_prompt=8, max_response=12) | changes
-    return SlotEngine(CachedDecoder(config), mesh=one_device(), **settings)
+def decoder_engine(model=CONFIG, **changes) -> SlotEngine:
+    settings = dict(stop_ids=[5], slots=9, max_prompt=8, max_response=12) | changes
+    model = model if isinstance(model, CachedDecoder) else CachedDecoder(model)
+    return SlotEngine(model, mesh=one_device(), **settings)
 
 
 def generate(engine=None, requests=REQUESTS, *, params=TABLE, seed=0, step=0, **more) -> Completions:
     return (engine or table_engine()).generate(params, requests, seed=seed, step=step, **more)
 
 
-def rows_of(rollouts: Completions, chosen) -> Completions:
-    return Completions(*(x[np.asarray(chosen)] for x in rollouts))
+def rows_of(completions: Completions, chosen) -> Completions:
+    return Completions(*(x[np.asarray(chosen)] for x in completions))
 
 
 def assert_same(ours: Completions, theirs: Completions, atol: float = 0.0) -> None:
@@ -53,6 +54,24 @@ def assert_same(ours: Completions, theirs: Completions, atol: float = 0.0) -> No
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
     for name in ("log_probs", "full_log_probs"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=atol, err_msg=name)
+
+
+def reference_log_probs(params, config, requests, completions: Completions) -> np.ndarray:
+    """Of the same tokens, in float64."""
+    flat, found = reference.flatten(params), np.zeros(completions.ids.shape)
+    for row, request in enumerate(requests):
+        ids = completions.ids[row, : completions.lengths[row]]
+        p_TV = reference.softmax(reference.response_logits(flat, config, request.prompt, ids, 1.0))
+        found[row, : len(ids)] = np.log(p_TV[np.arange(len(ids)), ids])
+    return found
+
+
+def training_log_probs(params, config, requests, completions: Completions) -> np.ndarray:
+    """Of the same tokens, as a training step computes them."""
+    prompts = [request.prompt for request in requests]
+    sequences = layout(prompts, completions.ids, completions.lengths, max_prompt_length=10)
+    scores = score_responses(params, sequences, model=config, temperature=1.0, logits_chunk_size=5)
+    return np.asarray(scores.log_prob_BT * sequences.response_mask)
 
 
 @pytest.fixture(scope="module")
@@ -68,33 +87,33 @@ def decoded() -> Completions:
 # What is sampled.
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
+def test_tokens_come_as_often_as_the_models_logits_say():
+    """First tokens, and second tokens after the commonest first, by chi-square; all settings side by side."""
+    settings = [
         Sampling(),
         Sampling(temperature=0.6),
         Sampling(top_k=3),
         Sampling(top_p=0.7),
         Sampling(min_p=0.2),
         Sampling(temperature=1.4, top_k=6, top_p=0.9, min_p=0.05),
-    ],
-    ids=str,
-)
-def test_tokens_come_as_often_as_the_models_logits_say(sampling):
-    """First tokens and second tokens after the commonest first, of 6,000 responses, by chi-square."""
-    count = 6000
-    engine = table_engine(stop_ids=[], slots=500, max_prompt=4, max_response=2)
-    ids = generate(engine, [Request([3, 1], "p", i, sampling) for i in range(count)]).ids
-    common = np.bincount(ids[:, 0]).argmax()
-    for row, tokens in (([3, 1], ids[:, 0]), ([3, 1, common], ids[ids[:, 0] == common, 1])):
-        p = reference.softmax(mock.logits(TABLE, row) / sampling.temperature)
-        order = np.argsort(-p)[: sampling.top_k]
-        inside = np.cumsum(p[order]) / p[order].sum()
-        kept = order[: 1 + int(np.sum(inside < sampling.top_p))]
-        kept = kept[p[kept] >= sampling.min_p * p.max()]
-        counts = np.bincount(tokens, minlength=mock.V)
-        assert counts[kept].sum() == len(tokens)
-        assert stats.chisquare(counts[kept], len(tokens) * p[kept] / p[kept].sum()).pvalue > 1e-3
+    ]
+    count = 3000
+    engine = table_engine(stop_ids=[], slots=1000, max_prompt=4, max_response=2)
+    requests = [Request([3, 1], f"p{n}", i, s) for i in range(count) for n, s in enumerate(settings)]
+    completions = generate(engine, requests)
+    for n, sampling in enumerate(settings):
+        ids = completions.ids[n :: len(settings)]
+        common = np.bincount(ids[:, 0]).argmax()
+        for row, tokens in (([3, 1], ids[:, 0]), ([3, 1, common], ids[ids[:, 0] == common, 1])):
+            p = reference.softmax(mock.logits(TABLE, row) / sampling.temperature)
+            order = np.argsort(-p)[: sampling.top_k]
+            inside = np.cumsum(p[order]) / p[order].sum()
+            kept = order[: 1 + int(np.sum(inside < sampling.top_p))]
+            kept = kept[p[kept] >= sampling.min_p * p.max()]
+            counts = np.bincount(tokens, minlength=mock.V)
+            assert counts[kept].sum() == len(tokens), sampling
+            p_value = stats.chisquare(counts[kept], len(tokens) * p[kept] / p[kept].sum()).pvalue
+            assert p_value > 1e-3, sampling
 
 
 def test_forbidden_tokens_are_never_drawn_and_forbidding_compiles_nothing(sampled):
@@ -127,9 +146,7 @@ def test_refilled_slots_give_what_decoding_one_at_a_time_gives(sampled):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [dict(slots=1), dict(slots=4), dict(slots=64), dict(max_prompt=90), dict(max_response=300)],
-    ids=str,
+    "changes", [dict(slots=1), dict(slots=64), dict(max_prompt=90, max_response=300)], ids=str
 )
 def test_sizes_of_the_pool_do_not_change_responses(sampled, changes):
     found = generate(table_engine(**changes))
@@ -155,7 +172,7 @@ def test_every_part_of_the_random_stream_counts(sampled):
 def test_settings_belong_to_rows():
     """A row with its own settings is what it is alone, among rows with others."""
     settings = [Sampling(), Sampling(0.0), Sampling(0.5, top_k=2), Sampling(top_p=0.5), Sampling(min_p=0.4)]
-    requests = [r._replace(sampling=s) for r, s in zip(REQUESTS, itertools.cycle(settings), strict=False)]
+    requests = [r._replace(sampling=s, limit=40) for r, s in zip(REQUESTS, settings * 3, strict=True)]
     together = generate(requests=requests)
     for i in range(5):
         assert_same(generate(requests=[requests[i]]), rows_of(together, [i]), atol=1e-6)
@@ -166,13 +183,14 @@ def test_settings_belong_to_rows():
 # Where responses end.
 
 
-def test_the_end_is_booked(sampled):
+def test_any_stop_id_ends_a_response_and_nothing_follows(sampled):
     for ids, length, finish, log_probs, full_log_probs in zip(*sampled, strict=True):
-        assert (finish == Finish.STOP) == (EOS in ids)
-        assert EOS not in ids[: length - 1]
+        assert (finish == Finish.STOP) == bool({*STOP_IDS} & {*ids[:length]})
+        assert not {*STOP_IDS} & {*ids[: length - 1]}
         for after in (ids, log_probs, full_log_probs):
             assert not after[length:].any()
         assert (log_probs[:length] < 0).all() and (full_log_probs[:length] < 0).all()
+    assert {*STOP_IDS} <= {*sampled.ids[np.arange(15), sampled.lengths - 1]}  # each of them ended some
 
 
 def test_responses_are_cut_at_their_limits_and_not_before(sampled):
@@ -185,14 +203,6 @@ def test_responses_are_cut_at_their_limits_and_not_before(sampled):
             np.testing.assert_array_equal(ours[:length], theirs[:length])
         np.testing.assert_array_equal(cut.finished, sampled.finished & (sampled.lengths <= limits))
         assert set(cut.finish[~cut.finished]) <= {Finish.LENGTH}
-
-
-def test_any_of_several_ids_ends_a_response(sampled):
-    both = generate(table_engine(stop_ids=[EOS, 2]))
-    for ours, theirs in zip(both.ids, sampled.ids, strict=True):
-        length = 1 + next(i for i, token in enumerate(theirs) if token in (EOS, 2))
-        assert ours[:length].tolist() == theirs[:length].tolist()
-        assert not ours[length:].any()
 
 
 def test_the_host_may_end_responses():
@@ -218,51 +228,40 @@ def test_the_host_may_end_responses():
     assert 3 < ended < 13
 
 
-def test_logits_that_are_no_numbers_end_their_row_and_no_other():
+def test_logits_that_are_no_numbers_end_their_row_and_no_other(sampled):
     """The row after token 6 is broken; slots that held such rows are used again."""
     broken = TABLE.copy()
     broken[6] = np.nan
-    usage: list[EngineStats] = []
-    found, whole = generate(table_engine(slots=3), params=broken, progress=usage.append), generate()
+    seen: list[EngineStats] = []
+    found = generate(table_engine(slots=3), params=broken, progress=seen.append)
     hit = 0
     for i, request in enumerate(REQUESTS):
-        row = [request.prompt[-1], *whole.ids[i, : whole.lengths[i]]]
-        length = row[:-1].index(6) if 6 in row[:-1] else whole.lengths[i]
+        row = [request.prompt[-1], *sampled.ids[i, : sampled.lengths[i]]]
+        length = row[:-1].index(6) if 6 in row[:-1] else sampled.lengths[i]
         assert found.lengths[i] == length
         assert found.ids[i, :length].tolist() == row[1 : length + 1]
-        assert (found.finish[i] == Finish.ERROR) == (length < whole.lengths[i])
+        assert (found.finish[i] == Finish.ERROR) == (length < sampled.lengths[i])
         hit += found.finish[i] == Finish.ERROR
     assert 3 < hit < 15  # both kinds occur; those of problem 3 fail at their first token
-    assert usage[-1].errors == hit
+    assert seen[-1].errors == hit
 
 
 # With a decoder.
 
 
 def test_log_probs_are_those_of_the_training_forward(decoded):
-    rows = layout([r.prompt for r in REQUESTS], decoded.ids, decoded.lengths, max_prompt_length=10)
-    expected = response_log_probs(parameters(), rows, model=CONFIG, chunk=5)
+    expected = training_log_probs(parameters(), CONFIG, REQUESTS, decoded)
     np.testing.assert_allclose(decoded.log_probs, expected, atol=1e-4)
     np.testing.assert_allclose(decoded.full_log_probs, expected, atol=1e-4)
-
-
-def test_log_probs_in_bfloat16_are_near_those_of_the_training_forward():
-    config = dataclasses.replace(CONFIG, compute=dataclasses.replace(CONFIG.compute, dtype="bfloat16"))
-    params = jax.tree.map(lambda x: 0.3 * x, parameters(config))
-    found = generate(decoder_engine(config), params=params)
-    rows = layout([r.prompt for r in REQUESTS], found.ids, found.lengths, max_prompt_length=10)
-    np.testing.assert_allclose(
-        found.log_probs, response_log_probs(params, rows, model=config, chunk=5), atol=5e-2
-    )
 
 
 def test_log_probs_under_truncation_are_those_of_the_float64_reference():
     sampling = Sampling(temperature=0.7, top_k=6, top_p=0.8)
     requests = [r._replace(sampling=sampling) for r in REQUESTS]
-    rollouts = generate(decoder_engine(), requests, params=parameters())
+    found = generate(decoder_engine(), requests, params=parameters())
     flat, kept_sizes = reference.flatten(parameters()), set()
     for request, ids, length, log_probs, full_log_probs in zip(
-        REQUESTS, rollouts.ids, rollouts.lengths, rollouts.log_probs, rollouts.full_log_probs, strict=True
+        REQUESTS, found.ids, found.lengths, found.log_probs, found.full_log_probs, strict=True
     ):
         logits_TV = reference.response_logits(flat, CONFIG, request.prompt, ids[:length], 0.7)
         for t, (p, token) in enumerate(zip(reference.softmax(logits_TV), ids[:length], strict=True)):
@@ -279,7 +278,7 @@ def test_log_probs_under_truncation_are_those_of_the_float64_reference():
 def test_greedy_takes_the_likeliest_token_of_an_uncached_forward():
     params = parameters()
     requests = [r._replace(sampling=Sampling(temperature=0)) for r in REQUESTS[::3]]
-    rollouts = generate(decoder_engine(slots=2), requests, params=params)
+    found = generate(decoder_engine(slots=2), requests, params=params)
 
     @jax.jit
     def next_token(tokens, length):
@@ -288,95 +287,105 @@ def test_greedy_takes_the_likeliest_token_of_an_uncached_forward():
         hidden = model(tokens[None], positions[None], (positions < length).astype(int)[None])
         return jnp.argmax(hidden[0, length - 1] @ model.head())
 
-    for prompt, ids, length in zip(PROMPTS, rollouts.ids, rollouts.lengths, strict=True):
+    for prompt, ids, length in zip(PROMPTS, found.ids, found.lengths, strict=True):
         tokens, expected = np.zeros(20, np.int32), []
         tokens[: len(prompt)] = prompt
-        while len(expected) < 12 and EOS not in expected:
+        while len(expected) < 12 and 5 not in expected:
             at = len(prompt) + len(expected)
             tokens[at] = next_token(tokens, at)
             expected.append(int(tokens[at]))
         assert ids[:length].tolist() == expected
 
 
-@pytest.mark.parametrize("slots", [2, 15])
-def test_the_same_responses_from_any_pool(decoded, slots):
-    assert_same(generate(decoder_engine(slots=slots), params=parameters()), decoded, atol=2e-5)
+def test_the_same_responses_from_a_smaller_pool(decoded):
+    assert_same(generate(decoder_engine(slots=2), params=parameters()), decoded, atol=2e-5)
 
 
-def test_a_cache_that_grows_and_shrinks_gives_the_same():
-    """Rows of 150 tokens pass the lengths 64, 128 and 192; a larger pool has them all from the beginning."""
-    config = dataclasses.replace(CONFIG, max_position_embeddings=512, num_hidden_layers=1)
+def test_a_cache_that_grows_and_shrinks_gives_the_log_probs_of_the_reference():
+    """Two slots: rows of up to 158 tokens pass the lengths 64, 128 and 158, up and down."""
+    config = dataclasses.replace(ONE_LAYER, max_position_embeddings=512)
     params = parameters(config)
     limits = [150, 3, 90, 20, 150, 1, 60]
     requests = [Request([3, 1, i], f"p{i}", 0, limit=n) for i, n in enumerate(limits)]
-    small = decoder_engine(config, stop_ids=[], slots=2, max_response=150)
-    assert len(small.plan.lengths) > 2
-    large = decoder_engine(config, stop_ids=[], slots=7, max_response=150, max_prompt=150)
-    ours, theirs = generate(small, requests, params=params), generate(large, requests, params=params)
-    np.testing.assert_array_equal(ours.lengths, limits)
-    assert_same(ours, theirs, atol=5e-5)
+    engine = decoder_engine(config, stop_ids=[], slots=2, max_response=150)
+    assert len(engine.plan.lengths) > 2
+    found = generate(engine, requests, params=params)
+    np.testing.assert_array_equal(found.lengths, limits)
+    expected = reference_log_probs(params, config, requests, found)
+    np.testing.assert_allclose(found.log_probs, expected, atol=5e-5)
+
+
+def test_log_probs_in_bfloat16_are_near_those_of_the_training_forward():
+    compute = dataclasses.replace(CONFIG.compute, dtype="bfloat16")
+    config = dataclasses.replace(ONE_LAYER, compute=compute)
+    params = jax.tree.map(lambda x: 0.3 * x, parameters(config))
+    found = generate(decoder_engine(config, slots=4), params=params)
+    expected = training_log_probs(params, config, REQUESTS, found)
+    np.testing.assert_allclose(found.log_probs, expected, atol=5e-2)
 
 
 @pytest.mark.parametrize(
     "kinds",
-    [{"cache": "bfloat16"}, {"cache": "int8"}, {"weights": "int8"}, {"cache": "int8", "weights": "int8"}],
+    [
+        {"cache": "bfloat16"},
+        {"cache": "int8", "weights": "int8"},
+        pytest.param({"cache": "int8"}, marks=pytest.mark.long),
+        pytest.param({"weights": "int8"}, marks=pytest.mark.long),
+    ],
+    ids=str,
 )
 def test_smaller_numbers_change_log_probs_little(kinds):
-    model = CachedDecoder(CONFIG, **kinds)
-    engine = SlotEngine(model, mesh=one_device(), stop_ids=[EOS], slots=4, max_prompt=8, max_response=12)
-    params = jax.tree.map(lambda x: 0.3 * x, parameters())
-    found = generate(engine, params=params)
-    rows = layout([r.prompt for r in REQUESTS], found.ids, found.lengths, max_prompt_length=10)
-    gap = np.abs(found.log_probs - np.asarray(response_log_probs(params, rows, model=CONFIG, chunk=5)))
-    assert 0 < gap.max() < 5e-2
+    model = CachedDecoder(ONE_LAYER, **kinds)
+    params = jax.tree.map(lambda x: 0.3 * x, parameters(ONE_LAYER))
+    found = generate(decoder_engine(model, slots=4), params=params)
+    gap = np.abs(found.log_probs - reference_log_probs(params, ONE_LAYER, REQUESTS, found))
+    assert 1e-4 < gap.max() < 5e-2
+    cache, weights = jax.eval_shape(lambda: (model.empty_cache(4, 8), model.for_sampling(params)))
+    for name, arrays in (("cache", cache), ("weights", weights)):
+        has_int8 = any(x.dtype == jnp.int8 for x in jax.tree.leaves(arrays))
+        assert has_int8 == (kinds.get(name) == "int8")
 
 
 def test_a_model_without_tied_embeddings_samples_with_its_own_head():
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=False, qk_norm=None, num_hidden_layers=1)
-    params = parameters(config, seed=3)
-    rollouts = generate(decoder_engine(config, max_response=4), REQUESTS[::3], params=params)
-    flat = reference.flatten(params)
-    for prompt, ids, length, log_probs in zip(
-        PROMPTS, rollouts.ids, rollouts.lengths, rollouts.log_probs, strict=True
-    ):
-        p_TV = reference.softmax(reference.response_logits(flat, config, prompt, ids[:length], 1.0))
-        np.testing.assert_allclose(
-            log_probs[:length], np.log(p_TV[np.arange(length), ids[:length]]), atol=1e-4
-        )
+    config = dataclasses.replace(ONE_LAYER, tie_word_embeddings=False, qk_norm=None)
+    params, requests = parameters(config, seed=3), REQUESTS[::3]
+    found = generate(decoder_engine(config, slots=4), requests, params=params)
+    expected = reference_log_probs(params, config, requests, found)
+    np.testing.assert_allclose(found.log_probs, expected, atol=1e-4)
 
 
 # How it goes about it.
 
 
 def test_slots_are_kept_busy_while_responses_wait():
-    lengths = np.random.default_rng(0).lognormal(np.log(30), 1.0, 300).astype(int).clip(1, 150)
+    lengths = np.random.default_rng(0).lognormal(np.log(15), 0.8, 150).astype(int).clip(1, 56)
     requests = [Request([1, i % 8], f"p{i}", 0, limit=int(n)) for i, n in enumerate(lengths)]
-    usage: list[EngineStats] = []
-    generate(table_engine(stop_ids=[], slots=32), requests, progress=usage.append)
-    assert usage[-1].occupancy > 0.9
-    assert usage[-1].tokens == lengths.sum()
-    assert usage[-1].steps < 1.4 * lengths.sum() / 32 + 150  # the longest may come last
+    seen: list[EngineStats] = []
+    generate(table_engine(stop_ids=[], slots=12, max_response=56), requests, progress=seen.append)
+    assert seen[-1].occupancy > 0.9
+    assert seen[-1].tokens == lengths.sum()
+    assert seen[-1].steps < 1.2 * lengths.sum() / 12 + 56  # the longest may come last
 
 
 def test_progress_counts_what_has_ended(sampled):
-    usage: list[EngineStats] = []
-    generate(progress=usage.append)
-    responses = [u.completed for u in usage]
-    assert responses == sorted(responses) and responses[-1] == usage[-1].total == 15
-    assert usage[-1].tokens == sampled.lengths.sum() and usage[-1].errors == 0
-    assert 0 < usage[-1].occupancy <= 1
+    seen: list[EngineStats] = []
+    generate(progress=seen.append)
+    completed = [s.completed for s in seen]
+    assert completed == sorted(completed) and completed[-1] == seen[-1].total == 15
+    assert seen[-1].tokens == sampled.lengths.sum() and seen[-1].errors == 0
+    assert 0 < seen[-1].occupancy <= 1
 
 
-def test_responses_are_handed_out_as_they_end(sampled):
-    """Once each; the rest may be asked for later, for instance after an interruption."""
+def test_completions_are_handed_out_as_they_end(sampled):
+    """Once each; the rest may be requested later, for instance after an interruption."""
     seen: dict[int, Completion] = {}
 
     class Interrupted(Exception):
         pass
 
-    def keep(index, response):
+    def keep(index, completion):
         assert index not in seen
-        seen[index] = response
+        seen[index] = completion
         if len(seen) == 7:
             raise Interrupted
 
@@ -397,8 +406,8 @@ def test_each_prompt_is_prefilled_once():
             return super().prefill(params, tokens_QP, lengths_Q)
 
     prompts = [[1, i, 2] for i in range(7)]
-    requests = [Request(prompt, str(prompt), i) for prompt in prompts for i in range(20)]
-    generate(table_engine(Counting(), slots=4), requests)
+    requests = [Request(prompt, str(prompt), i) for prompt in prompts for i in range(9)]
+    generate(table_engine(Counting(), slots=4, max_response=20), requests)
     jax.effects_barrier()
     assert sum(rows) == 7
 
@@ -407,17 +416,23 @@ def test_after_warming_up_nothing_compiles():
     """Neither for other settings, prompts, lengths and seeds, nor for an equal engine or the last rows."""
 
     def engine(**changes):
-        return table_engine(slots=24, max_prompt=70, max_response=150, **changes)
+        return table_engine(slots=8, max_prompt=65, max_response=70, **changes)
 
+    plan = engine().plan
+    assert (plan.row_counts, plan.lengths, plan.prompt_lengths) == ((8, 4), (128, 135), (64, 65))
     with compilations() as seen:
         engine().warm_up(TABLE)
         assert seen  # the listener works
         seen.clear()
-        generate(engine(), [Request([1] * (1 + i), "p", i, limit=1 + 2 * i) for i in range(70)])
+        generate(engine(), [Request([1] * (1 + i), "p", i, limit=1 + i) for i in range(65)])
         for sampling in (Sampling(temperature=0), Sampling(1.3, 5, 0.5, 0.1), Sampling(top_p=0.5)):
             generate(engine(), [r._replace(sampling=sampling, limit=31) for r in REQUESTS], seed=3, step=9)
         generate(engine(), REQUESTS[4:6], stop=lambda ids, seen: None)
-        generate(engine(stop_ids=[3]), [Request([1] * 8, "p", i) for i in range(30)])
+        generate(engine(stop_ids=[4, 3]), [Request([1] * 8, "p", i) for i in range(30)])
+        # The pool shrinks while the cache is short, and while it is long.
+        for prompt in ([1], [1] * 65):
+            requests = [Request(prompt, "q", i, limit=66 if i < 6 else 70) for i in range(8)]
+            generate(engine(), requests, forbidden=STOP_IDS)
         assert seen == []
 
 

@@ -1,3 +1,5 @@
+"""Drawing a token a row: against distributions that are sorted and truncated in float64."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,12 @@ from scipy.special import log_softmax, softmax
 
 from sdistill.engine.sampling import Sampling, SamplingArrays, draw, lowest_kept
 from sdistill.settings import ConfigError
+from tests.tiny import compilations
 
 LOGITS = np.array([1.5, -0.5, 0.7, 2.0, -3.0, 0.1, 1.1, -1.2], np.float32)
 V = len(LOGITS)
-DRAWS = 20_000
+DRAWS = 10_000
+ROWS = 8  # of the other calls: all of one shape, which is compiled once
 NOTHING = np.zeros(V, bool)
 COMPILED, LOWEST = jax.jit(draw), jax.jit(lowest_kept)
 
@@ -50,84 +54,85 @@ def exact(logits, sampling):
     return truncated
 
 
-def draw_many(logits, sampling, count, seed=0, forbidden=None):
-    forbidden = np.zeros(len(logits), bool) if forbidden is None else forbidden
-    keys = jax.random.split(jax.random.key(seed), count)
-    logits = jnp.broadcast_to(jnp.asarray(logits), (count, len(logits)))
-    return COMPILED(logits, keys, SamplingArrays.of([sampling] * count), forbidden)
+def draw_rows(logits, settings, seed=0, forbidden=NOTHING):
+    """One token for each of `ROWS`, from logits and a setting of its own or from the same for all."""
+    settings = SamplingArrays.of(settings if isinstance(settings, list) else [settings] * ROWS)
+    keys = jax.random.split(jax.random.key(seed), ROWS)
+    return COMPILED(np.broadcast_to(logits, (ROWS, V)), keys, settings, forbidden)
 
 
-@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
-def test_frequencies_are_those_of_the_truncated_distribution(sampling):
-    p = exact(LOGITS, sampling)
-    counts = np.bincount(np.asarray(draw_many(LOGITS, sampling, DRAWS).ids_B), minlength=V)
-    assert counts[p == 0].sum() == 0
-    if np.count_nonzero(p) > 1:
-        assert stats.chisquare(counts[p > 0], DRAWS * p[p > 0]).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
-def test_log_probabilities_are_those_of_the_drawn_tokens(sampling):
-    drawn = draw_many(LOGITS, sampling, 300)
+def check_draws(logits, drawn, sampling, forbidden):
+    """Frequencies by chi-square, and log-probabilities, of tokens that were drawn with one setting."""
     ids = np.asarray(drawn.ids_B)
-    np.testing.assert_allclose(drawn.log_prob_B, np.log(exact(LOGITS, sampling)[ids]), rtol=1e-5, atol=1e-6)
-    full = log_softmax(LOGITS.astype(np.float64) / sampling.temperature)
-    np.testing.assert_allclose(drawn.full_log_prob_B, full[ids], rtol=1e-5, atol=1e-6)
+    p = exact(np.where(forbidden, -1e9, logits), sampling)
+    counts = np.bincount(ids, minlength=len(logits))
+    assert counts[p == 0].sum() == 0, sampling
+    common = len(ids) * p > 5
+    expected = np.append(len(ids) * p[common], len(ids) * p[~common].sum())
+    found = np.append(counts[common], counts[~common].sum())
+    if np.count_nonzero(expected) > 1:
+        assert stats.chisquare(found[expected > 0], expected[expected > 0]).pvalue > 1e-3, sampling
+    close = {"rtol": 1e-5, "atol": 2e-6, "err_msg": str(sampling)}
+    np.testing.assert_allclose(drawn.log_prob_B, np.log(p[ids]), **close)
+    full = log_softmax(logits.astype(np.float64) / sampling.temperature)
+    np.testing.assert_allclose(drawn.full_log_prob_B, full[ids], **close)
+
+
+@pytest.mark.parametrize("forbidden", [[], [0, 3]], ids=["all", "forbidden"])
+def test_tokens_are_drawn_from_the_truncated_distribution_of_those_allowed(forbidden):
+    """The likeliest two are forbidden; the full log-probability knows them all the same."""
+    forbidden = np.isin(np.arange(V), forbidden)
+    count = len(SETTINGS) * DRAWS
+    keys = jax.random.split(jax.random.key(0), count)
+    settings = SamplingArrays.of([sampling for sampling in SETTINGS for _ in range(DRAWS)])
+    drawn = jax.device_get(COMPILED(np.broadcast_to(LOGITS, (count, V)), keys, settings, forbidden))
+    for n, sampling in enumerate(SETTINGS):
+        own = slice(n * DRAWS, (n + 1) * DRAWS)
+        check_draws(LOGITS, jax.tree.map(lambda x, own=own: x[own], drawn), sampling, forbidden)
+
+
+def test_a_large_vocabulary_is_truncated_and_drawn_from_exactly():
+    """Several blocks, the last one not full."""
+    logits = np.random.default_rng(0).normal(0, 3, 300).astype(np.float32)
+    settings = [Sampling(), Sampling(top_k=100, top_p=0.95), Sampling(min_p=0.02), Sampling(top_p=0.999)]
+    count = len(settings) * DRAWS
+    keys = jax.random.split(jax.random.key(0), count)
+    arrays = SamplingArrays.of([sampling for sampling in settings for _ in range(DRAWS)])
+    nothing = np.zeros(300, bool)
+    drawn = jax.device_get(COMPILED(np.broadcast_to(logits, (count, 300)), keys, arrays, nothing))
+    for n, sampling in enumerate(settings):
+        own = slice(n * DRAWS, (n + 1) * DRAWS)
+        check_draws(logits, jax.tree.map(lambda x, own=own: x[own], drawn), sampling, nothing)
 
 
 def test_settings_are_inputs_of_one_compiled_program():
-    traced = []
-
-    @jax.jit
-    def counted(*inputs):
-        traced.append(inputs)
-        return draw(*inputs)
-
-    keys = jax.random.split(jax.random.key(0), 2)
-    for i, sampling in enumerate([*SETTINGS, Sampling(temperature=0.0)]):
-        counted(jnp.zeros((2, V)), keys, SamplingArrays.of([sampling, Sampling()]), np.arange(V) == i % 3)
-    assert len(traced) == 1
-
-
-@pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(top_k=3), Sampling(top_p=0.6), Sampling(min_p=0.3)]
-)
-def test_what_is_forbidden_is_never_drawn_and_the_others_as_if_it_were_not_there(sampling):
-    """The likeliest two are; the full log-probability knows them all the same."""
-    forbidden = np.isin(np.arange(V), [0, 3])
-    drawn = draw_many(LOGITS, sampling, DRAWS, forbidden=forbidden)
-    p = exact(np.where(forbidden, -1e9, LOGITS), sampling)
-    ids = np.asarray(drawn.ids_B)
-    counts = np.bincount(ids, minlength=V)
-    assert counts[p == 0].sum() == 0
-    assert stats.chisquare(counts[p > 0], DRAWS * p[p > 0]).pvalue > 1e-3
-    np.testing.assert_allclose(drawn.log_prob_B, np.log(p[ids]), rtol=1e-5, atol=1e-6)
-    full = log_softmax(LOGITS.astype(np.float64))
-    np.testing.assert_allclose(drawn.full_log_prob_B, full[ids], rtol=1e-5, atol=1e-6)
+    draw_rows(LOGITS, Sampling())
+    with compilations() as seen:
+        for i, sampling in enumerate([*SETTINGS, Sampling(temperature=0.0)]):
+            draw_rows(LOGITS, [sampling] * 4 + [Sampling()] * 4, seed=i, forbidden=np.arange(V) == i % 3)
+    assert seen == []
 
 
 def test_a_forbidden_token_may_be_as_likely_as_it_wants_and_greedy_passes_it_over():
     logits = np.where(np.arange(V) == 3, 1e4, LOGITS).astype(np.float32)
-    for temperature in (0.0, 1.0):
-        drawn = draw_many(logits, Sampling(temperature=temperature), 50, forbidden=np.arange(V) == 3)
-        assert np.all(drawn.finite_B) and 3 not in np.asarray(drawn.ids_B)
-    assert set(np.asarray(draw_many(logits, Sampling(0.0), 5, forbidden=np.arange(V) == 3).ids_B)) == {0}
+    drawn = draw_rows(logits, [Sampling()] * 6 + [Sampling(0.0)] * 2, forbidden=np.arange(V) == 3)
+    assert np.all(drawn.finite_B) and 3 not in np.asarray(drawn.ids_B)
+    assert set(np.asarray(drawn.ids_B)[6:]) == {0}
 
 
 def test_temperature_zero_takes_the_likeliest():
-    drawn = draw_many(LOGITS, Sampling(temperature=0.0, top_k=3, top_p=0.5), 50)
+    drawn = draw_rows(LOGITS, Sampling(temperature=0.0, top_k=3, top_p=0.5))
     assert set(np.asarray(drawn.ids_B)) == {3}
     assert not np.any(drawn.log_prob_B)
     np.testing.assert_allclose(drawn.full_log_prob_B, log_softmax(LOGITS.astype(np.float64))[3], rtol=1e-5)
 
 
 def test_a_row_does_not_depend_on_the_others():
-    keys = jax.random.split(jax.random.key(0), 6)
-    rng = np.random.default_rng(0)
-    logits = jnp.asarray(rng.standard_normal((6, V)), jnp.float32)
-    settings = SamplingArrays.of(SETTINGS[4:10])
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    logits = np.random.default_rng(0).standard_normal((ROWS, V)).astype(np.float32)
+    settings = SamplingArrays.of(SETTINGS[4 : 4 + ROWS])
     together = COMPILED(logits, keys, settings, NOTHING)
-    order = np.array([4, 0, 5])
+    order = np.array([4, 0, 5, 5, 5, 1, 7, 4])
     apart = COMPILED(logits[order], keys[order], jax.tree.map(lambda x: x[order], settings), NOTHING)
     np.testing.assert_array_equal(together.ids_B[order], apart.ids_B)
     np.testing.assert_array_equal(together.log_prob_B[order], apart.log_prob_B)
@@ -136,8 +141,10 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 def test_equal_keys_draw_equal_tokens():
-    keys = jnp.stack([jax.random.key(3)] * 4)
-    ids = COMPILED(jnp.zeros((4, V)), keys, SamplingArrays.of([Sampling()] * 4), NOTHING).ids_B
+    keys = jnp.stack([jax.random.key(3)] * ROWS)
+    ids = COMPILED(
+        np.zeros((ROWS, V), np.float32), keys, SamplingArrays.of([Sampling()] * ROWS), NOTHING
+    ).ids_B
     assert len(set(np.asarray(ids))) == 1
 
 
@@ -162,43 +169,22 @@ def test_ties_are_kept_or_dropped_together(level, top_k, top_p):
     assert kept(np.full(V, level, np.float32), 1.0, top_k, top_p).all()
 
 
-def test_a_large_vocabulary_is_truncated_and_drawn_from_exactly():
-    """Several blocks, the last one not full; against the whole distribution sorted in float64."""
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, 1000).astype(np.float32)
-    for sampling in (
-        Sampling(),
-        Sampling(top_k=300, top_p=0.95),
-        Sampling(min_p=0.02),
-        Sampling(top_p=0.999),
-    ):
-        p = exact(logits, sampling)
-        drawn = draw_many(logits, sampling, DRAWS)
-        counts = np.bincount(np.asarray(drawn.ids_B), minlength=1000)
-        assert counts[p == 0].sum() == 0
-        common = DRAWS * p > 5
-        expected = np.append(DRAWS * p[common], DRAWS * p[~common].sum())
-        found = np.append(counts[common], counts[~common].sum())
-        assert stats.chisquare(found[expected > 0], expected[expected > 0]).pvalue > 1e-3
-        np.testing.assert_allclose(drawn.log_prob_B, np.log(p[np.asarray(drawn.ids_B)]), rtol=1e-5, atol=2e-6)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_told(bad):
-    logits = np.stack([LOGITS, np.where(np.arange(V) == 3, np.float32(bad), LOGITS), LOGITS])
-    keys = jax.random.split(jax.random.key(0), 3)
-    drawn = COMPILED(jnp.asarray(logits), keys, SamplingArrays.of([Sampling(top_p=0.9)] * 3), NOTHING)
-    assert drawn.finite_B.tolist() == [True, False, True]
+    logits = np.broadcast_to(LOGITS, (ROWS, V)).copy()
+    logits[1, 3] = bad
+    drawn = draw_rows(logits, Sampling(top_p=0.9))
+    assert drawn.finite_B.tolist() == [True, False, *[True] * (ROWS - 2)]
 
 
-@pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(top_k=3), Sampling(top_p=0.9), Sampling(0.0)], ids=str
-)
-def test_extreme_logits_stay_finite(sampling):
-    logits = np.array([80.0, -80.0, 0.0, 80.0], np.float32)
-    drawn = draw_many(logits, sampling, 100)
-    assert set(np.asarray(drawn.ids_B)) <= {0, 3}
-    assert np.all(np.isfinite(drawn.log_prob_B)) and np.all(np.isfinite(drawn.full_log_prob_B))
+def test_extreme_logits_stay_finite():
+    logits = np.array([80.0, -80.0, 0.0, 80.0, *[-80.0] * (V - 4)], np.float32)
+    for seed in range(20):
+        drawn = draw_rows(
+            logits, [Sampling(), Sampling(top_k=3), Sampling(top_p=0.9), Sampling(0.0)] * 2, seed
+        )
+        assert set(np.asarray(drawn.ids_B)) <= {0, 3}
+        assert np.all(np.isfinite(drawn.log_prob_B)) and np.all(np.isfinite(drawn.full_log_prob_B))
 
 
 @pytest.mark.parametrize(
