@@ -416,10 +416,10 @@ def test_after_warming_up_nothing_compiles():
     """Neither for other settings, prompts, lengths and seeds, nor for an equal engine or the last rows."""
 
     def engine(**changes):
-        return table_engine(slots=8, max_prompt=65, max_response=70, **changes)
+        return table_engine(slots=8, max_prompt=65, max_response=100, **changes)
 
     plan = engine().plan
-    assert (plan.row_counts, plan.lengths, plan.prompt_lengths) == ((8, 4), (128, 135), (64, 65))
+    assert (plan.row_counts, plan.lengths, plan.prompt_lengths) == ((8, 4), (128, 165), (64, 65))
     with compilations() as seen:
         engine().warm_up(TABLE)
         assert seen  # the listener works
@@ -431,7 +431,7 @@ def test_after_warming_up_nothing_compiles():
         generate(engine(stop_ids=[4, 3]), [Request([1] * 8, "p", i) for i in range(30)])
         # The pool shrinks while the cache is short, and while it is long.
         for prompt in ([1], [1] * 65):
-            requests = [Request(prompt, "q", i, limit=66 if i < 6 else 70) for i in range(8)]
+            requests = [Request(prompt, "q", i, limit=70 if i < 6 else 100) for i in range(8)]
             generate(engine(), requests, forbidden=STOP_IDS)
         assert seen == []
 
