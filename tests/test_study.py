@@ -78,7 +78,7 @@ def test_all_sections_have_results_with_intervals(uninterrupted):
 
 @pytest.mark.long
 def test_the_report_shows_responses_of_both_sections_that_keep_them(uninterrupted):
-    assert "No generations were kept" not in (uninterrupted / "report.html").read_text()
+    assert "No responses were kept" not in (uninterrupted / "report.html").read_text()
 
 
 @pytest.mark.long
@@ -222,7 +222,7 @@ def test_the_study_of_the_probes_goes_on_after_a_kill_and_compares_every_arm(com
             assert {(f"{model}-{arm}", f"{model}-{other}") for other in others} <= found
     assert ("sdpo_mask_words-plain", "sdpo_mask_others-plain") in found
     page = (workdir / "report.html").read_text()
-    assert "<h2>Causal probes</h2>" in page and "Uncertainty words forbidden, against" in page
+    assert "<h2>Causal probes</h2>" in page and "Epistemic words forbidden, against" in page
 
 
 @pytest.mark.parametrize(
