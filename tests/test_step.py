@@ -1,7 +1,7 @@
-"""The training steps: values and gradients against float64, masks, chunks, and what must stay untouched."""
+"""One update: gradients of micro-batches, AdamW in float64, reports, and the teacher's weights."""
 
-import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,348 +9,220 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from sdistill.optimizer import OptimizerConfig, make_optimizer
-from sdistill.rows import layout
-from sdistill.state import new_state
-from sdistill.teacher import TeacherConfig, first_teacher, next_teacher
 
-from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.losses import (
-    DistillationConfig,
-    GRPOConfig,
-    OnPolicyBatch,
-    group_advantages,
-    grpo_loss,
-    sdpo_loss,
-    token_weights,
-)
+from sdistill.batch import micro_batches
+from sdistill.config import ContextConfig, OptimizerConfig, SDPOLossConfig, TeacherConfig
+from sdistill.distributed.rules import TRAINING, place
+from sdistill.losses import Finite, LossReport, PackedBatch, cross_entropy_loss, sdpo_loss
 from sdistill.model.decoder import is_matrix
 from sdistill.step import (
-    PackedBatch,
-    cross_entropy_gradient,
-    cross_entropy_loss,
-    examples_of,
-    grpo_gradient,
-    sdpo_gradient,
-    update,
+    UpdateReport,
+    accumulate_gradients,
+    compute_gradient,
+    init_state,
+    init_teacher,
+    jit_gradient,
+    jit_update,
+    learning_rate,
+    make_optimizer,
+    on_device,
+    state_shardings,
+    summarize,
+    teacher_shapes,
+    to_floats,
+    update_teacher,
 )
-from tests import reference, tiny
-from tests.tiny import assert_same_bits, leaves, parameters
+from tests import tiny
+from tests.batches import FULL, MODEL, random_ids, sdpo_batch
+from tests.tiny import assert_same_bits, leaves
 
-CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1)
-PARAMS, TEACHER = parameters(CONFIG, seed=0), parameters(CONFIG, seed=1)
+MESH = tiny.one_device()
 jit = functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
-TEMPERATURE = 0.8
-T = 10
-RNG = np.random.default_rng(0)
-PROMPTS = [RNG.integers(0, 24, n).tolist() for n in (4, 2, 6, 5)]
-CONTEXTS = [RNG.integers(0, 24, n).tolist() for n in (9, 3, 12, 7)]
-LENGTHS = np.array([7, 1, 10, 4])
-RESPONSES = np.where(np.arange(T) < LENGTHS[:, None], RNG.integers(0, 24, (4, T)), 0)
-HAS_TEACHER = np.array([1, 1, 0, 1], np.float32)
-MARKERS = RNG.integers(0, 2, (4, T)).astype(np.float32)
-ADVANTAGES = np.array([0.75, -0.25, 0.0, -0.5], np.float32)
-
+PARAMS, TEACHER = tiny.parameters(MODEL, seed=0), tiny.parameters(MODEL, seed=1)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.1)
-SDPO = DistillationConfig(support="full", top_k=None, tail=None)
-GRPO = GRPOConfig()
+LOSS = {"config": SDPOLossConfig(FULL), "temperature": 0.8, "logits_chunk_size": 64}
+
+# ── Optimizer ────────────────────────────────────────────────────────────────────────────────────
 
 
-def old_log_probs() -> np.ndarray:
-    """What a sampler with other weights gave the tokens: some ratios beyond every clip, on both sides."""
-    flat, values = reference.flatten(PARAMS), np.zeros((4, T), np.float32)
-    shift = np.random.default_rng(5).normal(0, 0.8, (4, T))
-    for row in range(4):
-        response = RESPONSES[row, : LENGTHS[row]]
-        s_TV = reference.softmax(reference.response_logits(flat, CONFIG, PROMPTS[row], response, TEMPERATURE))
-        values[row, : len(response)] = np.log(s_TV[np.arange(len(response)), response])
-    return (values + shift * (np.arange(T) < LENGTHS[:, None])).astype(np.float32)
+def rates(steps, **settings):
+    schedule = learning_rate(OptimizerConfig(**settings))
+    return [float(schedule(step)) for step in steps]
 
 
-BATCH = OnPolicyBatch(
-    student=layout(PROMPTS, RESPONSES, LENGTHS, max_prompt=8),
-    rollout_log_probs=old_log_probs(),
-    markers=MARKERS,
-    weights=np.zeros((4, T), np.float32),  # those of an objective are put in by the two functions below
-    advantages=np.repeat(ADVANTAGES[:, None], T, axis=1),
-    teacher=layout(CONTEXTS, RESPONSES, LENGTHS, max_prompt=12),
-    has_teacher=HAS_TEACHER,
-)
+def test_constant_follows_warmup():
+    found = rates([0, 1, 5, 9, 10, 11, 1000], learning_rate=2e-3, warmup_steps=10)
+    np.testing.assert_allclose(found, np.array([0, 0.2, 1, 1.8, 2, 2, 2]) * 1e-3, rtol=1e-6)
 
 
-def for_sdpo(batch: OnPolicyBatch = BATCH, config: DistillationConfig = SDPO) -> OnPolicyBatch:
-    mask = batch.student.response_mask * batch.has_teacher[:, None]
-    return batch._replace(weights=token_weights(mask, config.aggregation))
+def test_no_warmup_starts_at_the_peak():
+    assert rates([0, 1], learning_rate=0.5, warmup_steps=0) == [0.5, 0.5]
+    found = rates([0], learning_rate=0.5, warmup_steps=0, schedule="cosine", decay_steps=8)
+    assert found == [0.5]
 
 
-def for_grpo(batch: OnPolicyBatch = BATCH, config: GRPOConfig = GRPO) -> OnPolicyBatch:
-    return batch._replace(weights=token_weights(batch.student.response_mask, config.aggregation))
+def test_cosine_ends_at_a_hundredth():
+    steps = [0, 5, 10, 30, 60, 85, 110, 111, 500]
+    found = rates(steps, learning_rate=2.0, warmup_steps=10, schedule="cosine", decay_steps=110)
+
+    def expected(step):
+        if step < 10:
+            return 2.0 * step / 10
+        done = min((step - 10) / 100, 1)
+        return 0.02 + (2.0 - 0.02) * (1 + math.cos(math.pi * done)) / 2
+
+    np.testing.assert_allclose(found, [expected(step) for step in steps], rtol=1e-5)
 
 
-@functools.cache
-def make_sdpo(config: DistillationConfig = SDPO, chunk: int = 4):
-    return functools.partial(sdpo_loss, model=CONFIG, config=config, temperature=TEMPERATURE, chunk=chunk)
+# Stacked norms and biases have two axes and are no matrices all the same.
+AXES = {
+    "matrix": ("vocab", "embed"),
+    "scale": (None,),
+    "stacked": ("layers", None),
+    "tensor": ("layers", "embed", None),
+}
 
 
-@functools.cache
-def make_grpo(config: GRPOConfig = GRPO, chunk: int = 4):
-    return functools.partial(grpo_loss, model=CONFIG, config=config, temperature=TEMPERATURE, chunk=chunk)
+def variables(values):
+    """Arrays as the parameters of a model."""
+    return nnx.State({k: nnx.Param(jnp.asarray(v, jnp.float32), axes=AXES[k]) for k, v in values.items()})
 
 
-@functools.cache
-def make_cross_entropy(chunk: int = 5):
-    return functools.partial(cross_entropy_loss, model=CONFIG, chunk=chunk)
-
-
-@functools.cache
-def differentiated(loss):
-    return jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def value_and_gradient(loss, *arguments):
-    (value, report), gradient = differentiated(loss)(*arguments)
-    return float(value), {k: (float(s), float(n)) for k, (s, n) in report.metrics.items()}, gradient
-
-
-def assert_gradient_is_that_of(reference_loss, gradient) -> None:
-    """Compares derivatives along random directions with float64 central differences."""
-    flat, g = reference.flatten(PARAMS), reference.flatten(gradient)
-    scale = np.sqrt(sum(np.sum(v**2) for v in g.values()))
-    assert scale > 1e-3  # there is something to compare
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        direction = {name: rng.normal(size=v.shape) for name, v in flat.items()}
-        if seed:  # lean towards the gradient, where most can go wrong
-            direction = {k: v + g[k] / scale * 50 for k, v in direction.items()}
-        h = 1e-5
-        ahead, behind = (
-            reference_loss({k: v + s * h * direction[k] for k, v in flat.items()}) for s in (1, -1)
-        )
-        along = sum(np.sum(g[k] * direction[k]) for k in g)
-        assert along == pytest.approx((ahead - behind) / (2 * h), rel=2e-4, abs=2e-4 * scale)
-
-
-def sdpo_reference(config: DistillationConfig, p, teacher):
-    """The loss and the mean divergence, one token at a time. What is detached is taken at PARAMS."""
-    frozen, losses, divergences = reference.flatten(PARAMS), [], []
-    for row in range(4):
-        losses.append([])
-        if not HAS_TEACHER[row]:
-            continue
-        response = RESPONSES[row, : LENGTHS[row]]
-        s_TV, now_TV = (
-            reference.softmax(reference.response_logits(x, CONFIG, PROMPTS[row], response, TEMPERATURE))
-            for x in (p, frozen)
-        )
-        t_TV = reference.softmax(
-            reference.response_logits(teacher, CONFIG, CONTEXTS[row], response, TEMPERATURE)
-        )
-        for t, y in enumerate(response):
-            s, now, teach = s_TV[t], now_TV[t], t_TV[t]
-            if config.support == "sampled":
-                value = np.log(now[y] / teach[y]) * np.log(s[y])
-            else:
-                chosen = np.argsort(-now)[: config.top_k]
-                value = reference.divergence(
-                    *reference.on_support(s, teach, chosen, config.tail), config.alpha
-                )
-            divergences.append(value)
-            if config.importance_cap is not None:
-                old = np.exp(np.float64(BATCH.rollout_log_probs[row, t]))
-                value = value * min(now[y] / old, config.importance_cap)
-            losses[-1].append(value)
-    return reference.aggregate(losses, config.aggregation), np.mean(divergences)
-
-
-SDPO_CONFIGS = [
-    SDPO,
-    DistillationConfig(alpha=0.3, top_k=5),
-    DistillationConfig(alpha=0.0, top_k=5, importance_cap=None, aggregation="token_mean"),
-    DistillationConfig(alpha=1.0, top_k=5, tail="renormalise", aggregation="seq_mean_token_sum"),
-    DistillationConfig(alpha=1.0, support="full", top_k=None, tail=None, importance_cap=1.1),
-    DistillationConfig(alpha=1.0, support="sampled", top_k=None, tail=None),
-]
-
-
-@pytest.mark.parametrize("config", SDPO_CONFIGS, ids=lambda c: f"{c.support}-{c.tail}-{c.alpha}")
-def test_sdpo_is_the_float64_objective(config):
-    value, metrics, gradient = value_and_gradient(make_sdpo(config), PARAMS, TEACHER, for_sdpo(config=config))
-    teacher = reference.flatten(TEACHER)
-    expected, divergence = sdpo_reference(config, reference.flatten(PARAMS), teacher)
-    assert value == pytest.approx(expected, rel=1e-5)
-    assert metrics["loss"] == (pytest.approx(expected, rel=1e-5), 0)  # adds up over parts
-    total, count = metrics["divergence"]
-    assert count == LENGTHS[HAS_TEACHER > 0].sum()
-    assert total / count == pytest.approx(divergence, rel=1e-5)
-    assert_gradient_is_that_of(lambda p: sdpo_reference(config, p, teacher)[0], gradient)
-
-
-def test_sdpo_metrics_are_sums_and_counts_over_the_right_tokens():
-    _, metrics, _ = value_and_gradient(make_sdpo(), PARAMS, TEACHER, for_sdpo())
-    response = (np.arange(T) < LENGTHS[:, None]).astype(np.float64)
-    taught = response * HAS_TEACHER[:, None]
-    entropy, advantage, gap, capped = np.zeros((4, T)), np.zeros((4, T)), np.zeros((4, T)), np.zeros((4, T))
-    teacher_entropy = np.zeros((4, T))
-    for row in range(4):
-        ids = RESPONSES[row, : LENGTHS[row]]
-        s, t = (
-            reference.softmax(
-                reference.response_logits(reference.flatten(p), CONFIG, c[row], ids, TEMPERATURE)
-            )
-            for p, c in ((PARAMS, PROMPTS), (TEACHER, CONTEXTS))
-        )
-        at = (row, slice(len(ids)))
-        log_s = np.log(s[np.arange(len(ids)), ids])
-        entropy[at], teacher_entropy[at] = (-np.sum(x * np.log(x), axis=1) for x in (s, t))
-        advantage[at] = np.log(t[np.arange(len(ids)), ids]) - log_s
-        gap[at] = np.abs(log_s - BATCH.rollout_log_probs[at])
-        capped[at] = np.exp(log_s - BATCH.rollout_log_probs[at]) > 2
-    assert 0 < np.sum(capped * taught) < np.sum(taught)
-    for name, values, mask in (
-        ("entropy", entropy, response),
-        ("sampler_gap", gap, response),
-        ("teacher_entropy", teacher_entropy, taught),
-        ("teacher_advantage", advantage, taught),
-        ("capped", capped, taught),
-    ):
-        assert metrics[name] == pytest.approx((np.sum(values * mask), np.sum(mask)), rel=1e-4), name
-    parts = [metrics["divergence_epistemic"], metrics["divergence_other"]]
-    assert np.sum(parts, axis=0) == pytest.approx(metrics["divergence"], rel=1e-6)
-    assert parts[0][1] == np.sum(taught * MARKERS)
-
-
-def grpo_reference(config: GRPOConfig, p):
-    losses, clipped = [], 0
-    for row in range(4):
-        response = RESPONSES[row, : LENGTHS[row]]
-        s_TV = reference.softmax(reference.response_logits(p, CONFIG, PROMPTS[row], response, TEMPERATURE))
-        losses.append([])
-        for t, y in enumerate(response):
-            ratio = s_TV[t, y] / np.exp(np.float64(BATCH.rollout_log_probs[row, t]))
-            bounded = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
-            clipped += ratio != bounded
-            losses[-1].append(-min(ratio * ADVANTAGES[row], bounded * ADVANTAGES[row]))
-    return reference.aggregate(losses, config.aggregation), clipped
+def adamw(params, gradients, config):
+    means, squares = ({k: np.zeros_like(v) for k, v in params.items()} for _ in range(2))
+    schedule = learning_rate(config)
+    for step, gradient in enumerate(gradients):
+        norm = math.sqrt(sum(np.sum(g**2) for g in gradient.values()))
+        scale = min(1.0, config.clip_norm / norm) if norm else 1.0
+        for name in params:
+            g = gradient[name] * scale
+            means[name] = config.b1 * means[name] + (1 - config.b1) * g
+            squares[name] = config.b2 * squares[name] + (1 - config.b2) * g**2
+            mean = means[name] / (1 - config.b1 ** (step + 1))
+            square = squares[name] / (1 - config.b2 ** (step + 1))
+            update = mean / (np.sqrt(square) + 1e-8)
+            if name in ("matrix", "tensor"):
+                update = update + config.weight_decay * params[name]
+            params[name] = params[name] - float(schedule(step)) * update
+    return params
 
 
 @pytest.mark.parametrize(
     "config",
-    [GRPOConfig(), GRPOConfig(clip_low=0.5, clip_high=0.1, aggregation="token_mean")],
-    ids=["default", "other-clip"],
+    [
+        OptimizerConfig(1e-2, warmup_steps=2, weight_decay=0.1, clip_norm=1.0),
+        OptimizerConfig(1e-2, warmup_steps=0, clip_norm=1e9),
+        OptimizerConfig(0.1, 1, "cosine", 6, b1=0.5, b2=0.9, weight_decay=0.3, clip_norm=0.2),
+    ],
 )
-def test_grpo_is_the_float64_objective(config):
-    value, metrics, gradient = value_and_gradient(make_grpo(config), PARAMS, for_grpo(config=config))
-    expected, clipped = grpo_reference(config, reference.flatten(PARAMS))
-    assert value == pytest.approx(expected, rel=1e-5)
-    assert 0 < clipped < LENGTHS.sum()
-    assert metrics["clipped"] == (clipped, LENGTHS.sum())
-    assert metrics["signal"] == (3, 4)
-    assert_gradient_is_that_of(lambda p: grpo_reference(config, p)[0], gradient)
+def test_updates_match_float64_adamw(config):
+    rng = np.random.default_rng(0)
+    shapes = {"matrix": (3, 4), "scale": (4,), "stacked": (2, 4), "tensor": (2, 3, 2)}
+    start = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    gradients = [
+        {name: scale * rng.standard_normal(shape) for name, shape in shapes.items()}
+        for scale in (0.01, 3.0, 0.1, 10.0, 0.001)
+    ]
+    optimizer = make_optimizer(config)
+    params = variables(start)
+    moments, update = optimizer.init(params), jit(optimizer.update)
+    for gradient in gradients:
+        updates, moments = update(variables(gradient), moments, params)
+        params = optax.apply_updates(params, updates)
+    expected = adamw(dict(start), gradients, config)
+    for name in shapes:
+        np.testing.assert_allclose(params[name][...], expected[name], rtol=1e-5, atol=1e-6)
 
 
-EXAMPLES = [RNG.integers(0, 24, n).tolist() for n in (5, 8, 3)]
-WEIGHTED = [2, 5, 1]  # the last so many tokens of each example
+def test_only_matrices_decay():
+    config = OptimizerConfig(0.5, warmup_steps=0, weight_decay=0.1)
+    params = variables({name: np.full((2,) * len(axes), 4.0) for name, axes in AXES.items()})
+    optimizer = make_optimizer(config)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jit(optimizer.update)(zeros, optimizer.init(params), params)
+    for name in AXES:
+        decay = -0.5 * 0.1 * 4.0 if name in ("matrix", "tensor") else 0.0
+        np.testing.assert_allclose(updates[name][...], decay, rtol=1e-6)
 
 
-def packed() -> PackedBatch:
-    """The examples in two rows of 12, the first two together."""
-    arrays = {name: np.zeros((2, 12), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
-    weights = np.zeros((2, 12), np.float32)
-    for (row, start, segment), ids, weighted in zip(
-        [(0, 0, 1), (0, 4, 2), (1, 0, 1)], EXAMPLES, WEIGHTED, strict=True
-    ):
-        at = (row, slice(start, start + len(ids) - 1))
-        arrays["tokens"][at], arrays["targets"][at] = ids[:-1], ids[1:]
-        arrays["segment_ids"][at], arrays["positions"][at] = segment, np.arange(len(ids) - 1)
-        weights[row, start + len(ids) - 1 - weighted : start + len(ids) - 1] = 1
-    return PackedBatch(weights=weights / sum(WEIGHTED), **arrays)
+def test_equal_settings_share_one_optimizer():
+    assert make_optimizer(OptimizerConfig(1e-3)) is make_optimizer(OptimizerConfig(1e-3))
+    assert make_optimizer(OptimizerConfig(1e-3)) is not make_optimizer(OptimizerConfig(2e-3))
 
 
-def cross_entropy_reference(p) -> float:
-    losses = []
-    for ids, weighted in zip(EXAMPLES, WEIGHTED, strict=True):
-        p_TV = reference.softmax(reference.logits(p, CONFIG, ids[:-1]))
-        losses += list(-np.log(p_TV[np.arange(len(ids) - 1), ids[1:]])[-weighted:])
-    return float(np.mean(losses))
+# ── Gradients and updates ────────────────────────────────────────────────────────────────────────
+
+LENGTHS = (16, 1, 3, 9)
+"""So different that a mean of the parts' own means would be another objective."""
 
 
-def test_cross_entropy_of_packed_rows_is_that_of_single_examples():
-    value, metrics, gradient = value_and_gradient(make_cross_entropy(), PARAMS, packed())
-    assert value == pytest.approx(cross_entropy_reference(reference.flatten(PARAMS)), rel=1e-5)
-    assert metrics["loss"] == (value, 0) and metrics["entropy"][1] == 8
-    assert_gradient_is_that_of(cross_entropy_reference, gradient)
-
-
-def test_examples_are_counted_with_what_is_learned_of_them():
-    assert examples_of(packed()) == [(4, 2), (7, 5), (2, 1)]
-
-
-CASES = {  # loss of a size of chunk, the size that leaves a rest, further arguments
-    "sdpo": (lambda chunk: make_sdpo(SDPO, chunk), 4, (TEACHER, for_sdpo())),
-    "grpo": (lambda chunk: make_grpo(GRPO, chunk), 4, (for_grpo(),)),
-    "cross_entropy": (make_cross_entropy, 5, (packed(),)),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_chunks_change_nothing(name):
-    make, chunk, arguments = CASES[name]
-    whole, _, expected = value_and_gradient(make(64), PARAMS, *arguments)
-    value, _, gradient = value_and_gradient(make(chunk), PARAMS, *arguments)
-    assert value == pytest.approx(whole, rel=1e-6, abs=1e-6)
-    for ours, theirs in zip(leaves(gradient), leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_nothing_but_the_response_columns_of_its_own_row_reaches_the_loss():
-    """Padding of prompts and responses, and all of a row without a teacher, may hold anything."""
-    value, _, gradient = value_and_gradient(make_sdpo(), PARAMS, TEACHER, for_sdpo())
-
-    def littered(rows):
-        tokens = np.where(rows.segment_ids > 0, rows.tokens, 13)
-        tokens[2] = 17
-        return rows._replace(tokens=tokens)
-
-    noise = BATCH.rollout_log_probs + 3 * (np.arange(T) >= LENGTHS[:, None])
-    other = for_sdpo()._replace(
-        student=littered(BATCH.student), teacher=littered(BATCH.teacher), rollout_log_probs=noise
-    )
-    other_value, _, other_gradient = value_and_gradient(make_sdpo(), PARAMS, TEACHER, other)
-    assert value == other_value
-    assert_same_bits(gradient, other_gradient)
+def rollouts(aggregation="seq_mean_token_mean"):
+    lengths = (LENGTHS, (3, 2, 2, 5), (9, 3, 3, 6))  # of responses, prompts and contexts
+    return sdpo_batch(*map(random_ids, lengths, (10, 11, 12)), aggregation=aggregation)
 
 
 def state_of(params=PARAMS):
-    copy = jax.tree.map(jnp.array, params)
-    return new_state(copy, make_optimizer(OPTIMIZER), make_mesh(MeshConfig()))
+    return init_state(place(jax.tree.map(jnp.array, params), MESH, TRAINING), MODEL, OPTIMIZER, MESH)
 
 
-COMMON = {"model": CONFIG, "chunk": 64}
-GRADIENTS = {
-    "sdpo": jit(functools.partial(sdpo_gradient, config=SDPO, temperature=TEMPERATURE, **COMMON)),
-    "grpo": jit(functools.partial(grpo_gradient, config=GRPO, temperature=TEMPERATURE, **COMMON)),
-    "cross_entropy": jit(functools.partial(cross_entropy_gradient, **COMMON)),
-}
-apply = jit(functools.partial(update, optimizer=OPTIMIZER))
+def assert_close(ours, theirs):
+    for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(b).max())
 
 
-def step(name, state, *arguments):
-    gradient, report = GRADIENTS[name](state.params, *arguments)
-    state, more = apply(state, gradient)
-    return state, report.metrics | more
+sdpo_gradient = jit(
+    functools.partial(compute_gradient, loss=functools.partial(sdpo_loss, **LOSS), model=MODEL)
+)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_a_step_is_one_update_of_adamw(name):
-    make, _, arguments = CASES[name]
-    state, metrics = step(name, state_of(), *arguments)
-    _, _, gradient = value_and_gradient(make(64), PARAMS, *arguments)
-    norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in leaves(gradient)))
+@pytest.mark.parametrize("aggregation", ["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"])
+def test_the_gradient_of_micro_batches_is_that_of_the_whole_batch(aggregation):
+    whole = rollouts(aggregation)
+    expected, report = sdpo_gradient(PARAMS, TEACHER, whole)
+    micro = list(micro_batches(whole, 2))
+    assert [part.student.tokens.shape for _, part in micro] == [(2, 24), (2, 6)]
+    gradient, reports = accumulate_gradients(sdpo_gradient, MESH, micro, PARAMS, TEACHER)
+    assert_close(gradient, expected)
+    ours, theirs = to_floats([part.metrics for _, part in reports]), to_floats([report.metrics])
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    assert [rows.tolist() for rows, _ in reports] == [[0, 3], [1, 2]]
+
+
+@pytest.mark.long
+def test_the_gradient_of_packed_rows_is_that_of_the_whole_batch():
+    ids = np.asarray(random_ids([12] * 2), np.int32)
+    weights = np.random.default_rng(0).integers(0, 2, ids.shape).astype(np.float32)
+    positions = np.broadcast_to(np.arange(12, dtype=np.int32), ids.shape)
+    whole = PackedBatch(ids, np.roll(ids, -1, 1), weights / weights.sum(), np.ones_like(ids), positions)
+    loss = functools.partial(cross_entropy_loss, logits_chunk_size=64)
+    gradient_of = jit(functools.partial(compute_gradient, loss=loss, model=MODEL))
+    gradient, _ = accumulate_gradients(gradient_of, MESH, micro_batches(whole, 1), PARAMS)
+    assert_close(gradient, gradient_of(PARAMS, whole)[0])
+
+
+def test_a_batch_without_rows_is_refused():
+    with pytest.raises(ValueError, match="a batch without rows has no gradient"):
+        accumulate_gradients(sdpo_gradient, MESH, [], PARAMS, TEACHER)
+
+
+def test_a_step_is_one_update_of_adamw_and_the_next_compiles_nothing():
+    gradient_of, update = jit_gradient(sdpo_loss, MODEL, MESH, **LOSS), jit_update(MODEL, MESH, OPTIMIZER)
+    first, teacher = state_of(), place(TEACHER, MESH, TRAINING)
+    batch = [(np.arange(4), rollouts())]
+
+    def step(state):
+        gradient, reports = accumulate_gradients(gradient_of, MESH, batch, state.params, teacher)
+        copied = leaves(gradient)
+        state, metrics = update(state, gradient)
+        return state, copied, {**reports[0][1].metrics, **metrics}
+
+    state, gradient, metrics = step(first)
+    norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in gradient))
     assert int(state.step) == 1
     assert float(metrics["gradient_norm"][0]) == pytest.approx(norm, rel=1e-5)
     matrices = [is_matrix(variable) for _, variable in nnx.to_flat_state(PARAMS)]
     for matrix, before, after, g in zip(
-        matrices, leaves(PARAMS), leaves(state.params), leaves(gradient), strict=True
+        matrices, leaves(PARAMS), leaves(state.params), gradient, strict=True
     ):
         g = g / max(norm, 1.0)  # clip_norm=1
         decay = 0.1 * before if matrix else 0.0
@@ -358,82 +230,115 @@ def test_a_step_is_one_update_of_adamw(name):
         sure = np.abs(g) > 1e-5  # where rounding cannot turn the sign
         np.testing.assert_allclose(after[sure], expected[sure], rtol=1e-4, atol=1e-5)
 
-
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_a_batch_without_anything_to_learn_from_has_no_gradient(name):
-    if name == "cross_entropy":
-        batch = packed()._replace(weights=np.zeros((2, 12), np.float32))
-    else:
-        silent = np.zeros((4, T), np.float32)
-        student, teacher = (rows._replace(response_mask=silent) for rows in (BATCH.student, BATCH.teacher))
-        batch = BATCH._replace(student=student, teacher=teacher)
-        batch = for_sdpo(batch) if name == "sdpo" else for_grpo(batch)
-    teacher = (TEACHER,) if name == "sdpo" else ()
-    _, metrics = step(name, state_of(), *teacher, batch)
-    assert all(np.isfinite(x) for pair in metrics.values() for x in pair)
-    assert metrics["gradient_norm"][0] == 0
-    assert metrics["loss"][0] == 0
+    # The state is laid out as it was, its buffers are given away, and equal settings share the programs.
+    layouts = [x.sharding for x in jax.tree.leaves(state)]
+    assert layouts == jax.tree.leaves(state_shardings(MODEL, OPTIMIZER, MESH))
+    assert all(x.is_deleted() for x in jax.tree.leaves(first))
+    assert jit_gradient(sdpo_loss, MODEL, MESH, **LOSS) is gradient_of
+    with tiny.compilations() as seen:
+        assert int(step(state)[0].step) == 2
+    assert not seen
 
 
-def test_sdpo_without_any_teacher_has_no_gradient_but_still_measures_the_student():
-    batch = for_sdpo(BATCH._replace(has_teacher=np.zeros(4, np.float32)))
-    _, metrics = step("sdpo", state_of(), TEACHER, batch)
-    assert all(np.isfinite(x) for pair in metrics.values() for x in pair)
-    assert metrics["gradient_norm"][0] == 0
-    assert metrics["divergence"] == (0, 0)
-    assert metrics["entropy"][0] > 0 and metrics["entropy"][1] == LENGTHS.sum()
+def test_an_update_that_is_not_finite_is_not_made():
+    update, state = jit_update(MODEL, MESH, OPTIMIZER), state_of()
+    gradient = jax.tree.map(jnp.ones_like, state.params)
+    state, _ = update(state, gradient)
+    for bad in (jnp.nan, jnp.inf):
+        before = jax.tree.map(np.array, state)
+        gradient["norm_D"].set_value(gradient["norm_D"].get_value().at[3].set(bad))
+        state, metrics = update(state, gradient)
+        assert_same_bits(state, before)
+        assert int(state.step) == 1 and not np.isfinite(metrics["gradient_norm"][0])
 
 
-def test_grpo_with_equal_rewards_changes_nothing():
-    for divide in (False, True):
-        advantages = group_advantages(np.array([[1, 1], [0, 0]], np.float32), divide)
-        assert not advantages.any()
-    batch = for_grpo()._replace(advantages=np.repeat(advantages.reshape(4, 1), T, axis=1))
-    _, metrics, gradient = value_and_gradient(make_grpo(), PARAMS, batch)
-    assert metrics["signal"] == (0, 4)
-    assert not any(leaf.any() for leaf in leaves(gradient))
+# ── Reports ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_teacher_gets_no_gradient():
-    gradient = jit(jax.grad(lambda t: make_sdpo()(PARAMS, t, for_sdpo())[0]))(TEACHER)
-    assert not any(leaf.any() for leaf in leaves(gradient))
+def report_of(rows, student=(), teacher=None, **metrics):
+    """Of a micro-batch: these rows are not finite, or (with `teacher=None`) there is no teacher."""
+    rows = np.asarray(rows)
+    bad = [None if x is None else ~np.isin(rows, x) for x in (student, teacher)]
+    return rows, LossReport(
+        {k: (np.float32(s), np.float32(n)) for k, (s, n) in metrics.items()}, Finite(*bad)
+    )
 
 
-def test_a_live_teacher_is_the_student_without_gradient():
-    """Its value is that of a copy of the student, and so is the gradient: none flows through its rows."""
-    live, _, gradient = value_and_gradient(make_sdpo(), PARAMS, None, for_sdpo())
-    copied, _, expected = value_and_gradient(make_sdpo(), PARAMS, PARAMS, for_sdpo())
-    assert live == pytest.approx(copied, rel=1e-6) and live > 0.01
-    for ours, theirs in zip(leaves(gradient), leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+def update_report(*micro, norm=1.0):
+    return UpdateReport(list(micro), {"gradient_norm": (np.float32(norm), np.float32(1))})
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_a_live_teacher_with_the_students_own_context_has_nothing_to_teach(alpha):
-    config = DistillationConfig(alpha=alpha, support="full", top_k=None, tail=None)
-    batch = for_sdpo()._replace(teacher=layout(PROMPTS, RESPONSES, LENGTHS, max_prompt=12))
-    value, metrics, gradient = value_and_gradient(make_sdpo(config), PARAMS, None, batch)
-    assert abs(value) < 1e-6
-    assert abs(metrics["teacher_advantage"][0]) < 1e-4
-    assert float(optax.tree.norm(gradient)) < 1e-4
+def test_metrics_of_a_step_are_means_over_tokens_and_updates():
+    """`logprob_diff` is that of the first update: later ones start from weights that have not sampled."""
+    first = update_report(
+        report_of([0, 2], loss=(0.5, 0), entropy=(6, 4), logprob_diff=(1, 4)),
+        report_of([1], loss=(0.25, 0), entropy=(1, 6), logprob_diff=(1, 6)),
+    )
+    second = update_report(report_of([0, 1, 2], loss=(0.25, 0), entropy=(3, 10), logprob_diff=(9, 1)), norm=3)
+    expected = {"loss": 0.5, "entropy": 0.5, "logprob_diff": 0.2, "gradient_norm": 2.0}
+    assert summarize([first, second], "abcdef") == pytest.approx(expected)
 
 
-def test_teachers_move_as_they_are_told():
+def test_what_is_not_finite_is_named_with_its_update_and_rows():
+    good = update_report(report_of([1, 0], teacher=(), loss=(1, 0)))
+    bad = report_of([1, 0], student=[1], teacher=[0, 1], loss=(np.nan, 0))
+    with pytest.raises(FloatingPointError) as error:
+        summarize([good, update_report(bad, norm=np.inf)], "abcd")
+    assert str(error.value) == (
+        "loss=nan, gradient_norm=inf in update 2 of 2: the student's hidden states are not finite in d; "
+        "the teacher's hidden states are not finite in c, d"
+    )
+    with pytest.raises(FloatingPointError) as error:
+        summarize([update_report(report_of(range(12), range(1, 12), loss=(np.inf, 0)))], "abcdefghijkl")
+    assert str(error.value) == (
+        "loss=inf: the student's hidden states are not finite in b, c, d, e, f, g, h, i and 3 more"
+    )
+    with pytest.raises(FloatingPointError, match="^gradient_norm=nan: all hidden states are finite$"):
+        summarize([update_report(report_of([0]), norm=np.nan)], "a")
+
+
+# ── The teacher's weights ────────────────────────────────────────────────────────────────────────
+
+
+def teacher_config(weights, **settings):
+    return TeacherConfig(ContextConfig("solution"), 64, weights, **settings)
+
+
+def test_teachers_follow_as_configured():
     student = jax.tree.map(lambda x: x + 1, PARAMS)
-    ema = TeacherConfig("ema", 0.25)
-    moved = next_teacher(ema, first_teacher(ema, PARAMS), student)
+    ema = teacher_config("ema", ema_rate=0.25)
+    moved = update_teacher(ema, init_teacher(ema, PARAMS), student)
     for before, target, after in zip(leaves(PARAMS), leaves(student), leaves(moved), strict=True):
         np.testing.assert_allclose(after, 0.75 * before + 0.25 * target, rtol=1e-6, atol=1e-7)
-    fixed = TeacherConfig("fixed")
-    assert_same_bits(next_teacher(fixed, first_teacher(fixed, PARAMS), student), PARAMS)
-    live = TeacherConfig("live")
-    assert next_teacher(live, first_teacher(live, PARAMS), student) is None
+    for config in (teacher_config("fixed"), teacher_config("trust_region", mix=0.1)):
+        assert_same_bits(update_teacher(config, init_teacher(config, PARAMS), student), PARAMS)
+    live = teacher_config("live")
+    assert init_teacher(live, PARAMS) is teacher_shapes(live, PARAMS) is None
+    assert update_teacher(live, None, student) is on_device(live, None) is None
+
+
+@pytest.mark.parametrize("memory", ["device", "pinned_host"])
+def test_a_copy_has_the_configured_type_and_memory(memory):
+    params = place(PARAMS, MESH, TRAINING)
+    config = teacher_config("fixed", dtype="bfloat16", memory=memory)
+    copy, shapes = init_teacher(config, params), teacher_shapes(config, params)
+    for leaf, shape in zip(jax.tree.leaves(copy), jax.tree.leaves(shapes), strict=True):
+        assert leaf.dtype == shape.dtype == "bfloat16" and leaf.sharding == shape.sharding
+        assert leaf.sharding.memory_kind == memory
+    on_chip = on_device(config, copy)
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(on_chip)} == {"device"}
+    assert_same_bits(on_chip, jax.tree.map(lambda x: x.astype("bfloat16"), params))
+    moving = teacher_config("ema", ema_rate=0.5, memory=memory)
+    moved = update_teacher(moving, init_teacher(moving, params), jax.tree.map(lambda x: x + 2, params))
+    for before, after in zip(leaves(params), jax.tree.leaves(moved), strict=True):
+        assert after.sharding.memory_kind == memory
+        np.testing.assert_allclose(np.asarray(after), before + 1, rtol=1e-6, atol=1e-6)
 
 
 def test_the_first_teacher_outlives_the_student_it_was_copied_from():
-    """The step donates the student's buffers."""
-    student = jax.tree.map(jnp.array, PARAMS)
-    teacher = first_teacher(TeacherConfig("fixed"), student)
+    """An update takes the student's buffers."""
+    student = place(jax.tree.map(jnp.array, PARAMS), MESH, TRAINING)
+    teacher = init_teacher(teacher_config("fixed"), student)
     jax.tree.map(lambda x: x.delete(), student)
     assert_same_bits(teacher, PARAMS)
     assert nnx.to_flat_state(teacher)
