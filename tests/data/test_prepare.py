@@ -1,6 +1,6 @@
 import pytest
 
-from sdistill.data import prepare
+from sdistill.data import builders, prepare
 from tests.data.files import dapo_row, plain_row, write_lines, write_parquet
 
 
@@ -63,6 +63,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     assert "signs_problems is generated; --from has no effect" in refused(capsys, "k3_test", "--from", path)
 
 
-def test_generated_sets_are_prepared_too(tmp_path, capsys):
+def test_generated_sets_are_prepared_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(builders, "PROBLEM_SPLITS", ("k3_test",))
     shown = run(capsys, "signs_problems", "--data_dir", tmp_path)
-    assert f"signs_problems is in {tmp_path}" in shown and "k4_pool: 4,779 problems" in shown
+    assert f"signs_problems is in {tmp_path}" in shown and "k3_test: 441 problems" in shown

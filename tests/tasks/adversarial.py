@@ -2,74 +2,20 @@
 
 import random
 
-PIECES = (
-    *(
-        "{",
-        "}",
-        "(",
-        ")",
-        "[",
-        "]",
-        "|",
-        r"\{",
-        r"\}",
-        "$",
-        "%",
-        "&",
-        "#",
-        "_",
-        "^",
-        "~",
-        "=",
-        "<",
-        ",",
-        ";",
-        "/",
-    ),
-    *(
-        r"\frac",
-        r"\sqrt",
-        r"\sum",
-        r"\int",
-        r"\lim",
-        r"\binom",
-        r"\text{",
-        r"\begin{pmatrix}",
-        r"\end{pmatrix}",
-    ),
-    *(
-        r"\left(",
-        r"\right)",
-        r"\\",
-        "\\",
-        r"\boxed{",
-        r"\infty",
-        r"\pi",
-        r"\mod",
-        "!",
-        "x",
-        "y",
-        "0",
-        "9",
-        "1e999",
-    ),
-    *(" ", "\n", "\x00", "½", "π", "√", "∑", "\u202e", "\u0301", "😀", "\ud800", "٣", "＋", "ﬁ"),
-)
+WORDS = r"""
+{ } ( ) [ ] | \{ \} $ % & # _ ^ ~ = < , ; /
+\frac \sqrt \sum \int \lim \binom \text{ \begin{pmatrix} \end{pmatrix}
+\left( \right) \\ \ \boxed{ \infty \pi \mod ! x y 0 9 1e999
+"""
+ODD = (" ", "\n", "\x00", "½", "π", "√", "∑", "\u202e", "\u0301", "😀", "\ud800", "٣", "＋", "ﬁ")
+PIECES = (*WORDS.split(), *ODD)
+BRACKETS = [("{", "}"), ("(", ")"), (r"\sqrt{", "}"), (r"\frac{1}{", "}"), ("x^{", "}"), ("|", "|")]
+BRACKETS += [(r"\{", r"\}")]
 
 
 def nested(rng: random.Random) -> str:
     depth = rng.randint(5, 300)
-    start, end = rng.choice(
-        [
-            ("{", "}"),
-            ("(", ")"),
-            (r"\sqrt{", "}"),
-            (r"\frac{1}{", "}"),
-            ("x^{", "}"),
-            ("|", "|"),
-            (r"\{", r"\}"),
-        ]
-    )
+    start, end = rng.choice(BRACKETS)
     return start * depth + "1" + end * depth
 
 

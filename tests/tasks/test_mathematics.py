@@ -47,6 +47,8 @@ GOLDS = (
 )
 """Made up, in the manner of MATH-500."""
 
+DEADLINE = 0.3
+
 
 def posed(gold):
     return Problem(f"gold {gold}", ({"role": "user", "content": "?"},), gold)
@@ -61,6 +63,12 @@ def task():
 @pytest.fixture(scope="module")
 def parity():
     with MathematicsTask(MathematicsConfig(workers=1, deadline=60.0, parity=True)) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    with MathematicsTask(MathematicsConfig(workers=1, deadline=DEADLINE)) as one:
         yield one
 
 
@@ -147,22 +155,22 @@ def test_parity_compares_as_the_released_code_does(parity, task, gold, answer, b
 
 
 @pytest.mark.parametrize("count", [7, pytest.param(42, marks=pytest.mark.long)])
-def test_hostile_answers_end_at_the_deadline(count):
+def test_hostile_answers_end_at_the_deadline(hasty, monkeypatch, count):
     """No hang, no crash, never correct; the slack is for the start of workers on a busy machine."""
-    deadline = 0.3
-    with MathematicsTask(MathematicsConfig(workers=1, deadline=deadline)) as hasty:
-        hasty.verify(posed("x"), r"\boxed{y}")
-        for response in answers(count, seed=3):  # seven kinds take turns
-            start = time.monotonic()
-            verdict = hasty.verify(posed(r"\frac{1}{2}"), response)
-            assert not verdict.correct
-            assert time.monotonic() - start < 2 * deadline + 20
-            assert not verdict.timed_out or "could not be checked" in verdict.feedback
-        tower = hasty.verify(posed("3"), r"\boxed{9^{9^{9^9}}}")
-        assert tower.timed_out and not tower.correct and tower.answer == "9^{9^{9^9}}"
-        assert hasty.counts["timed out"] >= 1
-        hasty._workers.deadline = 60.0  # the first comparison of a new worker may be late on a busy machine
-        assert hasty.verify(posed("x+1"), r"\boxed{1+x}").correct
+    hasty.verify(posed("x"), r"\boxed{y}")
+    for response in answers(count, seed=3):  # seven kinds take turns
+        start = time.monotonic()
+        verdict = hasty.verify(posed(r"\frac{1}{2}"), response)
+        assert not verdict.correct
+        assert time.monotonic() - start < 2 * DEADLINE + 20
+        assert not verdict.timed_out or "could not be checked" in verdict.feedback
+    before = hasty.counts["timed out"]
+    tower = hasty.verify(posed("3"), r"\boxed{9^{9^{9^9}}}")
+    assert tower.timed_out and not tower.correct and tower.answer == "9^{9^{9^9}}"
+    assert hasty.counts["timed out"] == before + 1
+    # The first comparison of a new worker may be late on a busy machine.
+    monkeypatch.setattr(hasty._workers, "deadline", 60.0)
+    assert hasty.verify(posed("x+1"), r"\boxed{1+x}").correct
 
 
 @settings(max_examples=20)
@@ -210,9 +218,8 @@ def test_gold_answers_with_a_defect(task, gold, reason):
     assert reason in task.defect(gold)
 
 
-def test_a_gold_answer_that_takes_too_long_has_a_defect():
-    with MathematicsTask(MathematicsConfig(workers=1, deadline=0.3)) as hasty:
-        assert "0.3 s" in hasty.defect("(" * 80 + "1" + ")" * 80)
+def test_a_gold_answer_that_takes_too_long_has_a_defect(hasty):
+    assert f"{DEADLINE} s" in hasty.defect("(" * 80 + "1" + ")" * 80)
 
 
 @given(st.integers(-(10**9), 10**9))
