@@ -145,6 +145,7 @@ def test_hints_are_the_first_other_success_and_the_other_failures_in_order():
     assert contents == [*first, *second]
 
 
+@pytest.mark.parametrize("with_solution", [None, "{prompt}: {solution}, {feedback}"])
 def test_only_failures_are_shown_feedback_and_only_their_own(with_solution):
     feedback = FeedbackConfig("{prompt}! {feedback}", with_solution)
     said = [["cut", "well"], ["", "late"]]
