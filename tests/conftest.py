@@ -2,13 +2,13 @@ import os
 import tempfile
 from pathlib import Path
 
-# Tests compile thousands of small programs and run each a few times. Without LLVM's optimization of what XLA
-# has made of them, two training steps took 34 s of CPU instead of 51, and with XLA's older code generator of
-# fusions 38 instead of 48; passes over the program itself are those of every run. Long tests run commands
-# without (`optimized=True` of tests/processes.py).
+# Tests compile thousands of small programs and run each a few times. XLA's own passes are those of every run;
+# these flags make the way from there to machine code cheaper: the older code generator of fusions, no
+# optimization by LLVM, no splitting over threads. A tiny training then took 10 s of CPU instead of 29 (once
+# each). Long tests run commands without the flags (`optimized=True` of tests/processes.py).
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    " --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 
 # One compilation cache for the session: workers of pytest-xdist and subprocesses inherit it. The process that

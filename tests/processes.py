@@ -1,12 +1,15 @@
-"""Commands in processes of their own, and how to kill them."""
+"""Commands in processes of their own, how to kill them, and what they leave behind."""
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tensorboardX.proto.event_pb2 import Event
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,3 +98,19 @@ def assert_same_files(ours: Path, theirs: Path) -> None:
     a, b = files_below(ours), files_below(theirs)
     assert sorted(a) == sorted(b)
     assert [name for name in a if a[name] != b[name]] == []
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """What TensorBoard shows: (name, step) → value.
+
+    An event file is a sequence of records: a length, its checksum, an Event, its checksum.
+    """
+    found = {}
+    for path in sorted(folder.glob("events.*")):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            content = content[16 + length :]
+    return found

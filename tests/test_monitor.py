@@ -1,11 +1,9 @@
 """What TensorBoard is shown of a run, and what is recorded of it."""
 
-import struct
 import time
 
 import jax.numpy as jnp
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from sdistill import monitor as monitor_module
 from sdistill.clock import Clock, StepCost
@@ -13,19 +11,7 @@ from sdistill.engine.types import EngineStats
 from sdistill.flops import peak_flops
 from sdistill.monitor import Monitor, Profiler
 from tests import tiny
-
-
-def scalars(folder):
-    """(Name, step) → value, of all event files: records of a length, its checksum, an Event, its checksum."""
-    found = {}
-    for path in sorted(folder.glob("events.*")):
-        content = path.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            event = Event.FromString(content[12 : 12 + length])
-            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-            content = content[16 + length :]
-    return found
+from tests.processes import scalars
 
 
 def usage(**changes):

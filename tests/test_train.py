@@ -1,8 +1,10 @@
-"""Training runs: interrupted and continued, refused, stopped, reported; and every config once."""
+"""Training runs: interrupted and resumed, refused, stopped, reported.
+
+That every config and objective trains is in test_golden_runs.py.
+"""
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import random
@@ -17,7 +19,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sdistill.config import TrainConfig
+from configs.signs import pretrain
+from configs.signs.common import CONTEXT, FULL_DIVERGENCE, MODEL, TINY_SLOTS
+from sdistill.config import AnyTrainConfig
 from sdistill.distributed.rules import TRAINING, parameter_shardings
 from sdistill.model.decoder import bind
 from sdistill.model.weights import SIGNS_BASE, load_pretrained, save_pretrained
@@ -25,66 +29,81 @@ from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records, write_records
 from sdistill.train import initial_model, train
 from tests import tiny
-from tests.processes import Commands, assert_same_files, files_below
-from tests.test_monitor import scalars
+from tests.processes import Commands, assert_same_files, files_below, scalars
 
 STEPS = 6
-WORDS = dataclasses.replace(tiny.CONFIG, vocab_size=168, num_hidden_layers=1, max_position_embeddings=1024)
 
 
-def settings(data_dir, **changes):
-    """A short SDPO run of the shipped base: one that solves problems, so that there is something to learn."""
+def common(data_dir) -> dict[str, object]:
+    """Settings of every run here."""
     return {
-        "objective": "sdpo",
+        **MODEL,
         "seed": 3,
         "steps": STEPS,
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+        "checkpoint_every": 2,
+        "data_dir": str(data_dir),
+    }
+
+
+def settings(data_dir, **changes) -> dict[str, object]:
+    """A short SDPO run with all that a run carries from step to step.
+
+    The shipped base solves problems, so there is something to learn. The teacher moves, and a step makes two
+    updates: its number is not the optimizer's.
+    """
+    return {
+        **common(data_dir),
+        "objective": "sdpo",
         "rollouts": {
             "split": "k3_pool",
-            "problems": 6,
-            "prompts": 4,
-            "samples": 4,
-            "max_prompt": 8,
-            "max_response": 48,
-            "max_teacher_prompt": 64,
+            "num_problems": 6,
+            "num_prompts": 4,
+            "num_samples": 4,
+            "max_prompt_length": 8,
+            "max_response_length": 48,
+            "slots": TINY_SLOTS,
+            "mini_batch_size": 2,
         },
-        "sdpo": {
-            "context": {"kind": "solution"},
-            "teacher": {"weights": "ema", "ema_rate": 0.3},
-            "loss": {"support": "full", "top_k": None, "tail": None},
+        "teacher": {
+            "context": {"kind": "solution", **CONTEXT},
+            "max_prompt_length": 64,
+            "weights": "ema",
+            "ema_rate": 0.3,
         },
+        "loss": {"divergence": FULL_DIVERGENCE},
         "evaluation": {
             "every": 3,
             "at_start": ["k3_test"],
             "datasets": ["trained", "k3_test"],
-            "problems": 8,
-            "samples": 2,
-            "max_response": 48,
+            "num_problems": 8,
+            "num_samples": 2,
+            "max_prompt_length": 8,
+            "max_response_length": 48,
+            "slots": TINY_SLOTS,
         },
-        "checkpoint_every": 2,
-        "slots": 16,
-        "data_dir": str(data_dir),
-    } | changes
+        **changes,
+    }
 
 
-def examples(path: Path) -> dict[str, object]:
-    """SFT on four examples."""
+def config_of(data_dir, **changes) -> AnyTrainConfig:
+    return parse(AnyTrainConfig, settings(data_dir, **changes))
+
+
+def sft_config(data_dir, path: Path, **changes) -> AnyTrainConfig:
+    """SFT on four examples, which are written to `path`."""
     rows = [{"prompt": f"{n} 2 3 = 6 <think>", "response": "so </think> + +"} for n in (1, 2, 3, 4)]
     write_records(path, rows)
-    return {
-        "objective": "sft",
-        "rollouts": None,
-        "sdpo": None,
-        "evaluation": None,
-        "examples": {"source": str(path), "rows": 2, "row_length": 16, "packed": False},
-    }
+    examples = {"source": str(path), "batch_size": 2, "sequence_length": 16, "packed": False}
+    values = {**common(data_dir), "objective": "sft", "examples": examples, **changes}
+    return parse(AnyTrainConfig, values)
 
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory) -> Path:
     """A model of one narrow layer that has learned nothing."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_pretrained(bind(WORDS, tiny.parameters(WORDS)), folder)
+    save_pretrained(bind(tiny.WORDS, tiny.parameters(tiny.WORDS)), folder)
     return folder
 
 
@@ -129,9 +148,17 @@ def wait_for(checkpoint: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, data_dir) -> Path:
+def compiled() -> dict[int, list[str]]:
+    """What `uninterrupted` had compiled by the end of each step."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data_dir, compiled) -> Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    train(parse(TrainConfig, settings(data_dir)), workdir)
+    with tiny.compilations() as seen:
+        watcher = Watcher(lambda step: compiled.update({step: list(seen)}))
+        train(config_of(data_dir), workdir, progress=watcher)
     return workdir
 
 
@@ -153,7 +180,7 @@ def test_a_run_learns_and_leaves_its_files(uninterrupted):
     metrics = read_records(uninterrupted / "metrics.jsonl")
     assert [record["step"] for record in metrics] == [1, 2, 3, 4, 5, 6]
     assert all(record["teacher_fraction"] > 0 and record["gradient_norm"] > 0 for record in metrics)
-    assert all(0 < record["sampler_gap"] < 1e-4 for record in metrics)  # in float32 engine and step agree
+    assert all(0 < record["logprob_diff"] < 1e-4 for record in metrics)  # in float32 engine and step agree
     for step in (2, 4, 6):  # what is recorded is about the rollouts that are kept
         rollouts = read_records(uninterrupted / f"train-{step:06d}.jsonl.gz")
         assert len(rollouts) == 32
@@ -174,7 +201,7 @@ def test_what_a_step_takes_is_shown_by_what_for_and_kept_nowhere_else(uninterrup
         for part in ("generate", "train", "step"):
             assert shown[f"teraflops_per_second_and_device/{part}", step] > 0
         assert shown["speed/sampled_tokens_per_second_and_device", step] > 0
-    assert {"sampler_gap", "loss"} < set(read_records(uninterrupted / "metrics.jsonl")[0])
+    assert {"logprob_diff", "loss"} < set(read_records(uninterrupted / "metrics.jsonl")[0])
     assert not any("second" in name for name in read_records(uninterrupted / "metrics.jsonl")[0])
 
 
@@ -189,42 +216,33 @@ def test_a_fixed_number_of_problems_is_trained_and_evaluated_on(uninterrupted):
     assert len({(r["problem"], r["sample"]) for r in evaluated}) == len(evaluated) == 16
 
 
-@pytest.mark.parametrize("step", [1, 3, 4], ids="cut after step {}".format)
-def test_a_run_that_was_cut_goes_on_to_the_same_bits(step, uninterrupted, tmp_path, data_dir):
+CUTS = [pytest.param(1, marks=pytest.mark.long), 3, pytest.param(4, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("step", CUTS, ids="cut after step {}".format)
+def test_a_run_that_was_cut_resumes_to_the_same_bits(step, uninterrupted, tmp_path, data_dir):
     """Before the first checkpoint, between two, and right at one."""
-    config = parse(TrainConfig, settings(data_dir))
     with pytest.raises(PowerCut):
-        train(config, tmp_path, progress=cut_power_at(step, tmp_path))
+        train(config_of(data_dir), tmp_path, progress=cut_power_at(step, tmp_path))
     assert not (tmp_path / "model").exists()
     steps = []
-    train(config, tmp_path, progress=Watcher(steps.append))
+    train(config_of(data_dir), tmp_path, progress=Watcher(steps.append))
     assert steps == list(range(step // 2 * 2 + 1, STEPS + 1))  # nothing is done twice that was kept
     assert_same_files(tmp_path, uninterrupted)
 
 
-def shaped_grpo(data_dir):
-    """GRPO with all that it takes from other weights, and a gate that is closed at step 5."""
-    anti = {
-        "context": {"kind": "solution"},
-        "teacher": {"weights": "ema", "ema_rate": 0.3},
-        "gate": 0.9,
-        "warmup": 2,
-    }
-    changes = {
-        "objective": "grpo",
-        "seed": 3,
-        "sdpo": None,
-        "grpo": {"kl_coefficient": 0.1, "anti_self_distillation": anti},
-        "evaluation": None,
-    }
-    return parse(TrainConfig, settings(data_dir, **changes))
-
-
+@pytest.mark.long
 def test_the_gate_and_the_reference_survive_a_cut(tmp_path, data_dir):
-    config = shaped_grpo(data_dir)
+    """GRPO with all that it takes from other weights, and a gate that is closed at step 5."""
+    values = settings(data_dir, objective="grpo", evaluation=None)
+    teacher = values.pop("teacher")
+    anti = {"teacher": teacher, "gate": 0.9, "warmup": 2}
+    values |= {"loss": {"kl_coefficient": 0.1, "anti_self_distillation": anti}}
+    values["rollouts"] |= {"mini_batch_size": None}
+    config = parse(AnyTrainConfig, values)
     train(config, tmp_path / "whole")
     metrics = read_records(tmp_path / "whole" / "metrics.jsonl")
-    assert all(0 < record["sampler_gap"] < 1e-4 for record in metrics)
+    assert all(0 < record["logprob_diff"] < 1e-4 for record in metrics)
     shaped = [record["shaped"] for record in metrics]
     assert shaped[4] == 0 < min(shaped[0], shaped[5])  # by the mean over the steps before the cut
     with pytest.raises(PowerCut):
@@ -233,45 +251,26 @@ def test_the_gate_and_the_reference_survive_a_cut(tmp_path, data_dir):
     assert_same_files(tmp_path / "cut", tmp_path / "whole")
 
 
-def in_mini_batches(data_dir, prompts):
-    rollouts = settings(data_dir)["rollouts"] | {"mini_batch": prompts}
-    return parse(TrainConfig, settings(data_dir, rollouts=rollouts))
-
-
-def test_one_mini_batch_is_no_mini_batch(uninterrupted, tmp_path, data_dir):
-    train(in_mini_batches(data_dir, 4), tmp_path)
-    ours, theirs = files_below(tmp_path), files_below(uninterrupted)
+def test_one_mini_batch_is_no_mini_batch(tmp_path, data_dir):
+    for size in (4, None):
+        rollouts = settings(data_dir)["rollouts"] | {"mini_batch_size": size}
+        train(config_of(data_dir, steps=2, evaluation=None, rollouts=rollouts), tmp_path / str(size))
+    ours, theirs = files_below(tmp_path / "4"), files_below(tmp_path / "None")
     assert [name for name in theirs if ours[name] != theirs[name]] == ["config.json"]
 
 
-@pytest.mark.parametrize("step", [3, 4], ids="cut after step {}".format)
-def test_a_run_of_several_updates_a_step_goes_on_to_the_same_bits(step, tmp_path, data_dir):
-    """A checkpoint's step is not the optimizer's."""
-    config = in_mini_batches(data_dir, 2)
-    train(config, tmp_path / "whole")
-    metrics = read_records(tmp_path / "whole" / "metrics.jsonl")
-    assert [record["step"] for record in metrics] == list(range(1, STEPS + 1))
-    assert all(0 < record["sampler_gap"] < 1e-4 for record in metrics)
-    with pytest.raises(PowerCut):
-        train(config, tmp_path / "cut", progress=cut_power_at(step, tmp_path / "cut"))
-    steps = []
-    train(config, tmp_path / "cut", progress=Watcher(steps.append))
-    assert steps == list(range(step // 2 * 2 + 1, STEPS + 1))
-    assert_same_files(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_a_run_without_its_records_is_not_continued(uninterrupted, tmp_path, data_dir):
+def test_a_run_without_its_records_is_not_resumed(uninterrupted, tmp_path, data_dir):
     """The gate of anti-self-distillation is a function of them."""
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "model")
     (workdir / "metrics.jsonl").unlink()
     with pytest.raises(ConfigError, match="metrics.jsonl lacks steps before 6; remove checkpoints/"):
-        train(parse(TrainConfig, settings(data_dir)), workdir)
+        train(config_of(data_dir), workdir)
 
 
 @pytest.mark.long
-def test_a_killed_process_goes_on_to_the_same_bits(uninterrupted, tmp_path, data_dir):
+def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, tmp_path, data_dir):
     workdir, config = tmp_path / "run", tmp_path / "config.py"
     config.write_text(
         "from ml_collections import ConfigDict\n"
@@ -291,7 +290,7 @@ def test_a_run_cut_while_it_wrote_the_final_weights_is_not_taken_for_finished(
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     (workdir / "model" / "config.json").unlink()  # it is written last
-    train(parse(TrainConfig, settings(data_dir)), workdir)
+    train(config_of(data_dir), workdir)
     assert_same_files(workdir, uninterrupted)
 
 
@@ -304,7 +303,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(uninterrupted, tmp_pat
     largest.write_bytes(largest.read_bytes()[:100])
     steps = []
     with caplog.at_level(logging.WARNING, "sdistill"):
-        train(parse(TrainConfig, settings(data_dir)), workdir, progress=Watcher(steps.append))
+        train(config_of(data_dir), workdir, progress=Watcher(steps.append))
     assert steps == [5, 6]
     assert any(
         "checkpoint of step 6" in message and "cannot be read" in message for message in caplog.messages
@@ -317,7 +316,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(uninterrupted, tmp_pat
 def test_a_finished_run_returns_its_model_at_once(uninterrupted, data_dir):
     times = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
     steps = []
-    model = train(parse(TrainConfig, settings(data_dir)), uninterrupted, progress=Watcher(steps.append))
+    model = train(config_of(data_dir), uninterrupted, progress=Watcher(steps.append))
     assert steps == []
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == times
     expected = load_pretrained(uninterrupted / "model")
@@ -348,8 +347,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(small_disk, uninterrupte
             filler.unlink()
 
     with caplog.at_level(logging.WARNING, "sdistill"):
-        config = parse(TrainConfig, settings(data_dir, evaluation=None))
-        train(config, workdir, progress=Watcher(after_step))
+        train(config_of(data_dir, evaluation=None), workdir, progress=Watcher(after_step))
     said = [message for message in caplog.messages if "No space left" in message]
     assert any("step 4 is not kept" in message for message in said)
     assert any("is not shown" in message for message in said)  # in TensorBoard
@@ -371,18 +369,18 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(small_disk, uninterrupte
 )
 def test_other_settings_are_refused_in_the_same_directory(changes, field, uninterrupted, data_dir):
     with pytest.raises(ConfigError, match=field):
-        train(parse(TrainConfig, settings(data_dir, **changes)), uninterrupted)
+        train(config_of(data_dir, **changes), uninterrupted)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
     tmp_path, tiny_folder, data_dir
 ):
-    changes = examples(tmp_path / "examples.jsonl.gz") | {
+    changes = {
         "init_from": str(tiny_folder),
         "optimizer": {"learning_rate": 1e30, "warmup_steps": 0},
         "checkpoint_every": 1,
     }
-    config = parse(TrainConfig, settings(data_dir, **changes))
+    config = sft_config(data_dir, tmp_path / "examples.jsonl.gz", **changes)
     message = r"^step 2: .*\bgradient_norm=(nan|inf)\b.*hidden states are .*; lower optimizer.learning_rate"
     with pytest.raises(FloatingPointError, match=message):
         train(config, tmp_path / "run")
@@ -398,24 +396,25 @@ def test_weights_that_are_not_finite_stop_the_run_at_its_first_step(tmp_path, ti
     model = load_pretrained(tiny_folder)
     model.norm_D[...] = jnp.full_like(model.norm_D[...], np.nan)
     save_pretrained(model, tmp_path / "nan")
-    changes = examples(tmp_path / "examples.jsonl.gz") | {"init_from": str(tmp_path / "nan")}
+    config = sft_config(data_dir, tmp_path / "examples.jsonl.gz", init_from=str(tmp_path / "nan"))
     with pytest.raises(FloatingPointError, match=r"^step 1: .*loss=nan.* not finite in row 0, row 1;"):
-        train(parse(TrainConfig, settings(data_dir, **changes)), tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
-def short_responses(data_dir, folder: Path, **changes):
+def short_responses(data_dir, folder: Path, **changes) -> dict[str, object]:
     """A run whose responses are too short to hold an answer: cheap, and barren."""
-    rollouts = settings(data_dir)["rollouts"] | {"max_response": 2, "prompts": 2, "samples": 2}
-    common = {"init_from": str(folder), "evaluation": None, "checkpoint_every": 100, "slots": 4}
-    return settings(data_dir, rollouts=rollouts, **common | changes)
+    values = settings(data_dir, init_from=str(folder), evaluation=None, checkpoint_every=100)
+    small = {"max_response_length": 2, "num_prompts": 2, "num_samples": 2, "mini_batch_size": None}
+    values["rollouts"] |= small
+    return values | changes
 
 
 def test_a_run_without_any_success_is_reported_once(tmp_path, tiny_folder, data_dir, caplog):
-    config = parse(TrainConfig, short_responses(data_dir, tiny_folder, steps=22, profile_steps=(2, 3)))
+    values = short_responses(data_dir, tiny_folder, steps=22, profile_steps=(2, 3))
     with caplog.at_level(logging.WARNING, "sdistill"):
-        train(config, tmp_path)
+        train(parse(AnyTrainConfig, values), tmp_path)
     warnings = [m for m in caplog.messages if "no rollout was correct for 20 steps" in m]
-    assert len(warnings) == 1 and "rollouts.max_response=2" in warnings[0]
+    assert len(warnings) == 1 and "rollouts.max_response_length=2" in warnings[0]
     metrics = read_records(tmp_path / "metrics.jsonl")
     assert all(record["teacher_fraction"] == 0 for record in metrics)
     assert len(list(tmp_path.glob("profile/**/*.xplane.pb"))) == 1
@@ -423,60 +422,61 @@ def test_a_run_without_any_success_is_reported_once(tmp_path, tiny_folder, data_
     tiny.assert_same_bits(nnx.state(end, nnx.Param), nnx.state(start, nnx.Param))
 
 
-@pytest.mark.parametrize("objective", ["sdpo", "grpo"])
-def test_nothing_compiles_after_the_second_step(objective, tmp_path, tiny_folder, data_dir):
-    values = short_responses(data_dir, tiny_folder, steps=5, seed=9)
-    values["rollouts"]["max_response"] = 3  # shapes that no other test has compiled
-    if objective == "grpo":
-        values |= {"objective": "grpo", "grpo": {}}
-        del values["sdpo"], values["rollouts"]["max_teacher_prompt"]
+def test_nothing_compiles_after_the_second_step(uninterrupted, compiled):
+    """The evaluation after step 3 may: it is the first of the trained problems."""
+    assert compiled[1]  # the listener works
+    assert compiled[3][len(compiled[2]) :] == []
+    assert compiled[6][len(compiled[4]) :] == []
+
+
+def test_nothing_compiles_after_the_second_step_of_grpo(tmp_path, tiny_folder, data_dir):
+    values = short_responses(data_dir, tiny_folder, objective="grpo", steps=4, loss={})
+    del values["teacher"]
+    values["rollouts"] |= {"max_response_length": 3}  # shapes that no other test has compiled
     counts = {}
     with tiny.compilations() as seen:
-        train(
-            parse(TrainConfig, values),
-            tmp_path,
-            progress=Watcher(lambda step: counts.update({step: list(seen)})),
-        )
+        watcher = Watcher(lambda step: counts.update({step: list(seen)}))
+        train(parse(AnyTrainConfig, values), tmp_path, progress=watcher)
     assert counts[1]  # the listener works
     assert counts[4][len(counts[2]) :] == []
 
 
 def test_more_problems_than_there_are_is_refused(tmp_path, data_dir):
-    rollouts = settings(data_dir)["rollouts"] | {"problems": 100_000}
-    with pytest.raises(ConfigError, match=r"rollouts.problems=100000: k3_pool has only \d+"):
-        train(parse(TrainConfig, settings(data_dir, rollouts=rollouts)), tmp_path)
+    rollouts = settings(data_dir)["rollouts"] | {"num_problems": 100_000}
+    with pytest.raises(ConfigError, match=r"rollouts.num_problems=100000: k3_pool has only \d+"):
+        train(config_of(data_dir, rollouts=rollouts), tmp_path)
 
 
 def test_a_model_too_small_for_the_tokenizer_is_refused(tmp_path, data_dir):
-    config = dataclasses.replace(WORDS, vocab_size=160)
+    config = dataclasses.replace(tiny.WORDS, vocab_size=160)
     save_pretrained(bind(config, tiny.parameters(config)), tmp_path / "small")
     changes = {"init_from": str(tmp_path / "small")}
     with pytest.raises(ConfigError, match=r"vocab_size=160 is smaller than the tokenizer's 166"):
-        train(parse(TrainConfig, settings(data_dir, **changes)), tmp_path / "run")
+        train(config_of(data_dir, **changes), tmp_path / "run")
 
 
 @pytest.mark.parametrize("source", ["drawn", "loaded"])
 def test_weights_are_laid_out_on_the_mesh_wherever_they_come_from(source, tiny_folder, tokenizer, data_dir):
     values = settings(data_dir, init_from=str(tiny_folder))
     if source == "drawn":
-        values = importlib.import_module("configs.signs.pretrain").get_config("tiny").to_dict()
+        values = pretrain.get_config("tiny").to_dict()
     mesh = tiny.one_device()
-    params = nnx.state(initial_model(parse(TrainConfig, values), mesh, tokenizer), nnx.Param)
+    params = nnx.state(initial_model(parse(AnyTrainConfig, values), mesh, tokenizer), nnx.Param)
     expected = parameter_shardings(params, mesh, TRAINING)
     assert jax.tree.leaves(jax.tree.map(lambda x: x.sharding, params)) == jax.tree.leaves(expected)
 
 
 def test_a_source_without_examples_is_refused(tmp_path, data_dir):
-    changes = examples(tmp_path / "examples.jsonl.gz")
+    config = sft_config(data_dir, tmp_path / "examples.jsonl.gz")
     (tmp_path / "examples.jsonl.gz").unlink()
     with pytest.raises(ConfigError, match=r"examples.source='.*examples.jsonl.gz' holds no examples"):
-        train(parse(TrainConfig, settings(data_dir, **changes)), tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 @pytest.mark.long
 def test_the_shipped_base_comes_from_its_config(tmp_path, data_dir):
     """Trains its first 150 steps again: same data, same order, same weights to start from."""
-    values = importlib.import_module("configs.signs.pretrain").get_config().to_dict()
+    values = pretrain.get_config().to_dict()
     shipped = {r["step"]: r["loss"] for r in read_records(SIGNS_BASE / "metrics.jsonl")}
     commands = Commands(data_dir, optimized=True)
     arguments = ["--config=configs/signs/pretrain.py", "--config.steps=150", f"--workdir={tmp_path / 'run'}"]

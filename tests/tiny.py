@@ -1,6 +1,7 @@
 """A decoder small enough to compile in a second, and how to watch what compiles."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ CONFIG = ModelConfig(
     head_dim=8,
     max_position_embeddings=64,
 )
+WORDS = dataclasses.replace(CONFIG, vocab_size=168, num_hidden_layers=1, max_position_embeddings=1024)
+"""For runs of the puzzle: the vocabulary of its tokenizer."""
 
 
 # Compiles in less than half the time; what is compared has a tolerance of its own.

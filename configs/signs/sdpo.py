@@ -10,7 +10,7 @@ makes two steps of a small batch.
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL
+from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL, TINY_SLOTS
 
 
 def get_config(arg: str = "solution") -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(arg: str = "solution") -> ConfigDict:
                 "num_samples": 4 if tiny else 8,
                 "max_prompt_length": 8,
                 "max_response_length": 48,
-                "slots": 16 if tiny else 128,
+                "slots": TINY_SLOTS if tiny else 128,
             },
             "teacher": {
                 "context": {"kind": kind, **CONTEXT},
@@ -41,6 +41,7 @@ def get_config(arg: str = "solution") -> ConfigDict:
             "loss": {"divergence": FULL_DIVERGENCE},
             "evaluation": {
                 **EVALUATION,
+                "slots": TINY_SLOTS if tiny else EVALUATION["slots"],
                 "every": 2 if tiny else 20,
                 "at_start": ["k3_test", "k4_test"],
                 "datasets": ["k3_test", "k4_test"],

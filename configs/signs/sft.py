@@ -10,7 +10,7 @@ pretraining corpus.
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import EVALUATION, MODEL
+from configs.signs.common import EVALUATION, MODEL, TINY_SLOTS
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "evaluation": {
                 **EVALUATION,
+                "slots": TINY_SLOTS if tiny else EVALUATION["slots"],
                 "every": 1000,
                 "datasets": ["k3_test", "k4_test"],
                 "num_problems": 8 if tiny else 128,

@@ -12,7 +12,6 @@ from sdistill.model.weights import save_pretrained
 from sdistill.storage import read_records
 from tests import tiny
 from tests.processes import Commands
-from tests.test_train import WORDS
 
 pytestmark = pytest.mark.long
 
@@ -26,7 +25,7 @@ class Pair:
     def __init__(self, folder, data_dir):
         self.commands = Commands(data_dir, devices=4)
         self.alone = Commands(data_dir, devices=1)
-        save_pretrained(bind(WORDS, tiny.parameters(WORDS)), folder / "model")
+        save_pretrained(bind(tiny.WORDS, tiny.parameters(tiny.WORDS)), folder / "model")
         self.model = f"--config.init_from={folder / 'model'}"
 
     def arguments(self, recipe, workdir, *more):
