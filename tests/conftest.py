@@ -7,10 +7,10 @@ from pathlib import Path
 # has made of them, two training steps took 34 s of CPU instead of 51, and with the older code generator of
 # fusions, which jax 0.11 no longer has, 38 instead of 48; passes over the program itself are those of every
 # run. Long tests run commands without (`optimized=True` of tests/processes.py).
-_flags = ["--xla_backend_optimization_level=0"]
-if version("jaxlib").startswith("0.10."):
-    _flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_flags])
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    f"{' --xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''}"
+)
 
 # One compilation cache for the session: workers of pytest-xdist and subprocesses inherit it. The process that
 # made the directory removes it at its end.
