@@ -34,7 +34,7 @@ WORDS = dataclasses.replace(CONFIG, vocab_size=168, num_hidden_layers=1, max_pos
 QUICKLY = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
+    **({"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}),
 }
 
 
