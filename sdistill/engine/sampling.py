@@ -1,6 +1,6 @@
-"""Drawing one token a row from logits: temperature, top-k, top-p, min-p, and the log-probabilities with it.
+"""Draws one token a row from logits: temperature, top-k, top-p, min-p, and log-probabilities.
 
-All three truncations keep the tokens from some probability on, so each row has one threshold. It is found by
+All three truncations keep the tokens above some probability, so each row has one threshold. It is found by
 halving an interval: exactly, in 30 passes over the vocabulary, which cost far less than sorting it.
 """
 
@@ -75,7 +75,7 @@ class Drawn(NamedTuple):
       log_prob_B: Their log-probability under the distribution they were drawn from.
       full_log_prob_B: The same before truncation and with nothing forbidden, at the same temperature (at 1
         when greedy).
-      finite_B: Whether the row's logits were numbers. Where not, the rest means nothing.
+      finite_B: Whether the row's logits were finite. Where not, the rest is to be ignored.
     """
 
     ids_B: Int[Array, " B"]
@@ -92,18 +92,24 @@ def draw(
 ) -> Drawn:
     """Draws a token for each row with its own key, whatever the other rows are.
 
-    Forbidden tokens are never drawn; the settings are about the others. A row must be left with some.
+    Forbidden tokens are never drawn; the settings apply to the others. Some token must be allowed.
     """
     logits_BV = logits_BV.astype(jnp.float32)
     greedy_B = settings.temperature_B == 0
     scaled_BV = logits_BV / jnp.where(greedy_B, 1.0, settings.temperature_B)[:, None]
+
+    # Weights are probabilities as shares of the likeliest allowed token's.
     allowed_BV = jnp.where(forbidden_V, -jnp.inf, scaled_BV)
     peak_B = jnp.max(allowed_BV, axis=-1)
     weights_BV = jnp.exp(jnp.minimum(scaled_BV - peak_B[:, None], LIKELIEST))
+
+    # Truncate, and draw.
     open_BV = jnp.where(forbidden_V, 0.0, weights_BV)
     kept_BV = jnp.where(open_BV >= lowest_kept(open_BV, settings)[:, None], open_BV, 0.0)
     drawn_B = jax.vmap(_invert)(keys_B, kept_BV)
     ids_B = jnp.where(greedy_B, jnp.argmax(allowed_BV, axis=-1), drawn_B).astype(jnp.int32)
+
+    # Log-probabilities under what was drawn from, and under the model.
     chosen_B = jnp.take_along_axis(scaled_BV, ids_B[:, None], axis=-1)[:, 0] - peak_B
     log_prob_B = jnp.where(greedy_B, 0.0, chosen_B - jnp.log(jnp.sum(kept_BV, axis=-1)))
     full_log_prob_B = chosen_B - jnp.log(jnp.sum(weights_BV, axis=-1))
@@ -111,7 +117,7 @@ def draw(
 
 
 def lowest_kept(weights_BV: Float[Array, "B V"], settings: SamplingArrays) -> Float[Array, " B"]:
-    """The weight from which on tokens of a row may be drawn.
+    """The smallest weight with which a token of the row may be drawn.
 
     Args:
       weights_BV: Probabilities as shares of the likeliest token's.
@@ -129,20 +135,20 @@ def lowest_kept(weights_BV: Float[Array, "B V"], settings: SamplingArrays) -> Fl
         lowest_B = _largest(rows, lambda x_B: jnp.sum(kept(x_B), axis=-1) >= top_k_B)
         return jnp.where(top_k_B > 0, lowest_B, 0.0)
 
-    nothing_B = jnp.zeros(rows)
-    of_top_k_B = jax.lax.cond(jnp.any(top_k_B > 0), of_top_k, lambda: nothing_B)
+    zeros_B = jnp.zeros(rows)
+    of_top_k_B = jax.lax.cond(jnp.any(top_k_B > 0), of_top_k, lambda: zeros_B)
 
     def of_top_p() -> jax.Array:
-        wanted_B = top_p_B * mass(of_top_k_B)  # a share of what top-k leaves
-        lowest_B = _largest(rows, lambda x_B: mass(jnp.maximum(x_B, of_top_k_B)) >= wanted_B)
+        target_B = top_p_B * mass(of_top_k_B)  # a share of what top-k leaves
+        lowest_B = _largest(rows, lambda x_B: mass(jnp.maximum(x_B, of_top_k_B)) >= target_B)
         return jnp.where(top_p_B < 1, lowest_B, 0.0)
 
-    of_top_p_B = jax.lax.cond(jnp.any(top_p_B < 1), of_top_p, lambda: nothing_B)
+    of_top_p_B = jax.lax.cond(jnp.any(top_p_B < 1), of_top_p, lambda: zeros_B)
     return jnp.maximum(jnp.maximum(of_top_k_B, of_top_p_B), settings.min_p_B)
 
 
 def _largest(rows: int, holds: Callable[[jax.Array], jax.Array]) -> Float[Array, " B"]:
-    """The largest number from 0 to 1 for which something holds that holds at 0 and up to some number.
+    """The largest number from 0 to 1 for which a condition holds that holds from 0 up to some number.
 
     Exact after 30 halvings: between 0 and 1, floats are in the order of their bits.
     """

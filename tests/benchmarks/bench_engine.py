@@ -1,4 +1,4 @@
-"""Times the rollout engine on responses of very different lengths, beside other samplers.
+"""Times the engine on responses of very different lengths, beside other samplers.
 
     python -m tests.benchmarks.bench_engine [--slots 32] [--repeats 3] [--dtypes float32 bfloat16]
         [--peer hf] [--peer tunix] [--tunix_python PATH]
@@ -76,17 +76,18 @@ def ours(dtype: str, slots: int, repeats: int) -> None:
         max_response=workload.CAP,
     )
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: (
-            compiled.append(seconds) if name.endswith("backend_compile_duration") else None
-        )
-    )
+
+    def listen(name: str, seconds: float, **_: object) -> None:
+        if name.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
 
     def run(lengths: np.ndarray, sampling: Sampling = PLAIN) -> EngineStats:
-        usage: list[EngineStats] = []
-        found = engine.generate(params, requests(lengths, sampling), seed=0, step=0, progress=usage.append)
+        seen: list[EngineStats] = []
+        found = engine.generate(params, requests(lengths, sampling), seed=0, step=0, progress=seen.append)
         assert (found.lengths == lengths).all()
-        return usage[-1]
+        return seen[-1]
 
     lengths = workload.lengths()
     equal = np.full_like(lengths, round(lengths.mean()))
@@ -100,20 +101,11 @@ def ours(dtype: str, slots: int, repeats: int) -> None:
     run(lengths[::-1], Sampling(temperature=0.7, top_k=50, top_p=0.9, min_p=0.01))
     later = len(compiled)
     rates.append(matmul_rate())
-    width, positions = (
-        jnp.dtype(dtype).itemsize,
-        workload.PROMPT_LENGTH + (lengths**2).sum() / lengths.sum() / 2,
-    )
+    width = jnp.dtype(dtype).itemsize
+    positions = workload.PROMPT_LENGTH + (lengths**2).sum() / lengths.sum() / 2
     weights = config.parameter_count() * width
-    cache = (
-        slots
-        * positions
-        * 2
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * config.head_dim
-        * width
-    )
+    numbers_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    cache = slots * positions * numbers_per_token * width
     bandwidth = memory_rate()
     workload.report(
         [run.seconds for run in runs],
@@ -154,9 +146,8 @@ def main() -> None:
     found: list[tuple[str, dict[str, Any]]] = []
     for dtype in args.dtypes:
         more = ["--slots", args.slots, "--repeats", args.repeats]
-        found.append(
-            (f"sdistill, {args.slots} slots, {dtype}", measured(sys.executable, this, "--only", dtype, *more))
-        )
+        figures = measured(sys.executable, this, "--only", dtype, *more)
+        found.append((f"sdistill, {args.slots} slots, {dtype}", figures))
         for peer in args.peer:
             interpreter = args.tunix_python if peer == "tunix" else sys.executable
             figures = measured(interpreter, "tests.benchmarks.peers", peer, dtype, args.repeats)

@@ -1,4 +1,4 @@
-"""Other samplers on the workload of `bench_engine`; run by it, with an interpreter that has them.
+"""Runs other samplers on the workload of `bench_engine`; run by it, with an interpreter that has them.
 
     python -m tests.benchmarks.peers hf float32
 
@@ -6,7 +6,6 @@ Both decode all rows until the longest response has its length.
 """
 
 import sys
-import time
 
 from tests.benchmarks import workload
 
@@ -47,12 +46,8 @@ def hf(dtype: str, repeats: int) -> None:
         assert out.shape[1] == workload.PROMPT_LENGTH + length
 
     a = torch.ones(2048, 2048)
-    rates = []
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ a
-        rates.append(2 * 2048**3 / (time.perf_counter() - start))
-    workload.report(workload.seconds(run, repeats), max(rates), version=transformers.__version__)
+    rate = 2 * 2048**3 / min(workload.seconds(lambda: a @ a, 8))
+    workload.report(workload.seconds(run, repeats), rate, version=transformers.__version__)
 
 
 def tunix(dtype: str, repeats: int) -> None:
@@ -64,6 +59,8 @@ def tunix(dtype: str, repeats: int) -> None:
     from flax import nnx
     from tunix.generate import sampler
     from tunix.models.qwen3 import model as qwen3
+
+    from tests.benchmarks.rates import matmul_rate
 
     class Ids:
         """Passes ids through as text."""
@@ -112,14 +109,7 @@ def tunix(dtype: str, repeats: int) -> None:
             )
 
         times = workload.seconds(run, repeats)
-    a = jnp.ones((2048, 2048))
-    product = jax.jit(jnp.matmul)
-    rates = []
-    for _ in range(8):
-        start = time.perf_counter()
-        jax.block_until_ready(product(a, a))
-        rates.append(2 * 2048**3 / (time.perf_counter() - start))
-    workload.report(times, max(rates), version=importlib.metadata.version("google-tunix"))
+    workload.report(times, matmul_rate(), version=importlib.metadata.version("google-tunix"))
 
 
 if __name__ == "__main__":

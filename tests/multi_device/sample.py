@@ -40,14 +40,14 @@ def main() -> None:
     shares = SHARES[jax.process_count()]
     start = sum(shares[: jax.process_index()])
     own = requests[start : start + shares[jax.process_index()]]
-    usage: list[EngineStats] = []
+    stats: list[EngineStats] = []
     params = place(tiny.parameters(CONFIG), mesh, TRAINING)
-    rollouts = engine.generate(params, own, seed=0, step=0, progress=usage.append)
+    rollouts = engine.generate(params, own, seed=0, step=0, progress=stats.append)
     np.savez(file, *rollouts)
     again = engine.generate(params, requests[:3] if jax.process_index() == 0 else [], seed=0, step=0)
     assert len(again.ids) == (3 if jax.process_index() == 0 else 0)
     assert (again.ids == rollouts.ids[: len(again.ids)]).all()
-    print(json.dumps(usage[-1]._replace(seconds=0.0, reshard_seconds=0.0)._asdict()))
+    print(json.dumps(stats[-1]._replace(seconds=0.0, reshard_seconds=0.0)._asdict()))
 
 
 if __name__ == "__main__":
