@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from sdistill.config import ContextConfig
-from sdistill.settings import require
+from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem, strip_thinking
 from sdistill.types import Response
 
@@ -44,8 +44,8 @@ def guided_content(
     if config.kind != "other_problem":
         both = config.feedback.with_solution if config.feedback and feedback else None
         return (both or config.template).format(prompt=prompt, solution=solution, feedback=feedback)
-    require(source is not None and source.id != problem.id, "kind='other_problem' needs another problem")
-    assert source is not None  # for the type checker
+    if source is None or source.id == problem.id:
+        raise ConfigError("kind='other_problem' needs another problem")
     example = config.template.format(prompt=source.messages[-1]["content"], solution=solution)
     return config.example_template.format(example=example, prompt=prompt)
 

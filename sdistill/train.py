@@ -505,14 +505,13 @@ def initial_model(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> D
     Raises:
       ConfigError: before loading, if the tokenizer has more tokens than the model.
     """
-    if config.init_from is None:
-        assert config.model is not None  # TrainConfig has checked
+    if config.model is not None:
         check_vocabulary(tokenizer, config.model.vocab_size)
         model = weights.new_model(config.model, config.seed)
         params = jax.tree.map(lambda x: x.astype(config.param_dtype), nnx.state(model, nnx.Param))
         nnx.update(model, place(params, mesh, TRAINING))
     else:
-        folder = find_model(config.init_from)
+        folder = find_model(str(config.init_from))
         check_vocabulary(tokenizer, from_hugging_face(folder / weights.CONFIG_FILE).vocab_size)
         model = load_model(folder, mesh=mesh, dtype=config.param_dtype)
     return bind(replace(model.config, compute=config.compute), nnx.state(model, nnx.Param))

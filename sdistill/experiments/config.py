@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from sdistill.analysis.epistemic import WORDS, count_words
-from sdistill.config import EvaluationConfig, GRPOConfig, Kind, SDPOConfig, SFTConfig
+from sdistill.config import EvaluationConfig, GRPOConfig, Kind, SDPOConfig, SFTConfig, TrainConfig
 from sdistill.generate import WalkConfig
-from sdistill.settings import require, require_positive
+from sdistill.settings import ConfigError, require, require_positive
 from sdistill.types import Condition
 
 Runs = dict[Condition, GRPOConfig | SDPOConfig]
@@ -92,16 +92,12 @@ class RunsConfig:
 
     def __post_init__(self) -> None:
         require(len(self.seeds) > 0, "seeds=() must not be empty")
-        require(self.grpo.evaluation is not None, "grpo.evaluation is missing")
-        require(
-            self.grpo.evaluation == self.sdpo.evaluation, "grpo.evaluation and sdpo.evaluation must be equal"
-        )
+        require(self.evaluation == self.sdpo.evaluation, "grpo.evaluation and sdpo.evaluation must be equal")
 
     @property
     def evaluation(self) -> EvaluationConfig:
         """The evaluation of the runs."""
-        assert self.grpo.evaluation is not None  # checked above
-        return self.grpo.evaluation
+        return evaluation_of(self.grpo, "grpo")
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ class StudyConfig(RunsConfig):
             set(self.coverage_seeds) <= set(self.seeds),
             f"coverage_seeds={self.coverage_seeds} must be among seeds={self.seeds}: they share runs",
         )
-        require(self.sft.train.evaluation is not None, "sft.train.evaluation is missing")
+        evaluation_of(self.sft.train, "sft.train")
         known = [condition.label for condition in self.conditions()]
         require(
             set(self.richness.models) <= set(known),
@@ -243,3 +239,14 @@ class ProbesConfig(RunsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not self.sdpo.loss.masked_words, "sdpo.loss.masked_words is filled in; leave it empty")
+
+
+def evaluation_of(run: TrainConfig, name: str) -> EvaluationConfig:
+    """The evaluation of a run, which studies cannot do without.
+
+    Raises:
+      ConfigError: if it has none.
+    """
+    if run.evaluation is None:
+        raise ConfigError(f"{name}.evaluation is missing")
+    return run.evaluation

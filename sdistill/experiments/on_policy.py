@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.config import GRPOConfig, SDPOConfig
-from sdistill.experiments.config import FixesConfig, Runs, StudyConfig
+from sdistill.experiments.config import FixesConfig, Runs, StudyConfig, evaluation_of
 from sdistill.experiments.study import Study, name_of
 from sdistill.types import Condition, Measurement
 
@@ -83,8 +83,8 @@ def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
 
 def _narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
     """A run on few problems: the base has to be evaluated on just these before the first step."""
-    assert run.evaluation is not None
-    return replace(run, evaluation=replace(run.evaluation, at_start=("trained",)))
+    evaluation = evaluation_of(run, run.objective)
+    return replace(run, evaluation=replace(evaluation, at_start=("trained",)))
 
 
 def fixes_section(study: Study[FixesConfig]) -> list[Measurement]:

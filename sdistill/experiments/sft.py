@@ -11,7 +11,7 @@ from pathlib import Path
 from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.config import Kind
 from sdistill.data.catalogue import open_problems
-from sdistill.experiments.config import StudyConfig
+from sdistill.experiments.config import StudyConfig, evaluation_of
 from sdistill.experiments.study import Study
 from sdistill.generate import Prompted, guided_prompts
 from sdistill.match import matched
@@ -28,9 +28,8 @@ GUIDED: tuple[Kind, ...] = ("answer", "solution")
 def sft_section(study: Study[StudyConfig]) -> list[Measurement]:
     """SFT on matched sets of unguided and guided correct responses, against the base."""
     config, results = study.config.sft.train, Results("sft")
-    assert config.evaluation is not None  # StudyConfig has checked
     for seed in study.config.seeds:
-        study.add_base(results, seed, config.evaluation.datasets, "on_policy")
+        study.add_base(results, seed, evaluation_of(config, "sft.train").datasets, "on_policy")
         for condition, source in _matched_sets(study, seed).items():
             examples = replace(config.examples, source=str(source))
             study.train(results, condition, replace(config, seed=seed, examples=examples))
