@@ -78,3 +78,9 @@ def test_the_page_lists_every_field(kind):
 
 def test_the_page_names_the_version():
     assert f"version {SCHEMA_VERSION}, `types.SCHEMA_VERSION`" in PAGE
+
+
+def test_the_page_lists_every_metric_of_training():
+    runs = [json.loads(path.read_text()) for path in (Path(__file__).parent / "golden").glob("*.json")]
+    names = {name for run in runs for step in run["metrics"] for name in step}
+    assert len(names) > 10 and {name for name in names if f"`{name}`" not in PAGE} == set()
