@@ -192,8 +192,10 @@ def check_splits(work: Workload, mesh: Mesh | AbstractMesh) -> None:
     Raises:
       ConfigError: naming the axes of the mesh and that of the model.
     """
+    # All layers have the same shapes, so one of them is enough.
+    layer = replace(work.model, num_hidden_layers=1, layer_types=None, sliding_window=None)
     for rules in (TRAINING, SAMPLING) if work.slots else (TRAINING,):
-        parameter_shardings(parameter_shapes(work.model), mesh, rules)
+        parameter_shardings(parameter_shapes(layer), mesh, rules)
 
 
 # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────

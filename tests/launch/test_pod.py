@@ -102,6 +102,15 @@ def desk(tmp_path):
     return Desk(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A desk for all tests in which nothing is called and nothing changes."""
+    desk = Desk(tmp_path_factory.mktemp("desk"))
+    before = desk.files()
+    yield desk
+    assert desk.files() == before and desk.calls() == []
+
+
 def without_gcloud(desk):
     """A PATH that has bash and little else."""
     folder = desk.bin.parent / "few programs"
@@ -112,16 +121,16 @@ def without_gcloud(desk):
 
 
 @pytest.mark.parametrize("script", EXPECTED)
-def test_a_dry_run_prints_the_commands_and_touches_nothing(desk, script):
+def test_a_dry_run_prints_the_commands_and_touches_nothing(untouched, script):
     flags, expected = EXPECTED[script]
     places = re.compile(r"\$ROOT[\w./]*")
-    expected = places.sub(lambda place: shlex.quote(place[0].replace("$ROOT", str(desk.root))), expected)
-    before = desk.files()
-    result = desk.launch(script, "--dry_run", *flags)
+    expected = places.sub(lambda place: shlex.quote(place[0].replace("$ROOT", str(untouched.root))), expected)
+    before = untouched.files()
+    result = untouched.launch(script, "--dry_run", *flags)
     assert result.returncode == 0, result.stderr
     assert result.stdout == expected
     assert result.stderr == ""
-    assert desk.files() == before and desk.calls() == []
+    assert untouched.files() == before and untouched.calls() == []
 
 
 @pytest.mark.parametrize("script", EXPECTED)
@@ -156,8 +165,8 @@ def test_what_is_run_is_what_a_dry_run_prints(desk, script):
         ("v6e-1", "v2-alpha-tpuv6e"),
     ],
 )
-def test_every_generation_boots_its_own_image(desk, accelerator, runtime):
-    printed = desk.launch("create", *POD, "--dry_run", "--accelerator", accelerator).stdout
+def test_every_generation_boots_its_own_image(untouched, accelerator, runtime):
+    printed = untouched.launch("create", *POD, "--dry_run", "--accelerator", accelerator).stdout
     assert f"--accelerator-type={accelerator} --runtime-version={runtime}\n" in printed
 
 
@@ -213,17 +222,17 @@ def test_every_generation_boots_its_own_image(desk, accelerator, runtime):
         ("gke", POD, "--cluster is missing"),
     ],
 )
-def test_a_mistake_is_named_with_the_way_out_and_nothing_is_run(desk, script, flags, message):
-    result = desk.launch(script, *flags)
+def test_a_mistake_is_named_with_the_way_out_and_nothing_is_run(untouched, script, flags, message):
+    result = untouched.launch(script, *flags)
     assert result.returncode == 1
     assert message in result.stderr, result.stderr
-    assert result.stdout == "" and desk.calls() == []
+    assert result.stdout == "" and untouched.calls() == []
 
 
-def test_without_gcloud_only_dry_runs_work(desk):
-    path = without_gcloud(desk)
-    assert desk.launch("stop", *POD, "--dry_run", PATH=path).returncode == 0
-    result = desk.launch("stop", *POD, PATH=path)
+def test_without_gcloud_only_dry_runs_work(untouched):
+    path = without_gcloud(untouched)
+    assert untouched.launch("stop", *POD, "--dry_run", PATH=path).returncode == 0
+    result = untouched.launch("stop", *POD, PATH=path)
     assert result.returncode == 1 and "install it: https://cloud.google.com/sdk" in result.stderr
 
 
