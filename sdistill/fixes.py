@@ -1,7 +1,7 @@
 """Fixes proposed for what self-distillation does to reasoning: one small function each, with its source.
 
 T is the teacher, which sees a context, S the student, y the student's own tokens, A the group-relative
-advantage. Two fixes more are contexts (`distill.contexts`): `other_problem` (OP²SD, arXiv 2608.09228) and
+advantage. Two fixes more are contexts (`contexts`): `other_problem` (OP²SD, arXiv 2608.09228) and
 `partial`, the paper's own dial (arXiv 2603.24472).
 """
 

@@ -11,7 +11,7 @@ import pytest
 from tests.processes import ROOT
 
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
-DIFFS = dict(re.findall(r"^## An? (\w+)\n.*?^```diff\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+DIFFS = dict(re.findall(r"^## An? (\w+)[^\n]*\n.*?^```diff\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture
@@ -21,6 +21,8 @@ def extended(tmp_path):
     def run(name: str, code: str) -> list[str]:
         for folder in ("sdistill", "configs"):
             shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / "tests").mkdir()
+        shutil.copy(ROOT / "tests" / "tiny.py", tmp_path / "tests")
         subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
         subprocess.run(["git", "apply", "-"], input=DIFFS[name], text=True, cwd=tmp_path, check=True)
         command = [sys.executable, "-c", textwrap.dedent(code)]
@@ -31,8 +33,8 @@ def extended(tmp_path):
     return run
 
 
-def test_the_page_shows_four_short_diffs():
-    assert list(DIFFS) == ["task", "model", "context", "fix"]
+def test_the_page_shows_five_short_diffs():
+    assert list(DIFFS) == ["task", "model", "context", "fix", "objective"]
     assert all(len(diff.splitlines()) < 40 for diff in DIFFS.values())
 
 
@@ -90,10 +92,12 @@ def test_the_context_is_rendered(extended):
     printed = extended(
         "context",
         """
-        from sdistill.contexts import ContextConfig, guided_content
+        from sdistill.config import ContextConfig
+        from sdistill.contexts import guided_content
         from sdistill.tasks.signs_puzzle import make_problem
         problem = make_problem((8, 4, 7), 5)
-        print(guided_content(ContextConfig("shuffled"), problem, "so </think> - +"))
+        config = ContextConfig("shuffled", template="{prompt} solution {solution}")
+        print(guided_content(config, problem, "so </think> - +"))
         """,
     )
     assert printed == ["8 4 7 = 5 solution + -"]
@@ -109,28 +113,61 @@ def test_the_fix_changes_the_loss(extended):
         from configs.signs import sdpo
         from sdistill.settings import parse
         from sdistill.model.folders import load_chat
-        from sdistill.engine.types import Finish
-        from sdistill.engine.types import Completion, Completions
+        from sdistill.engine.types import Completion, Completions, Finish
         from sdistill.tasks.signs_puzzle import SignsTask, make_problem
-        from sdistill.batch import on_policy_batch
-        from sdistill.config import TrainConfig
+        from sdistill.batch import ScoredRollouts, sdpo_batch
+        from sdistill.config import SDPOConfig
         from tests import tiny
         problem, chat, settings = make_problem((8, 4, 7), 5), load_chat("signs_base"), sdpo.get_config("tiny")
-        settings.rollouts.prompts = 1
+        settings.rollouts.num_prompts = 1
         texts = ["so </think> + -", "so </think> + +", "</think> + -", "so </think> - -"]
         ids = [np.asarray(chat.tokenizer.encode(text)) for text in texts]
-        rollouts = Completions.of([Completion(i, 0.0 * i, 0.0 * i, Finish.STOP) for i in ids], 8)
-        judged = [
+        completions = Completions.of([Completion(i, 0.0 * i, 0.0 * i, Finish.STOP) for i in ids], 8)
+        responses = [
             tiny.response(problem.id, text, SignsTask().verify(problem, text).correct, sample=i)
             for i, text in enumerate(texts)
         ]
         for failures_only in (False, True):
-            settings.sdpo.loss.failures_only = failures_only
-            config = parse(TrainConfig, settings.to_dict())
-            batch, _ = on_policy_batch(
-                config, [problem], judged, rollouts, chat, teacher=None, reference=None, past=[]
-            )
-            print(*batch.weights.sum(axis=1))
+            settings.loss.failures_only = failures_only
+            config = parse(SDPOConfig, settings.to_dict())
+            scored = ScoredRollouts.of(config, [problem], responses, completions, chat)
+            print(*sdpo_batch(config, scored, chat)[0].token_weights.sum(axis=1))
         """,
     )
     assert printed[-2:] == ["0.25 0.25 0.25 0.25", "0.0 0.25 0.0 0.25"]
+
+
+@pytest.mark.slow
+def test_the_objective_has_one_ratio_a_response(extended):
+    """The loss equals numpy's from the log-probabilities; the second response is shorter."""
+    printed = extended(
+        "objective",
+        """
+        import dataclasses
+        import numpy as np
+        from configs.signs import grpo
+        from sdistill.config import GRPO_PRESETS, GRPOConfig
+        from sdistill.batch import layout
+        from sdistill.losses import GRPOBatch, grpo_loss, score_responses, token_weights
+        from sdistill.settings import parse
+        from tests import tiny
+        preset = parse(GRPOConfig, grpo.get_config("gspo").to_dict()).loss
+        assert preset == GRPO_PRESETS["gspo"] and preset.sequence_ratio
+        loss = dataclasses.replace(preset, clip_low=0.9, clip_high=9.0)
+        responses, lengths = np.asarray([[3, 4, 5], [6, 7, 0]]), np.asarray([3, 2])
+        student, params = layout([[1], [2]], responses, lengths, 1), tiny.parameters()
+        shared = {"model": tiny.CONFIG, "temperature": 1.0, "logits_chunk_size": 4}
+        log_probs = np.asarray(score_responses(params, student, **shared).log_prob_BT)
+        change, advantages = np.asarray([[0.3, 0.6, -0.3], [-0.2, -0.4, 50.0]]), np.asarray([[1.0], [-2.0]])
+        batch = GRPOBatch(
+            student,
+            advantages * student.response_mask,
+            token_weights(student.response_mask, loss.aggregation),
+            log_probs - change,
+        )
+        value, report = grpo_loss(params, batch, config=loss, **shared)
+        expected = -(np.exp(0.2) * 1.0 + np.exp(-0.3) * -2.0) / 2
+        print(abs(float(value) - expected) < 1e-5)
+        """,
+    )
+    assert printed == ["True"]

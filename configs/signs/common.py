@@ -16,4 +16,4 @@ MODEL = {
 EVALUATION = {"num_samples": 4, "max_prompt_length": 16, "max_response_length": 112, "slots": 256}
 
 TINY_SLOTS = 6
-"""The pool does not shrink while draining (`engine.schedule.MIN_POOL`), so one program is compiled."""
+"""The pool does not shrink while draining (`engine.engine.MIN_POOL`), so one program is compiled."""
