@@ -33,7 +33,7 @@ from sdistill.model.folders import load_chat, load_model
 from sdistill.sample import Query, Sampler, encode, queries_for
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
-from sdistill.text.spans import token_texts
+from sdistill.text.words import token_texts
 from sdistill.train import OnPolicyRun, initial_state, on_policy_step, prepare
 from sdistill.types import Response
 

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from sdistill.analysis.epistemic import CLASSES, token_classes
 from sdistill.engine.types import Completions
 from sdistill.step import UpdateReport
-from sdistill.text.spans import of_rows, token_texts
 from sdistill.text.tokenizer import Tokenizer
+from sdistill.text.words import map_rows, token_texts
 from sdistill.types import Response, TokenAttribution
 
 SIGNIFICANT_DIGITS = 4
@@ -98,7 +98,7 @@ def _by_class(
     """The metrics; 0 where there is nothing to share or to average."""
     width = arrays["signal"].shape[1]
     counted_BT = np.arange(width) < np.asarray([len(row) for row in texts])[:, None]
-    classes_BT = of_rows(token_classes, texts, width)
+    classes_BT = map_rows(token_classes, texts, width)
     tokens, signal = counted_BT.sum(), arrays["signal"][counted_BT].sum()
     metrics = {}
     for index, name in enumerate(CLASSES):

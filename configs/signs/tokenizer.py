@@ -1,7 +1,6 @@
 """The signs puzzle's SentencePiece model: one piece a word, 166 in all, made in a second.
 
-    python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py \
-        --workdir sdistill/text/assets
+    python launch/train_tokenizer.py --config configs/signs/tokenizer.py --workdir sdistill/text/assets
 
 A word model, because arithmetic on whole-number tokens is what a 0.36 M-parameter decoder learns in
 minutes. The result is shipped with the package and is byte-identical when made again by this command.

@@ -28,8 +28,7 @@ from sdistill.analysis.statistics import (
     bootstrap_ratio,
     sign_flip_p_values,
 )
-from sdistill.text.spans import of_rows
-from sdistill.text.words import count
+from sdistill.text.words import map_rows, word_counts
 from sdistill.types import Response
 
 ATTRIBUTION = "attribution"
@@ -74,7 +73,7 @@ def tokens_of(responses: Sequence[Response]) -> Tokens | None:
         return None
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(problem for problem, _ in rows))}
     lengths = [len(a.signal) for _, a in rows]
-    classes_BT = of_rows(token_classes, [a.tokens for _, a in rows], max(lengths))
+    classes_BT = map_rows(token_classes, [a.tokens for _, a in rows], max(lengths))
     entropy_N = np.concatenate([np.asarray(a.entropy) for _, a in rows])
     ranks_N = np.empty(len(entropy_N), int)
     ranks_N[np.argsort(entropy_N, kind="stable")] = np.arange(len(entropy_N))
@@ -215,4 +214,4 @@ def _count_by_problem(responses: Sequence[Response]) -> dict[str, tuple[Counter[
     texts: dict[str, list[str]] = {}
     for response in responses:
         texts.setdefault(response.problem, []).append(response.text)
-    return {problem: (count(found), len(found)) for problem, found in texts.items()}
+    return {problem: (word_counts(found), len(found)) for problem, found in texts.items()}

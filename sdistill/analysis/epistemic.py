@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sdistill.tasks.problem import THINK_END, THINK_START
-from sdistill.text.spans import of_rows, token_texts, touched
 from sdistill.text.tokenizer import Tokenizer
+from sdistill.text.words import map_rows, token_texts, tokens_in_spans
 
 WORDS = (
     "wait",
@@ -53,7 +53,7 @@ def count_substrings(text: str) -> int:
 
 def word_tokens(texts: Sequence[str], words: Sequence[str] = WORDS) -> Bool[np.ndarray, " T"]:
     """Which tokens hold one of the words, or a part of one, given the text of each; see `text.spans`."""
-    return touched(texts, (match.span() for match in whole_word(words).finditer("".join(texts))))
+    return tokens_in_spans(texts, (match.span() for match in whole_word(words).finditer("".join(texts))))
 
 
 def token_classes(texts: Sequence[str]) -> Int[np.ndarray, " T"]:
@@ -66,7 +66,7 @@ def token_classes(texts: Sequence[str]) -> Int[np.ndarray, " T"]:
     text = _HYPHENS.sub(" ", "".join(texts))
     for tag in (THINK_START, THINK_END):  # spelled with characters of the class, and no mathematics
         text = text.replace(tag, " " * len(tag))
-    mathematics = touched(texts, (match.span() for match in MATHEMATICS.finditer(text)))
+    mathematics = tokens_in_spans(texts, (match.span() for match in MATHEMATICS.finditer(text)))
     return np.where(word_tokens(texts), 0, np.where(mathematics, 1, 2))
 
 
@@ -78,5 +78,5 @@ def token_mask(
 ) -> Float[np.ndarray, "B T"]:
     """1 on the tokens of these words, which may have several each; 0 after a row's length."""
     texts = [token_texts(tokenizer, row[:n].tolist()) for row, n in zip(ids, lengths, strict=True)]
-    marks_BT = of_rows(functools.partial(word_tokens, words=words), texts, ids.shape[1])
+    marks_BT = map_rows(functools.partial(word_tokens, words=words), texts, ids.shape[1])
     return marks_BT.astype(np.float32)

@@ -33,7 +33,7 @@ from sdistill.model.folders import load_model
 from sdistill.sample import Query
 from sdistill.storage import read_responses, responses_file, responses_files
 from sdistill.tasks.problem import Problem
-from sdistill.text import words
+from sdistill.text.words import first_token_ids, match_frequencies, word_counts
 from sdistill.types import Condition, Measurement, Response
 
 GRPO, SDPO = Condition("grpo"), Condition("sdpo")
@@ -92,11 +92,11 @@ class Subject:
     @functools.cached_property
     def counts(self) -> Counter[str]:
         """Occurrences of its words, numbers left out."""
-        return words.count(r.text for r in self.plain)
+        return word_counts(r.text for r in self.plain)
 
     def neutral(self, of: Sequence[str]) -> list[str]:
         """Words that it uses about as often as these, and that do not bear on the answer."""
-        return words.matched(self.counts, of, {*WORDS, *self.study.task.announcing})
+        return match_frequencies(self.counts, of, {*WORDS, *self.study.task.announcing})
 
     def repeated(self, responses: Sequence[Response], times_sampled: int = 1) -> list[Response]:
         """Copies of few responses, so that a probe of them is about as precise as one of all.
@@ -161,9 +161,9 @@ def _masks(study: Study[ProbesConfig], seed: int) -> tuple[Words, Counter[str], 
     """
     files = responses_files(study.directory(PROBES, BASE, seed)).values()
     texts = [r.text for path in files for r in read_responses(path)]
-    counts = words.count(texts, numbers=True)
+    counts = word_counts(texts, numbers=True)
     used = [w for w in WORDS if counts[w]]
-    others = words.matched(counts, used, {*WORDS, *study.task.announcing})
+    others = match_frequencies(counts, used, {*WORDS, *study.task.announcing})
     return {MASKED.arm: used, MASKED.controls[0]: others}, counts, len(texts)
 
 
@@ -202,7 +202,7 @@ def _forbid(subject: Subject) -> tuple[Arms, Words]:
     anew = [subject.prefix(response, "") for response in subject.plain]
     arms = {PLAIN: subject.plain}
     for arm, left_out in forbidden.items():
-        ids = words.first_ids(tokenizer, left_out)
+        ids = first_token_ids(tokenizer, left_out)
         arms[arm] = subject.respond(arm, anew, step=AT_ONCE, forbidden=ids)
     return arms, forbidden
 

@@ -1,6 +1,6 @@
 """Tokenizers behind one small protocol; here SentencePiece, and what holds for all of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -50,7 +50,7 @@ class SentencePieceTokenizer:
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"no SentencePiece model at {path}; the signs puzzle's is made by "
-                "`python -m sdistill.text.train_tokenizer --config configs/signs/tokenizer.py "
+                "`python launch/train_tokenizer.py --config configs/signs/tokenizer.py "
                 "--workdir sdistill/text/assets`"
             )
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -93,26 +93,3 @@ def check_response(ids: Sequence[int], stop_ids: Sequence[int]) -> None:
                 f"the response goes on after end token {token} at position {position} of {len(ids)}; "
                 "only its last token may be one"
             )
-
-
-def train_word_model(words: Iterable[str], prefix: str | Path) -> None:
-    """Writes `{prefix}.model`: a SentencePiece `word` model with exactly these words.
-
-    Ids 0, 1, 2 are padding, unknown and end of sequence; the words follow in order of frequency,
-    which is equal, and so alphabetically.
-    """
-    words = list(words)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words),
-        model_prefix=str(prefix),
-        model_type="word",
-        vocab_size=len(words) + 3,
-        normalization_rule_name="identity",
-        character_coverage=1.0,
-        pad_id=0,
-        unk_id=1,
-        eos_id=2,
-        bos_id=-1,
-        minloglevel=1,
-    )
-    Path(f"{prefix}.vocab").unlink()

@@ -10,7 +10,7 @@ from sdistill.analysis.epistemic import (
     token_mask,
 )
 from sdistill.text.hugging_face import HuggingFaceTokenizer
-from sdistill.text.spans import token_texts
+from sdistill.text.words import token_texts
 from tests.text.folders import write_folder
 
 PAPER = {

@@ -19,7 +19,7 @@ from sdistill.storage import read_responses, write_responses
 from sdistill.tasks.problem import Problem, Task, Verdict, strip_thinking
 from sdistill.text.chat import open_chat
 from sdistill.text.hugging_face import HuggingFaceTokenizer
-from sdistill.text.words import count, first_ids, matched
+from sdistill.text.words import first_token_ids, match_frequencies, word_counts
 from tests import tiny
 from tests.text.folders import write_folder
 
@@ -46,21 +46,21 @@ CUT = [RESPONSES[0], RESPONSES[2]]  # wrong, and their thinking ends
 
 def test_words_are_counted_without_markup_and_numbers_only_if_asked_for():
     texts = ["<think> Wait 3 -3 wait_ I </think> \\boxed{so} so"]
-    assert count(texts) == {"wait": 1, "so": 2}
-    assert count(texts, numbers=True) == {"wait": 1, "3": 2, "wait_": 1, "i": 1, "so": 2}
+    assert word_counts(texts) == {"wait": 1, "so": 2}
+    assert word_counts(texts, numbers=True) == {"wait": 1, "3": 2, "wait_": 1, "i": 1, "so": 2}
 
 
 def test_matched_words_are_as_frequent_as_those_they_stand_for():
-    counts = count(["maybe " * 9 + "wait " * 4 + "the " * 10 + "so " * 5 + "sum " * 3 + "yes " * 9])
-    assert matched(counts, ["wait", "maybe"], {"yes"}) == ["the", "so"]
-    assert matched(counts, ["wait", "maybe", "hmm"], {"yes", "the"}) == ["so", "sum"]
+    counts = word_counts(["maybe " * 9 + "wait " * 4 + "the " * 10 + "so " * 5 + "sum " * 3 + "yes " * 9])
+    assert match_frequencies(counts, ["wait", "maybe"], {"yes"}) == ["the", "so"]
+    assert match_frequencies(counts, ["wait", "maybe", "hmm"], {"yes", "the"}) == ["so", "sum"]
 
 
 def test_ids_that_words_begin_with(tokenizer, tmp_path):
     """Whole words of the puzzle; of a tokenizer that has no such words, the letters they begin with."""
-    assert first_ids(tokenizer, ["wait", "might"]) == tokenizer.encode("wait")
+    assert first_token_ids(tokenizer, ["wait", "might"]) == tokenizer.encode("wait")
     ours = HuggingFaceTokenizer(write_folder(tmp_path))
-    assert {ours.decode([i]) for i in first_ids(ours, ["wait", "is"])} == {"w", "W", "i", "I", " is"}
+    assert {ours.decode([i]) for i in first_token_ids(ours, ["wait", "is"])} == {"w", "W", "i", "I", " is"}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.train_tokenizer import train_word_model
 from sdistill.settings import ConfigError
 from sdistill.tasks.signs_reasoner import vocabulary
 from sdistill.text.tokenizer import (
@@ -12,7 +13,6 @@ from sdistill.text.tokenizer import (
     SentencePieceTokenizer,
     check_response,
     check_vocabulary,
-    train_word_model,
 )
 
 WORDS = vocabulary(5)
@@ -62,7 +62,7 @@ def test_white_space_other_than_blanks_is_unknown(text):
 
 
 def test_missing_model_says_how_to_make_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="sdistill.text.train_tokenizer --config") as error:
+    with pytest.raises(FileNotFoundError, match="python launch/train_tokenizer.py --config") as error:
         SentencePieceTokenizer(tmp_path / "no.model")
     assert str(tmp_path / "no.model") in str(error.value)
 

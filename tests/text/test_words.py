@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdistill.text.hugging_face import HuggingFaceTokenizer
-from sdistill.text.spans import BROKEN, of_rows, token_texts, touched
+from sdistill.text.words import BROKEN, map_rows, token_texts, tokens_in_spans
 from tests.text.folders import write_folder
 
 
@@ -72,7 +72,7 @@ def test_touched_tokens_are_those_that_hold_a_character_of_a_span(texts, spans):
     spans = [(start, min(start + length, size)) for start, length in spans if start < size]
     owner = [t for t, text in enumerate(texts) for _ in text]
     expected = {owner[i] for start, end in spans for i in range(start, end)}
-    found = set(np.flatnonzero(touched(texts, spans)).tolist())
+    found = set(np.flatnonzero(tokens_in_spans(texts, spans)).tolist())
     # A token without text is touched only inside of a span, between characters of it.
     assert {t for t in found if texts[t]} == expected
     assert all(min(expected) < t < max(expected) for t in found - expected)
@@ -86,5 +86,5 @@ def test_rows_are_looked_at_apart():
         asked.append("".join(texts))
         return np.asarray([len(text) for text in texts])
 
-    np.testing.assert_array_equal(of_rows(mark, rows, 4), [[2, 4, 0, 0], [0, 0, 0, 0], [2, 1, 1, 0]])
+    np.testing.assert_array_equal(map_rows(mark, rows, 4), [[2, 4, 0, 0], [0, 0, 0, 0], [2, 1, 1, 0]])
     assert asked == ["unlike\n\nlyab\n"]
