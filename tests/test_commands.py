@@ -69,12 +69,12 @@ def test_an_unknown_field_of_a_config_file_is_named(commands, tmp_path):
         "from configs.signs import sdpo\n"
         "def get_config():\n"
         "    config = sdpo.get_config('tiny')\n"
-        "    config.rollouts.max_respones = 4\n"
+        "    config.rollouts.max_response_lenght = 4\n"
         "    return config\n"
     )
     arguments = (f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
     line = complaint(commands, "sdistill.train", *arguments)
-    assert "config.rollouts.max_respones" in line and "did you mean 'max_response'?" in line
+    assert "config.rollouts.max_response_lenght" in line and "did you mean 'max_response_length'?" in line
 
 
 def test_damaged_weights_are_named(commands, tmp_path):

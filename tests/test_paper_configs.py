@@ -9,7 +9,8 @@ import pytest
 
 from configs.paper import common, section3
 from configs.paper.shapes import SHAPES
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig
+from sdistill.divergence.definition import DivergenceConfig
 from sdistill.flops import CHIPS
 from sdistill.generate import GenerateConfig
 from sdistill.model.hugging_face import from_hugging_face
@@ -33,8 +34,8 @@ def recipe(section: str, arg: str):
     return importlib.import_module(f"configs.paper.{section}").get_config(arg)
 
 
-def config(section: str, arg: str) -> TrainConfig:
-    return parse(TrainConfig, recipe(section, arg).to_dict())
+def config(section: str, arg: str) -> AnyTrainConfig:
+    return parse(AnyTrainConfig, recipe(section, arg).to_dict())
 
 
 EVERYWHERE = [f"{name}:{where}" for name, model in common.MODELS.items() for where in model.layouts]
@@ -46,29 +47,30 @@ def test_section_5_is_the_papers(arg):
     for run, rate in ((sdpo, 1e-5), (grpo, 1e-6)):
         assert run.optimizer.learning_rate == rate and run.optimizer.warmup_steps == 10
         assert run.steps == 100 and run.evaluation.every == 10
-        assert run.rollouts.prompts * run.rollouts.samples == 2 * run.update_rows == 2048
+        assert run.rollouts.num_prompts * run.rollouts.num_samples == 2 * run.update_size == 2048
         assert run.rollouts.sampling.temperature == 1 and run.rollouts.sampling.top_p == 1
         assert run.evaluation.datasets == ("aime24", "aime25", "amc23", "math500")
-        assert run.evaluation.samples == 16
-        assert (run.evaluation.max_prompt, run.evaluation.max_response) == (2048, 38_912)
+        assert run.evaluation.num_samples == 16
+        lengths = run.evaluation.max_prompt_length, run.evaluation.max_response_length
+        assert lengths == (2048, 38_912)
         top_p = {0.6: 0.95, 0.7: 0.8}[run.evaluation.sampling.temperature]
         assert run.evaluation.sampling.top_p == top_p == (0.95 if run.rollouts.thinking else 0.8)
-    lengths = sdpo.rollouts.max_prompt, sdpo.rollouts.max_response, sdpo.rollouts.max_teacher_prompt
-    assert lengths == (2048, 20_480, 22_528)
-    assert sdpo.sdpo.loss.alpha == 0.5 and sdpo.sdpo.loss.top_k == 100 and sdpo.sdpo.loss.tail == "bucket"
-    assert sdpo.sdpo.loss.importance_cap == 2 and sdpo.sdpo.teacher.weights == "fixed"
-    assert not grpo.grpo.divide_by_std and (grpo.grpo.clip_low, grpo.grpo.clip_high) == (0.2, 0.28)
-    assert grpo.grpo.kl_coefficient is None
-    assert sdpo.init_from in SHAPES and sdpo.sdpo.context.thinking == sdpo.rollouts.thinking
+    lengths = sdpo.rollouts.max_prompt_length, sdpo.rollouts.max_response_length
+    assert (*lengths, sdpo.teacher.max_prompt_length) == (2048, 20_480, 22_528)
+    assert sdpo.loss.divergence == DivergenceConfig(alpha=0.5, support="topk", top_k=100, tail="bucket")
+    assert sdpo.loss.importance_cap == 2 and sdpo.teacher.weights == "fixed"
+    assert not grpo.loss.divide_by_std and (grpo.loss.clip_low, grpo.loss.clip_high) == (0.2, 0.28)
+    assert grpo.loss.kl_coefficient is None
+    assert sdpo.init_from in SHAPES and sdpo.teacher.context.thinking == sdpo.rollouts.thinking
 
 
 def test_only_the_objective_tells_the_two_apart():
     sdpo, grpo = config("section5_sdpo", "qwen3_8b"), config("section5_grpo", "qwen3_8b")
-    rollouts = dataclasses.replace(sdpo.rollouts, max_teacher_prompt=None)
     optimizer = dataclasses.replace(sdpo.optimizer, learning_rate=1e-6)
-    assert grpo == dataclasses.replace(
-        sdpo, objective="grpo", sdpo=None, grpo=grpo.grpo, rollouts=rollouts, optimizer=optimizer
-    )
+    ours = dataclasses.asdict(dataclasses.replace(sdpo, optimizer=optimizer))
+    theirs = dataclasses.asdict(grpo)
+    assert {name for name in ours if ours[name] != theirs.get(name)} == {"objective", "teacher", "loss"}
+    assert ours.keys() - theirs.keys() == {"teacher"}
 
 
 @pytest.mark.parametrize("size", ["1", "8", "64", "128", "512", "all"])
@@ -76,7 +78,8 @@ def test_section_6_is_the_papers(size):
     for objective in ("sdpo", "grpo"):
         run = config("section6", f"{objective}_{size}")
         assert run.objective == objective and run.init_from == "Qwen/Qwen3-8B"
-        assert run.rollouts.prompts == 64 and run.rollouts.mini_batch == 32 and not run.rollouts.thinking
+        assert run.rollouts.num_prompts == 64 and run.rollouts.mini_batch_size == 32
+        assert not run.rollouts.thinking
         assert run.rollouts.split == "dapo_math_17k" + ("" if size == "all" else f"_seen_{size}")
 
 
@@ -98,24 +101,25 @@ SECTIONS = [
 @pytest.mark.parametrize(("section", "arg"), SECTIONS)
 def test_a_run_covers_its_slice_and_its_rows_divide_over_it(section, arg):
     values = recipe(section, arg).to_dict()
-    run = parse(TrainConfig if "objective" in values else GenerateConfig, values)
+    run = parse(AnyTrainConfig if "objective" in values else GenerateConfig, values)
     version, chips = arg.split(":")[1].split("_")
     topology = common.TOPOLOGIES[f"{version}_{chips}"]
     shape = topology.removeprefix(f"{version}:")
     assert shape in CHIPS[version].slices
     assert math.prod(map(int, shape.split("x"))) == math.prod(dataclasses.astuple(run.mesh)) == int(chips)
-    ways = run.mesh.data * run.mesh.fsdp
-    assert run.slots % ways == 0
-    evaluation = getattr(run, "evaluation", None)
-    assert evaluation is None or evaluation.slots % ways == 0
+    num_shards = run.mesh.data * run.mesh.fsdp
+    samplers = [run] if isinstance(run, GenerateConfig) else [getattr(run, "rollouts", None), run.evaluation]
+    assert any(samplers) and all(sampler.slots % num_shards == 0 for sampler in samplers if sampler)
 
 
 @pytest.mark.parametrize("arg", EVERYWHERE)
 def test_an_evaluation_has_no_larger_cache_than_the_rollouts(arg):
     """So it fits where those do, which is what is compiled for the slice."""
     run = config("section5_sdpo", arg)
-    lengths = [x.max_prompt + x.max_response for x in (run.rollouts, run.evaluation)]
-    assert run.evaluation.slots * lengths[1] <= run.slots * lengths[0]
+    rollouts, evaluation = (
+        x.slots * (x.max_prompt_length + x.max_response_length) for x in (run.rollouts, run.evaluation)
+    )
+    assert evaluation <= rollouts
 
 
 def test_without_thinking_and_with_fewer_problems_the_programs_are_the_same():
@@ -123,12 +127,12 @@ def test_without_thinking_and_with_fewer_problems_the_programs_are_the_same():
 
     def programs_of(section, arg):
         run = config(section, arg)
-        drawn = dict(split="", thinking=True, prompts=256, mini_batch=128)
-        context = dataclasses.replace(run.sdpo.context, thinking=True)
+        drawn = dict(split="", thinking=True, num_prompts=256, mini_batch_size=128)
+        context = dataclasses.replace(run.teacher.context, thinking=True)
         return dataclasses.replace(
             run,
             rollouts=dataclasses.replace(run.rollouts, **drawn),
-            sdpo=dataclasses.replace(run.sdpo, context=context),
+            teacher=dataclasses.replace(run.teacher, context=context),
             evaluation=None,
         )
 
@@ -165,7 +169,7 @@ def test_slices_on_which_a_model_has_no_layout_are_refused(section, arg, known):
 @pytest.mark.parametrize("model", common.MODELS)
 def test_every_tiny_form_can_be_parsed(section, model):
     run = config(section, f"{model}:tiny")
-    assert run.init_from is None and run.steps == 2 and run.update_rows * 2 == 16
+    assert run.init_from is None and run.steps == 2 and run.update_size * 2 == 16
 
 
 ON_POLICY = [

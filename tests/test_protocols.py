@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sdistill.config import SFTConfig
 from sdistill.data.prepare import prepare
 from sdistill.generate import DONE, GenerateConfig, generate, responses_by_problem
 from sdistill.match import match
@@ -13,7 +14,7 @@ from sdistill.model.config import ModelConfig
 from sdistill.model.weights import new_model, save_pretrained
 from sdistill.settings import parse
 from sdistill.storage import read_records
-from sdistill.train import TrainConfig, train
+from sdistill.train import train
 from tests import tiny
 from tests.public_files import FOLDER
 
@@ -32,7 +33,7 @@ def section3(folder, **changes):
     for step in ("walk", "unguided", "solution", "answer", "regenerated", "regenerated_again"):
         config = settings("section3", f"{step}:tiny", **changes)
         if config.after is not None:
-            config = dataclasses.replace(config, after=str(folder / Path(config.after).name), samples=2)
+            config = dataclasses.replace(config, after=str(folder / Path(config.after).name), num_samples=2)
         found[step] = run(config, folder / step)
     return found
 
@@ -59,7 +60,7 @@ def test_section_3_on_the_puzzle(tmp_path, data_dir):
 
 def test_section_4_on_the_puzzle(tmp_path, data_dir):
     """Two matched sets; a model learns from one of them."""
-    changes = {"data_dir": str(data_dir), "problems": 8}
+    changes = {"data_dir": str(data_dir), "num_problems": 8}
     run(settings("section4", "unguided:tiny", **changes), tmp_path / "unguided")
     run(settings("section4", "guided:tiny", **changes, after=str(tmp_path / "unguided")), tmp_path / "guided")
     out = tmp_path / "matched"
@@ -70,7 +71,7 @@ def test_section_4_on_the_puzzle(tmp_path, data_dir):
     assert sets[0] != sets[1]
     values = importlib.import_module("configs.paper.section4_sft").get_config("guided:tiny").to_dict()
     values["examples"]["source"] = str(out / "guided.jsonl.gz")
-    train(parse(TrainConfig, values), tmp_path / "sft")
+    train(parse(SFTConfig, values), tmp_path / "sft")
     assert len(read_records(tmp_path / "sft" / "metrics.jsonl")) == 2
 
 
@@ -85,7 +86,7 @@ def test_unknown_steps_are_refused(name):
 )
 def test_the_paper_s_own_settings_are_accepted(arg):
     config = settings("section3", arg)
-    assert (config.samples, config.max_response, config.sampling.top_k) == (8, 32_768, 20)
+    assert (config.num_samples, config.max_response_length, config.sampling.top_k) == (8, 32_768, 20)
     settings("section4", "guided" if config.context else "unguided")
 
 
@@ -105,17 +106,18 @@ def test_the_plumbing_holds_with_real_prompts_templates_and_verification(random_
     prepare("math500", tmp_path / "data", files=[DATA / "math" / "math500.parquet"])
     changes = {
         **{"init_from": str(random_qwen3), "tokenizer": str(QWEN3), "dtype": "float32", "split": "math500"},
-        **{"data_dir": str(tmp_path / "data"), "problems": 4, "samples": 2, "max_response": 24, "slots": 4},
+        **{"data_dir": str(tmp_path / "data"), "num_problems": 4, "num_samples": 2},
+        **{"max_response_length": 24, "slots": 4},
         "mesh": {"data": 1},
     }
-    walk = {"problems": 2, "min_correct": 0, "max_correct": 1, "stride": 2}
-    walked = run(settings("section3", "walk", **changes, max_prompt=512, walk=walk), tmp_path / "walk")
+    walk = {"num_problems": 2, "min_correct": 0, "max_correct": 1, "stride": 2}
+    walked = run(settings("section3", "walk", **changes, max_prompt_length=512, walk=walk), tmp_path / "walk")
     assert len(walked) == 2
     record = next(iter(walked.values()))[0]
     assert "Please reason step by step" in record.prompt and record.length == 24
     assert not record.correct and record.feedback and not record.timed_out
     guided = run(
-        settings("section3", "regenerated", **changes, max_prompt=1024, after=str(tmp_path / "walk")),
+        settings("section3", "regenerated", **changes, max_prompt_length=1024, after=str(tmp_path / "walk")),
         tmp_path / "regenerated",
     )
     for name, group in guided.items():

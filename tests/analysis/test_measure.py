@@ -166,7 +166,7 @@ def test_cells_are_in_the_order_they_came(results):
 
 
 def test_training_metrics_are_means_over_windows():
-    metrics = [{"step": s, "loss": float(s), "train_accuracy": 0.5, "sampler_gap": 9.0} for s in range(1, 6)]
+    metrics = [{"step": s, "loss": float(s), "train_accuracy": 0.5, "logprob_diff": 9.0} for s in range(1, 6)]
     results = Results("coverage")
     results.add_training(GRPO, 2, metrics, every=2, n=8)
     records = results.measurements()

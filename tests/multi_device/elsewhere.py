@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig
 from sdistill.settings import parse
 from sdistill.storage import read_records
 from sdistill.train import train
@@ -19,9 +19,9 @@ MESHES = ({"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context": 2}, {})
 
 def one_leg(folder: Path, workdir: Path, mesh: dict[str, int], until: int) -> None:
     """Runs on, under this mesh, up to a step."""
-    values = settings(folder, init_from="signs_base", evaluation=None, mesh=mesh, micro_rows=8)
+    values = settings(folder, init_from="signs_base", evaluation=None, mesh=mesh, micro_batch_size=8)
     try:
-        train(parse(TrainConfig, values), workdir, progress=cut_power_at(until, workdir))
+        train(parse(AnyTrainConfig, values), workdir, progress=cut_power_at(until, workdir))
     except PowerCut:
         return
 

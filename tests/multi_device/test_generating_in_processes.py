@@ -13,7 +13,10 @@ pytestmark = pytest.mark.long
 
 WALK = ("sdistill.generate", "--config", "tests/multi_device/walk.py", "--workdir")
 MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-EVALUATION = ("sdistill.evaluate", "--problems", 5, "--samples", 3, "--max_response", 24, "--slots", 8)
+EVALUATION = (
+    *("sdistill.evaluate", "--model", "signs_base", "--split", "k3_test", "--num_problems", 5),
+    *("--num_samples", 3, "--max_response_length", 24, "--slots", 8),
+)
 
 
 @pytest.fixture(scope="module")
