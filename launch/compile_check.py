@@ -39,8 +39,8 @@ from sdistill.flops import chip_of
 from sdistill.generate import GenerateConfig
 from sdistill.mesh_choice import GIB, Workload, chosen_mesh, sampling_workload, training_workload
 from sdistill.model.config import ComputeConfig, ModelConfig
+from sdistill.model.folders import CONFIG_FILE, SIGNS_BASE
 from sdistill.model.hugging_face import from_hugging_face
-from sdistill.model.weights import CONFIG_FILE, SIGNS_BASE
 from sdistill.settings import ConfigError, parse, require
 
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # in the compiler's two sentences about memory

@@ -29,7 +29,8 @@ from sdistill.engine.sampling import Sampling
 from sdistill.losses import Sequences, response_hidden, response_ids
 from sdistill.mesh_choice import training_mesh
 from sdistill.model.decoder import Decoder, bind
-from sdistill.model.folders import load_chat, load_model
+from sdistill.model.folders import load_chat
+from sdistill.model.weights import load_model
 from sdistill.sample import Query, Sampler, encode, queries_for
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat

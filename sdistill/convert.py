@@ -16,10 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.model.checkpoint import is_orbax, save_orbax
-from sdistill.model.folders import copy_text_files, find_model, load_model
+from sdistill.model.folders import CONFIG_FILE, copy_text_files, find_model
 from sdistill.model.hugging_face import stored_dtype
-from sdistill.model.weights import CONFIG_FILE, save_pretrained
+from sdistill.model.weights import is_orbax, load_model, save_orbax, save_pretrained
 from sdistill.settings import ConfigError
 
 

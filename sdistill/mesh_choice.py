@@ -16,9 +16,9 @@ from sdistill.distributed.mesh import AXES, MeshConfig, device_memory, make_mesh
 from sdistill.distributed.rules import SAMPLING, TRAINING, parameter_shardings
 from sdistill.engine.engine import PREFILL_TOKENS
 from sdistill.model.config import ComputeConfig, ModelConfig
-from sdistill.model.folders import find_model
+from sdistill.model.folders import CONFIG_FILE, find_model
 from sdistill.model.hugging_face import from_hugging_face
-from sdistill.model.weights import CONFIG_FILE, parameter_shapes
+from sdistill.model.weights import parameter_shapes
 from sdistill.settings import ConfigError, require
 
 logger = logging.getLogger(__name__)

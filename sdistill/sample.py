@@ -23,7 +23,7 @@ from sdistill.engine.model import CachedDecoder
 from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
 from sdistill.mesh_choice import sampling_mesh
 from sdistill.model.config import ComputeConfig, ModelConfig
-from sdistill.model.folders import load_model
+from sdistill.model.weights import load_model
 from sdistill.tasks.problem import Problem, Task, Verdict
 from sdistill.text.chat import Chat, conversation
 from sdistill.text.tokenizer import check_vocabulary

@@ -35,7 +35,8 @@ from sdistill.experiments.probes import probes_section
 from sdistill.experiments.richness import richness_section, trained_richness_section
 from sdistill.experiments.sft import sft_section
 from sdistill.experiments.study import Study
-from sdistill.model.weights import SIGNS_BASE, load_pretrained
+from sdistill.model.folders import SIGNS_BASE
+from sdistill.model.weights import load_pretrained
 from sdistill.report.build import print_section, write_report
 from sdistill.report.lookup import Index
 from sdistill.report.runs import read_run

@@ -61,12 +61,13 @@ from sdistill.losses import (
     sdpo_loss,
 )
 from sdistill.mesh_choice import training_mesh
-from sdistill.model import weights
+from sdistill.model import folders, weights
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind
-from sdistill.model.folders import copy_text_files, find_model, load_chat, load_model
+from sdistill.model.folders import copy_text_files, find_model, load_chat
 from sdistill.model.hugging_face import from_hugging_face
 from sdistill.model.scoring import TokenScores
+from sdistill.model.weights import load_model
 from sdistill.monitor import Monitor, Profiler
 from sdistill.sample import Sampler, queries_for
 from sdistill.settings import ConfigError, parse, to_json
@@ -106,7 +107,7 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
     # Refuse what cannot work, before anything is written.
     check_agreement(to_json(config))
     storage.check_workdir(workdir, to_json(config), may_differ=PLACEMENT)
-    if (workdir / "model" / weights.CONFIG_FILE).exists():  # the last file that a run writes
+    if (workdir / "model" / folders.CONFIG_FILE).exists():  # the last file that a run writes
         return weights.load_pretrained(workdir / "model")
     chat = load_chat(config.tokenizer or config.init_from)
     check_thinking(config, chat)
@@ -512,7 +513,7 @@ def initial_model(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> D
         nnx.update(model, place(params, mesh, TRAINING))
     else:
         folder = find_model(str(config.init_from))
-        check_vocabulary(tokenizer, from_hugging_face(folder / weights.CONFIG_FILE).vocab_size)
+        check_vocabulary(tokenizer, from_hugging_face(folder / folders.CONFIG_FILE).vocab_size)
         model = load_model(folder, mesh=mesh, dtype=config.param_dtype)
     return bind(replace(model.config, compute=config.compute), nnx.state(model, nnx.Param))
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs.signs import study as study_config
 from sdistill import study
-from sdistill.model.weights import SIGNS_BASE
+from sdistill.model.folders import SIGNS_BASE
 from sdistill.settings import ConfigError
 from tests.processes import Commands
 

@@ -13,11 +13,9 @@ from safetensors.numpy import load_file
 
 from sdistill import convert as module
 from sdistill.convert import convert
-from sdistill.model.checkpoint import is_orbax
 from sdistill.model.config import YarnConfig
 from sdistill.model.decoder import bind
-from sdistill.model.folders import load_model
-from sdistill.model.weights import save_pretrained
+from sdistill.model.weights import is_orbax, load_model, save_pretrained
 from sdistill.settings import ConfigError
 from tests import tiny
 

@@ -74,6 +74,7 @@ def test_the_model_computes_what_transformers_computes(extended, tmp_path):
         import numpy as np
         from configs.models import llama_7b
         from sdistill.model.config import ModelConfig
+        from sdistill.model.folders import load_chat
         from sdistill.model.weights import load_pretrained
         from sdistill.settings import parse
         parse(ModelConfig, llama_7b.get_config("tiny").model.to_dict())
@@ -112,7 +113,6 @@ def test_the_fix_changes_the_loss(extended):
         import numpy as np
         from configs.signs import sdpo
         from sdistill.settings import parse
-        from sdistill.model.folders import load_chat
         from sdistill.engine.types import Completion, Completions, Finish
         from sdistill.tasks.signs_puzzle import SignsTask, make_problem
         from sdistill.batch import ScoredRollouts, sdpo_batch

@@ -16,8 +16,8 @@ from sdistill.generate import (
     generate,
     responses_by_problem,
 )
-from sdistill.model.folders import load_chat, load_model
-from sdistill.model.weights import new_model, save_pretrained
+from sdistill.model.folders import load_chat
+from sdistill.model.weights import load_model, new_model, save_pretrained
 from sdistill.sample import open_sampler
 from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_responses, write_responses

@@ -24,7 +24,8 @@ from configs.signs.common import CONTEXT, FULL_DIVERGENCE, MODEL, TINY_SLOTS
 from sdistill.config import AnyTrainConfig
 from sdistill.distributed.rules import TRAINING, parameter_shardings
 from sdistill.model.decoder import bind
-from sdistill.model.weights import SIGNS_BASE, load_pretrained, save_pretrained
+from sdistill.model.folders import SIGNS_BASE
+from sdistill.model.weights import load_pretrained, save_pretrained
 from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records, write_records
 from sdistill.train import initial_model, train

@@ -29,7 +29,7 @@ from sdistill.data.catalogue import open_problems
 from sdistill.experiments.config import ProbesConfig, Runs
 from sdistill.experiments.study import Study, name_of
 from sdistill.model.decoder import Decoder
-from sdistill.model.folders import load_model
+from sdistill.model.weights import load_model
 from sdistill.sample import Query
 from sdistill.storage import read_responses, responses_file, responses_files
 from sdistill.tasks.problem import Problem

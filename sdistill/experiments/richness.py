@@ -15,7 +15,7 @@ from sdistill.experiments.config import StudyConfig
 from sdistill.experiments.study import Study
 from sdistill.generate import Prompted, first_correct, guided_prompts, strides
 from sdistill.model.decoder import Decoder
-from sdistill.model.folders import load_model
+from sdistill.model.weights import load_model
 from sdistill.sample import queries_for
 from sdistill.settings import ConfigError
 from sdistill.storage import responses_file

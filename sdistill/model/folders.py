@@ -1,25 +1,36 @@
-"""Model folders: where they are, the model in them, and how it is spoken to."""
+"""Model folders: where they are, how a model in one is replaced, and the tokenizer that comes with it."""
 
+import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
-from jax.sharding import Mesh
 
-from sdistill.model.checkpoint import is_orbax, load_orbax
-from sdistill.model.decoder import Decoder
 from sdistill.model.hugging_face import from_hugging_face
-from sdistill.model.weights import CONFIG_FILE, SIGNS_BASE, load_pretrained, settled
 from sdistill.settings import ConfigError
 from sdistill.text.chat import Chat, SignsChat, open_chat
 from sdistill.text.hugging_face import TOKENIZER_FILE
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 
+SIGNS_BASE = Path(__file__).parent / "assets" / "signs_base"
+"""The shipped base model of the signs puzzle; `configs/signs/pretrain.py` makes it."""
+
+CONFIG_FILE = "config.json"
+"""Written last: a folder that has it has all of its weights."""
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+ORBAX_PARAMS = "params"
+"""The subfolder that Orbax writes instead of safetensors."""
+
 TEXT_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
 )
+
+_NEW, _MOVING = ".new", ".moving"
 
 
 def find_model(source: str | Path) -> Path:
@@ -31,33 +42,27 @@ def find_model(source: str | Path) -> Path:
     if source == "signs_base":
         return SIGNS_BASE
     if Path(source).is_dir():
-        return settled(source)
+        return finish_exchange(source)
     if not re.fullmatch(r"[\w-]+/[\w.-]+", str(source)):
         raise FileNotFoundError(f"no folder {source}: not a model folder, nor a name of Hugging Face's")
+    patterns = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                str(source), allow_patterns=["*.json", "*.jinja", "*.safetensors", "merges.txt"]
-            )
-        )
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
     except Exception as error:  # no network, no such name, no access: many classes, one way out
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"no folder {source}, and Hugging Face has no such model that can be downloaded from here "
-            f"({reason}); fetch it where there is a network with `hf download {source} --local-dir FOLDER` "
-            "and give that folder"
+            f"({first_line(error)}); fetch it where there is a network with "
+            f"`hf download {source} --local-dir FOLDER` and give that folder"
         ) from error
 
 
-def load_model(source: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32") -> Decoder:
-    """The model of a folder or a name; arguments and errors of `load_pretrained` and `find_model`."""
-    folder = find_model(source)
-    load = load_orbax if is_orbax(folder) else load_pretrained
-    return load(folder, mesh=mesh, dtype=dtype)
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class if there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_chat(source: str | Path | None) -> Chat:
-    """The tokenizer and the prompts of a model, a folder or a name as `find_model` takes it.
+    """The tokenizer and the prompt format of a model, a folder or a name as `find_model` takes it.
 
     The signs puzzle's for None, and for a folder without `tokenizer.json` whose model has the puzzle's
     vocabulary, up to the next multiple of 8.
@@ -82,8 +87,43 @@ def load_chat(source: str | Path | None) -> Chat:
 
 
 def copy_text_files(source: str | Path, target: Path) -> None:
-    """Puts what a model folder has of tokenizer, template and generation settings beside other weights."""
+    """Copies the tokenizer, chat template and generation settings of a model that are there."""
     target.mkdir(parents=True, exist_ok=True)
     for file in (find_model(source) / name for name in TEXT_FILES):
         if file.is_file():
             shutil.copyfile(file, target / file.name)
+
+
+@contextlib.contextmanager
+def replace_model(path: str | Path) -> Iterator[Path]:
+    """A folder to write a model to, `config.json` last, that then takes the place of the model in `path`.
+
+    If this is interrupted, `path` holds the old model or the new one, whole: the old one until the new one
+    is all on disk; from then on `finish_exchange` completes the exchange. Other files of `path` stay.
+    """
+    path = finish_exchange(path)
+    new = path / _NEW
+    shutil.rmtree(new, ignore_errors=True)  # of an earlier save that was interrupted
+    new.mkdir(parents=True, exist_ok=True)
+    yield new
+    finish_exchange(path)
+
+
+def finish_exchange(path: str | Path) -> Path:
+    """The folder, after finishing an interrupted exchange of its model (see `replace_model`).
+
+    During an exchange there is no `config.json`, so nobody else takes a mixture for a model.
+    """
+    path = Path(path)
+    new, moving = path / _NEW, path / _MOVING
+    if (new / CONFIG_FILE).is_file():  # the new model is whole
+        for old in (path / CONFIG_FILE, path / INDEX_FILE, *path.glob("model*.safetensors")):
+            old.unlink(missing_ok=True)
+        if (path / ORBAX_PARAMS).is_dir():
+            shutil.rmtree(path / ORBAX_PARAMS)
+        new.rename(moving)  # from here on, nothing in `path` is of the old model
+    if moving.is_dir():
+        for part in sorted(moving.iterdir(), key=lambda part: part.name == CONFIG_FILE):
+            part.replace(path / part.name)
+        moving.rmdir()
+    return path

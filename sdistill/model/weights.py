@@ -1,17 +1,21 @@
-"""Hugging Face safetensors in and out, a tensor at a time, straight into and out of the sharded layout."""
+"""Weights in and out of model folders, straight into and out of the sharded layout.
+
+Two formats: Hugging Face's safetensors, which everybody else reads, and Orbax checkpoints, whose shards are
+read and written by the process that owns them, also in buckets. Both come with Hugging Face's `config.json`.
+"""
 
 import contextlib
 import functools
 import itertools
 import json
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
@@ -22,6 +26,16 @@ from sdistill.distributed.processes import is_writer, on_every_host, wait_for_al
 from sdistill.distributed.rules import TRAINING, parameter_shardings
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder
+from sdistill.model.folders import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    ORBAX_PARAMS,
+    WEIGHTS_FILE,
+    find_model,
+    finish_exchange,
+    first_line,
+    replace_model,
+)
 from sdistill.model.hugging_face import (
     from_hugging_face,
     tensor_name,
@@ -34,18 +48,12 @@ from sdistill.model.hugging_face import (
 from sdistill.settings import ConfigError
 from sdistill.storage import finish, write_atomically
 
-SIGNS_BASE = Path(__file__).parent / "assets" / "signs_base"
-"""The shipped base model of the signs puzzle; `configs/signs/pretrain.py` makes it."""
-
-CONFIG_FILE = "config.json"
-"""Written last: a folder that has it has all of its weights."""
-
-ORBAX_PARAMS = "params"
-"""The folder in a model's folder that Orbax writes, in the place of safetensors."""
-
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_NEW, _MOVING = ".new", ".moving"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def new_model(config: ModelConfig, seed: int) -> Decoder:
+    """A decoder with freshly drawn float32 weights."""
+    return Decoder(config, nnx.Rngs(params=seed))
 
 
 @functools.cache
@@ -54,27 +62,102 @@ def parameter_shapes(config: ModelConfig) -> nnx.State:
     return nnx.state(nnx.eval_shape(lambda: new_model(config, 0)), nnx.Param)
 
 
-def new_model(config: ModelConfig, seed: int) -> Decoder:
-    """A decoder with freshly drawn float32 weights."""
-    return Decoder(config, nnx.Rngs(params=seed))
+def load_model(source: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32") -> Decoder:
+    """The model of a folder of either format, or of a name that `find_model` knows.
+
+    Arguments and errors are those of `load_pretrained` and `find_model`.
+    """
+    folder = find_model(source)
+    load = load_orbax if is_orbax(folder) else load_pretrained
+    return load(folder, mesh=mesh, dtype=dtype)
 
 
-class _Tensors:
+# ── Orbax ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_orbax(path: str | Path) -> bool:
+    """Whether a folder holds a model as Orbax writes it."""
+    return (Path(path) / ORBAX_PARAMS).is_dir()
+
+
+def save_orbax(model: Decoder, path: str | Path) -> None:
+    """Writes a model folder; a model that is there already is replaced, see `replace_model`."""
+    with replace_model(Path(path).resolve()) as folder:
+        with ocp.StandardCheckpointer() as checkpointer:  # waits until all is on disk
+            checkpointer.save(folder / ORBAX_PARAMS, nnx.state(model, nnx.Param))
+        _write_config(model, folder)
+
+
+def load_orbax(path: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32") -> Decoder:
+    """Reads what `save_orbax` wrote; arguments as in `load_pretrained`.
+
+    Raises:
+      FileNotFoundError: if there is no `config.json`.
+      ConfigError: if the parameters are damaged or not those of the config.
+    """
+    path = finish_exchange(Path(path).resolve())
+    config = from_hugging_face(path / CONFIG_FILE)
+    params = parameter_shapes(config)
+    shardings = parameter_shardings(params, mesh or make_mesh(MeshConfig()), TRAINING)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), params, shardings)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(path / ORBAX_PARAMS, target)
+    except Exception as error:  # a damaged or foreign file may raise anything
+        raise ConfigError(
+            f"{path / ORBAX_PARAMS} is damaged, or not the model of its config.json: {first_line(error)}"
+        ) from error
+    return _with_params(config, restored)
+
+
+def _with_params(config: ModelConfig, params: nnx.State) -> Decoder:
+    model = nnx.eval_shape(lambda: new_model(config, seed=0))
+    nnx.update(model, params)
+    return model
+
+
+# ── Safetensors ──────────────────────────────────────────────────────────────────────────────────
+
+
+class _Tensor(NamedTuple):
+    """A tensor of Hugging Face's: our parameter, or one layer of it.
+
+    Attributes:
+      name: Theirs.
+      path: Of our parameter.
+      layer: Index into a stack of layers; None for a parameter that is no stack.
+      shape: Ours, without the stack's axis.
+    """
+
+    name: str
+    path: tuple[Any, ...]
+    layer: int | None
+    shape: tuple[int, ...]
+
+
+def _tensors_of(config: ModelConfig, params: nnx.State) -> Iterator[_Tensor]:
+    for path, variable in nnx.to_flat_state(params):
+        if path[0] != "layers":
+            yield _Tensor(tensor_name(config, path, 0), path, None, variable.shape)
+        else:
+            for layer in range(variable.shape[0]):
+                yield _Tensor(tensor_name(config, path, layer), path, layer, variable.shape[1:])
+
+
+class _Files:
     """The tensors of a model folder, whichever of its files they are in."""
 
     def __init__(self, folder: Path):
-        """Reads what is where; FileNotFoundError and ConfigError name the file that is missing or damaged."""
-        index = folder / _INDEX
+        """Reads names, shapes and types. FileNotFoundError and ConfigError name a missing or damaged file."""
+        names, index = [WEIGHTS_FILE], folder / INDEX_FILE
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{index} is damaged: {error!r}") from error
-        else:
-            names = [_WEIGHTS]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        self._files: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
         for path in (folder / name for name in names):
             if not path.is_file():
                 raise FileNotFoundError(f"no {path.name} in {folder}: not a model folder")
@@ -82,11 +165,11 @@ class _Tensors:
                 for name in file.keys():  # noqa: SIM118  (no mapping)
                     part = file.get_slice(name)
                     self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
-                    self._files[name] = path
+                    self._paths[name] = path
 
     def read(self, name: str, block: tuple[slice, ...]) -> np.ndarray:
         """A block of a tensor, and nothing else of the file."""
-        with _open(self._files[name]) as file:
+        with _open(self._paths[name]) as file:
             return file.get_slice(name)[block]
 
 
@@ -103,8 +186,8 @@ def _open(path: Path) -> Iterator[Any]:
 def load_pretrained(path: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32") -> Decoder:
     """Reads a model folder of Hugging Face's, or what `save_pretrained` wrote.
 
-    One tensor after the other goes from disk to the devices that hold a part of it; the host never has
-    more than the largest tensor and one copy of it.
+    Tensors go one by one from disk to the devices that hold a part of them; the host never has more than the
+    largest tensor and one copy of it.
 
     Args:
       path: The folder.
@@ -116,32 +199,30 @@ def load_pretrained(path: str | Path, *, mesh: Mesh | None = None, dtype: str = 
       ConfigError: if a tensor is missing, extra, of another shape or type, or a file is damaged; before
         anything is allocated on a device.
     """
-    path = settled(path)
+    path = finish_exchange(path)
     config = from_hugging_face(path / CONFIG_FILE)
-    tensors = _Tensors(path)
-    model = nnx.eval_shape(lambda: new_model(config, seed=0))
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    _check(path, config, flat, tensors)
-    mesh = mesh or make_mesh(MeshConfig())
-    shardings = dict(nnx.to_flat_state(parameter_shardings(nnx.state(model, nnx.Param), mesh, TRAINING)))
-    values = []
-    for parts, variable in flat:
-        shape, sharding = variable.shape, shardings[parts].get_value()
-        if parts[0] != "layers":
-            name = tensor_name(config, parts, 0)
-            value = jax.block_until_ready(_to_devices(tensors, name, parts, shape, sharding).astype(dtype))
+    files = _Files(path)
+    params, mesh = parameter_shapes(config), mesh or make_mesh(MeshConfig())
+    tensors = list(_tensors_of(config, params))
+    _check(path, config, tensors, files)
+    flat = dict(nnx.to_flat_state(params))
+    shardings = dict(nnx.to_flat_state(parameter_shardings(params, mesh, TRAINING)))
+    values: dict[tuple[Any, ...], jax.Array] = {}
+    for tensor in tensors:
+        sharding = shardings[tensor.path].get_value()
+        if tensor.layer is None:
+            value = _to_devices(files, tensor, sharding).astype(dtype)
         else:
-            layer = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
-            value = jnp.zeros(shape, dtype, device=sharding)
-            for repeat in range(shape[0]):
-                name = tensor_name(config, parts, repeat)
-                # The layer has no name here: it would be kept while the next one is read.
-                value = jax.block_until_ready(
-                    _set_layer(value, _to_devices(tensors, name, parts, shape[1:], layer), repeat)
-                )
-        values.append((parts, variable.replace(value)))
-    nnx.update(model, nnx.from_flat_state(values))
-    return model
+            if tensor.layer == 0:
+                values[tensor.path] = jnp.zeros(flat[tensor.path].shape, dtype, device=sharding)
+            layer_sharding = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
+            # The layer has no name here: it would be kept while the next one is read.
+            value = _set_layer(
+                values.pop(tensor.path), _to_devices(files, tensor, layer_sharding), tensor.layer
+            )
+        values[tensor.path] = jax.block_until_ready(value)
+    loaded = [(path, variable.replace(values[path])) for path, variable in flat.items()]
+    return _with_params(config, nnx.from_flat_state(loaded))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -149,158 +230,103 @@ def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, layer.astype(stack.dtype), index, 0)
 
 
-def _to_devices(
-    tensors: _Tensors, name: str, parts: tuple[Any, ...], shape: tuple[int, ...], sharding: NamedSharding
-) -> jax.Array:
+def _to_devices(files: _Files, tensor: _Tensor, sharding: NamedSharding) -> jax.Array:
     """Our parameter of one layer; each device's block is read by the process it belongs to."""
 
     def read(block: tuple[slice, ...] | None) -> np.ndarray:
         assert block is not None  # it is for scalars
-        wanted = tuple(len(range(*cut.indices(size))) for cut, size in zip(block, shape, strict=True))
-        return to_ours(parts, tensors.read(name, their_block(parts, block, shape)), wanted)
+        shape = tuple(len(range(*cut.indices(size))) for cut, size in zip(block, tensor.shape, strict=True))
+        theirs = files.read(tensor.name, their_block(tensor.path, block, tensor.shape))
+        return to_ours(tensor.path, theirs, shape)
 
     # Waiting keeps at most one tensor on the host.
-    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, read))
+    return jax.block_until_ready(jax.make_array_from_callback(tensor.shape, sharding, read))
 
 
-def _check(path: Path, config: ModelConfig, flat: Iterable[Any], tensors: _Tensors) -> None:
-    """Refuses files that are not the weights of this config."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for parts, variable in flat:
-        stacked = parts[0] == "layers"
-        for repeat in range(variable.shape[0] if stacked else 1):
-            shape = variable.shape[1:] if stacked else variable.shape
-            expected[tensor_name(config, parts, repeat)] = their_shape(parts, shape)
-    if missing := expected.keys() - tensors.shapes.keys():
-        raise ConfigError(f"{path} lacks tensors {_some(missing)}")
-    extra = tensors.shapes.keys() - expected.keys()
+def _check(path: Path, config: ModelConfig, tensors: list[_Tensor], files: _Files) -> None:
+    """Raises ConfigError for files that are not the weights of this config."""
+    expected = {tensor.name: their_shape(tensor.path, tensor.shape) for tensor in tensors}
+    if missing := expected.keys() - files.shapes.keys():
+        raise ConfigError(f"{path} lacks tensors {_first_names(missing)}")
+    extra = files.shapes.keys() - expected.keys()
     if config.tie_word_embeddings and "lm_head.weight" in extra:
         extra -= {"lm_head.weight"}  # some files repeat the tied head
-        _check_same(path, tensors, "model.embed_tokens.weight", "lm_head.weight")
+        _check_same(path, files, "model.embed_tokens.weight", "lm_head.weight")
     if extra:
-        raise ConfigError(f"{path} has tensors its config.json does not call for: {_some(extra)}")
+        raise ConfigError(f"{path} has tensors its config.json does not call for: {_first_names(extra)}")
     for name, shape in expected.items():
-        if tensors.shapes[name] != shape:
-            raise ConfigError(f"{path}: {name}: expected shape {shape}, found {tensors.shapes[name]}")
-        if tensors.dtypes[name] not in _DTYPES:
+        if files.shapes[name] != shape:
+            raise ConfigError(f"{path}: {name}: expected shape {shape}, found {files.shapes[name]}")
+        if files.dtypes[name] not in _DTYPES:
             raise ConfigError(
-                f"{path}: {name}: found type {tensors.dtypes[name]}, only {', '.join(_DTYPES)} can be read"
+                f"{path}: {name}: found type {files.dtypes[name]}, only {', '.join(_DTYPES)} can be read"
             )
 
 
-def _check_same(path: Path, tensors: _Tensors, one: str, other: str) -> None:
+def _check_same(path: Path, files: _Files, one: str, other: str) -> None:
     """Compares two tensors, some rows at a time."""
-    same = tensors.shapes[one] == tensors.shapes[other]
-    count = tensors.shapes[one][0]
+    same = files.shapes[one] == files.shapes[other]
+    count = files.shapes[one][0]
     for start in range(0, count, 8192):
         rows = (slice(start, min(start + 8192, count)),)
-        if not same or not np.array_equal(tensors.read(one, rows), tensors.read(other, rows)):
+        if not same or not np.array_equal(files.read(one, rows), files.read(other, rows)):
             raise ConfigError(f"{path}: tie_word_embeddings is true, but {other} is not {one}")
 
 
-def _some(names: Any) -> str:
-    """The first few, and how many more."""
-    names = sorted(names)
+def _first_names(names: set[str]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"{names[:8]}{more}"
+    return f"{sorted(names)[:8]}{more}"
 
 
 def save_pretrained(model: Decoder, path: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Writes a model folder that transformers loads, too.
 
-    A model that is there already is replaced, see `replacing`. Of several processes, all of which must call
-    this, the first one writes; every tensor is gathered on every host, one after the other.
+    A model that is there already is replaced, see `replace_model`. Of several processes, all of which must
+    call this, the first one writes; tensors are gathered on every host one by one.
 
     Args:
       model: The model; its parameters are saved in the type they have.
       path: The folder.
       shard_bytes: Tensors are spread over files of at most this size (or of one tensor).
     """
-    sizes = [(name, parts, repeat, _bytes(value, repeat)) for name, parts, repeat, value in _named(model)]
-    shards = _shards([size for *_, size in sizes], shard_bytes)
+    params = nnx.state(model, nnx.Param)
+    flat, tensors = dict(nnx.to_flat_state(params)), list(_tensors_of(model.config, params))
+    sizes = [int(np.prod(t.shape)) * flat[t.path][...].dtype.itemsize for t in tensors]
+    shards = _shards(sizes, shard_bytes)
     count = max(shards) + 1
-    files = (
-        [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)] if count > 1 else [_WEIGHTS]
-    )
-    tensors = ((name, to_theirs(parts, part)) for name, parts, part in _on_host(model))
+    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = files if count > 1 else [WEIGHTS_FILE]
+
+    def on_host(tensor: _Tensor) -> np.ndarray:
+        value = flat[tensor.path][...]
+        part = on_every_host(value if tensor.layer is None else value[tensor.layer])
+        return to_theirs(tensor.path, np.asarray(part))
+
     if is_writer():
-        with replacing(path) as folder:
-            numbered = zip(shards, tensors, strict=True)
-            for shard, group in itertools.groupby(numbered, key=lambda pair: pair[0]):
+        with replace_model(path) as folder:
+            for shard, group in itertools.groupby(
+                zip(shards, tensors, strict=True), key=lambda pair: pair[0]
+            ):
                 temporary = folder / f".{files[shard]}.tmp"
-                save_file(dict(tensor for _, tensor in group), temporary, metadata={"format": "pt"})
+                content = {tensor.name: on_host(tensor) for _, tensor in group}
+                save_file(content, temporary, metadata={"format": "pt"})
                 finish(temporary, folder / files[shard])
             if count > 1:
-                names = {name: files[shard] for (name, *_), shard in zip(sizes, shards, strict=True)}
-                index = {"metadata": {"total_size": sum(size for *_, size in sizes)}, "weight_map": names}
-                write_atomically(folder / _INDEX, (json.dumps(index, indent=2) + "\n").encode())
-            write_config(model, folder)
+                names = {tensor.name: files[shard] for tensor, shard in zip(tensors, shards, strict=True)}
+                index = {"metadata": {"total_size": sum(sizes)}, "weight_map": names}
+                write_atomically(folder / INDEX_FILE, (json.dumps(index, indent=2) + "\n").encode())
+            _write_config(model, folder)
     else:
-        for _ in tensors:  # takes part in gathering each of them
-            pass
+        for tensor in tensors:  # takes part in gathering each of them
+            on_host(tensor)
     wait_for_all("the model is saved")
 
 
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A folder to write a model to, `config.json` last, that then takes the place of the one in `path`.
-
-    Whenever this is cut off, `path` holds the old model or the new one, whole: the old one until the new
-    one is all on disk; from then on `settled` finishes the exchange. Other files of `path` stay.
-    """
-    path = settled(path)
-    new = path / _NEW
-    shutil.rmtree(new, ignore_errors=True)  # what an earlier save, cut off, had written
-    new.mkdir(parents=True, exist_ok=True)
-    yield new
-    settled(path)
-
-
-def settled(path: str | Path) -> Path:
-    """The folder, after finishing an exchange of its model that was cut off (see `replacing`).
-
-    While one is under way there is no `config.json`, so nobody else takes a mixture for a model.
-    """
-    path = Path(path)
-    new, moving = path / _NEW, path / _MOVING
-    if (new / CONFIG_FILE).is_file():  # the new model is whole
-        for old in (path / CONFIG_FILE, path / _INDEX, *path.glob("model*.safetensors")):
-            old.unlink(missing_ok=True)
-        if (path / ORBAX_PARAMS).is_dir():
-            shutil.rmtree(path / ORBAX_PARAMS)
-        new.rename(moving)  # from here on, nothing in `path` is of the old model
-    if moving.is_dir():
-        for part in sorted(moving.iterdir(), key=lambda part: part.name == CONFIG_FILE):
-            part.replace(path / part.name)
-        moving.rmdir()
-    return path
-
-
-def write_config(model: Decoder, folder: Path) -> None:
+def _write_config(model: Decoder, folder: Path) -> None:
     """Writes the `config.json` of a model whose parameters are on disk in the type they have."""
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     write_atomically(folder / CONFIG_FILE, to_hugging_face(model.config, dtype).encode())
-
-
-def _named(model: Decoder) -> Iterator[tuple[str, tuple[Any, ...], int | None, jax.Array]]:
-    """Every tensor's name, our parameter that holds it, and which of its layers (None: all of it)."""
-    for parts, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        if parts[0] != "layers":
-            yield tensor_name(model.config, parts, 0), parts, None, variable[...]
-        else:
-            for repeat in range(variable[...].shape[0]):
-                yield tensor_name(model.config, parts, repeat), parts, repeat, variable[...]
-
-
-def _on_host(model: Decoder) -> Iterator[tuple[str, tuple[Any, ...], np.ndarray]]:
-    """Every tensor's name, our parameter that holds it, and its values in our layout."""
-    for name, parts, repeat, value in _named(model):
-        yield name, parts, np.asarray(on_every_host(value if repeat is None else value[repeat]))
-
-
-def _bytes(value: jax.Array, repeat: int | None) -> int:
-    return value.nbytes if repeat is None else value.nbytes // value.shape[0]
 
 
 def _shards(sizes: list[int], limit: int) -> list[int]:

@@ -15,11 +15,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from sdistill.model import folders, weights
-from sdistill.model.checkpoint import save_orbax
 from sdistill.model.decoder import bind
-from sdistill.model.folders import find_model, load_model
+from sdistill.model.folders import SIGNS_BASE, find_model
 from sdistill.model.hugging_face import from_hugging_face
-from sdistill.model.weights import SIGNS_BASE, load_pretrained, save_pretrained
+from sdistill.model.weights import load_model, load_pretrained, save_orbax, save_pretrained
 from sdistill.settings import ConfigError
 from tests import tiny
 
