@@ -15,8 +15,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.signs import sdpo
+from sdistill.config import SDPOConfig
 from sdistill.settings import parse
-from sdistill.train import TrainConfig, train
+from sdistill.train import train
 
 STEPS = 24
 LIFETIME = 0.5, 4.0  # seconds at most; a child takes about two to its first step
@@ -25,7 +26,8 @@ LIFETIME = 0.5, 4.0  # seconds at most; a child takes about two to its first ste
 def get_config() -> ConfigDict:
     config = sdpo.get_config("tiny")
     config.update({"steps": STEPS, "checkpoint_every": 1})
-    config.evaluation.update({"every": 4, "at_start": ["k3_test"], "datasets": ["k3_test"], "problems": 4})
+    config.evaluation.update({"every": 4, "at_start": ["k3_test"], "datasets": ["k3_test"]})
+    config.evaluation.num_problems = 4
     return config
 
 
@@ -56,7 +58,7 @@ def main() -> None:
     while not (workdir / "model" / "config.json").exists():
         child = os.fork()
         if child == 0:
-            train(parse(TrainConfig, get_config().to_dict()), workdir)
+            train(parse(SDPOConfig, get_config().to_dict()), workdir)
             os._exit(0)
         if killed < kills:
             let_live(workdir, rng, STEPS - (kills - killed))

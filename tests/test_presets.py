@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.signs import pretrain, sdpo
-from sdistill.config import TrainConfig
+from sdistill.config import AnyTrainConfig
 from sdistill.model.hugging_face import to_hugging_face
 from sdistill.settings import parse
 from sdistill.storage import write_records
@@ -33,9 +33,9 @@ def preset(name: str, arg: str) -> ConfigDict:
     return importlib.import_module(f"configs.models.{name}").get_config(arg)
 
 
-def config(recipe: ConfigDict, name: str, arg: str) -> TrainConfig:
+def config(recipe: ConfigDict, name: str, arg: str) -> AnyTrainConfig:
     recipe.update(preset(name, arg))
-    return parse(TrainConfig, recipe.to_dict())
+    return parse(AnyTrainConfig, recipe.to_dict())
 
 
 def test_every_file_of_the_folder_is_a_preset_but_what_they_share():
