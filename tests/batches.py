@@ -18,10 +18,10 @@ FULL = DivergenceConfig(support="full", top_k=None, tail=None)
 Ids = Sequence[Sequence[int]]
 
 
-def random_ids(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+def random_ids(lengths: Sequence[int], seed: int = 0, vocab_size: int = MODEL.vocab_size) -> list[list[int]]:
     """Sequences of these lengths."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(1, MODEL.vocab_size, length).tolist() for length in lengths]
+    return [rng.integers(1, vocab_size, length).tolist() for length in lengths]
 
 
 def sdpo_batch(

@@ -68,8 +68,9 @@ class Commands:
     def succeed(self, *arguments: object) -> str:
         """Runs a command that must succeed; returns what it printed."""
         done = self.run(*arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        printed = done.stdout + done.stderr
+        assert done.returncode == 0, printed
+        return printed
 
     def kill(self, *arguments: object, when: Callable[[], bool], after: float = 0.0) -> None:
         """Starts a command and kills it, as a power cut would, `after` seconds after `when` became true."""

@@ -15,5 +15,5 @@ MODEL = {
 
 EVALUATION = {"num_samples": 4, "max_prompt_length": 16, "max_response_length": 112, "slots": 256}
 
-TINY_SLOTS = 6
+TINY_SLOTS = 4
 """The pool does not shrink while draining (`engine.engine.MIN_POOL`), so one program is compiled."""

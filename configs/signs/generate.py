@@ -20,7 +20,7 @@ Each takes seconds to a minute on a laptop's CPU. The argument `tiny` asks for 1
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import CONTEXT, MODEL
+from configs.signs.common import CONTEXT, MODEL, TINY_SLOTS
 
 KINDS = ("solution", "answer", "partial", "other_problem")
 STEPS = ("plain", "walk", "unguided", *KINDS, "regenerated", "tiny")
@@ -38,7 +38,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
             "max_prompt_length": 16,
             "max_response_length": 112,
             "sampling": {"temperature": 1.0},
-            "slots": 256,
+            "slots": TINY_SLOTS if arg == "tiny" else 256,
             "stop": (),
             "seed": 0,
             "init_from": MODEL["init_from"],
