@@ -35,7 +35,7 @@ from launch.programs import Program, per_chip, sampling_programs, shaped_params,
 from sdistill import command
 from sdistill.config import AnyTrainConfig, TrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.flops import chip_of
+from sdistill.flops import DEVICE_FLOPS
 from sdistill.generate import GenerateConfig
 from sdistill.mesh_choice import GIB, Workload, chosen_mesh, sampling_workload, training_workload
 from sdistill.model.config import ComputeConfig, ModelConfig
@@ -48,6 +48,46 @@ AVAILABLE = re.compile(r"(?: of |available HBM \()([\d.]+)([KMGT])")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 Settings = AnyTrainConfig | GenerateConfig
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU chip (https://docs.cloud.google.com/tpu/docs, the page of each version).
+
+    Attributes:
+      flops: Peak FLOP/s of bfloat16 matrix products.
+      bandwidth: Bytes a second between HBM and the core.
+      slices: Shapes in which chips are rented, that the compiler knows by `VERSION:SHAPE`.
+    """
+
+    flops: float
+    bandwidth: float
+    slices: tuple[str, ...]
+
+
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+
+CHIPS: Mapping[str, Chip] = {
+    "v4": Chip(DEVICE_FLOPS["TPU v4"], 1228e9, _CUBES),
+    "v5e": Chip(DEVICE_FLOPS["TPU v5e"], 819e9, _SQUARES),
+    "v5p": Chip(DEVICE_FLOPS["TPU v5"], 2765e9, _CUBES),
+    "v6e": Chip(DEVICE_FLOPS["TPU v6e"], 1638e9, _SQUARES),
+}
+"""By the version in a topology's name."""
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a slice such as `v5p:2x2x2`.
+
+    Raises:
+      ConfigError: for other names; lists those that are known.
+    """
+    version, _, shape = topology.partition(":")
+    if version not in CHIPS or shape not in CHIPS[version].slices:
+        known = "; ".join(f"{name}: {', '.join(chip.slices)}" for name, chip in CHIPS.items())
+        raise ConfigError(f"topology={topology!r} is not known; give VERSION:SHAPE, one of {known}")
+    return CHIPS[version]
 
 
 @dataclass(frozen=True)

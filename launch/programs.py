@@ -255,7 +255,7 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
         resident,
         times=step_size / size,
         keywords={"accumulated": state.params},
-        flops=size * flops.gradient_flops(model, length, positions) + scored,
+        flops=size * gradient_flops(model, length, positions) + scored,
         traffic=_gradient_traffic(model, mesh, state.params, size * length) + scored_traffic,
     )
     programs["update"] = Program(
@@ -266,6 +266,38 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
         traffic=2 * per_chip(state) + per_chip(state.params),  # the gradient is read, the state rewritten
     )
     return programs
+
+
+# ── Work of a gradient ───────────────────────────────────────────────────────────────────────────
+
+ATTENTION_BACKWARD = 3.5
+"""Products of the attention kernels' backward pass for one of their forward pass.
+
+They recompute the attention weights in each of their two backward passes:
+forward 2 products (QK, PV); backward 3 for queries (QK, dY·V, dS·K), 4 for keys and values (QK, P·dY, dY·V,
+dS·Q).
+"""
+
+
+def gradient_flops(model: ModelConfig, length: int, positions: int) -> float:
+    """Gradient of one sequence as it is computed: forward, what is recomputed, and backward pass.
+
+    Assumes the attention kernels, and that the logits, which are never kept, are computed twice.
+    """
+    remat = model.compute.remat == "full"
+    matrices = (1 + flops.BACKWARD) * flops.matrix_flops(model, length)
+    matrices += remat * recomputed_flops(model, length)
+    attention = (1 + remat + ATTENTION_BACKWARD) * flops.attention_flops(model, length)
+    return matrices + attention + (2 + flops.BACKWARD) * flops.head_flops(model, positions)
+
+
+def recomputed_flops(model: ModelConfig, tokens: int) -> float:
+    """Matrix products that the backward pass recomputes where only a layer's input is kept (`remat="full"`).
+
+    Not the last product where its result is only added to the residual stream: no gradient needs that.
+    """
+    last = 2.0 * tokens * model.hidden_size * model.intermediate_size * model.num_hidden_layers
+    return flops.matrix_flops(model, tokens) - (last if model.norm == "input" else 0.0)
 
 
 def _weights_traffic(model: ModelConfig, mesh: Mesh) -> float:

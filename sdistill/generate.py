@@ -35,7 +35,7 @@ from sdistill.storage import (
     write_atomically,
     write_responses,
 )
-from sdistill.tasks.problem import Problem
+from sdistill.tasks.problem import Problem, Task
 from sdistill.text.stop import StopStrings
 from sdistill.types import Response
 
@@ -154,9 +154,9 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
     settings = replace(config, thinking=config.context.thinking) if config.context else config
     sampler, params = open_sampler(config.init_from, chat, settings, dtype=config.dtype, mesh=config.mesh)
     check_prompt_lengths(sampler, queries)
-    write_atomically(
-        workdir / CONFIG_FILE, to_json(config).encode()
-    )  # all checks passed: the directory is ours
+    stop = StopStrings(chat.tokenizer, config.stop) if config.stop else None
+    # All checks passed: the directory is ours.
+    write_atomically(workdir / CONFIG_FILE, to_json(config).encode())
 
     # Sample, a stride of problems after the other; the journal has what a killed run left.
     progress = progress or Progress(disable=True)
@@ -166,7 +166,7 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
     walk, size = config.walk, config.num_samples
     with task_of(config.split) as task:
         for some in strides(queries, (walk.stride if walk else len(problems)) * size):
-            responses = complete(config, sampler, params, some, task, journal, progress, workdir.name)
+            responses = complete(config, sampler, params, some, task, stop, journal, progress, workdir.name)
             for group in strides(responses, size):
                 (kept if walk is None or walk.keeps(group) else passed_over).append(list(group))
             if walk is not None and len(kept) >= walk.num_problems:
@@ -214,7 +214,8 @@ def complete(
     sampler: Sampler,
     params: nnx.State,
     queries: Sequence[Query],
-    task: Any,
+    task: Task,
+    stop: StopStrings | None,
     journal: Journal,
     progress: Progress,
     name: str,
@@ -239,7 +240,7 @@ def complete(
             task,
             lambda response: journal.add(response.to_json()),
             seed=config.seed,
-            stop=StopStrings(sampler.chat.tokenizer, config.stop) if config.stop else None,
+            stop=stop,
             on_completion=check,
             progress=follow(progress, bar, name),
         )

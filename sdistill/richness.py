@@ -5,17 +5,28 @@ E_c KL(p(y|x,c) ‖ p(y|x)), which is at least I(y; c|x), with equality where p(
 over contexts. The paper (arXiv 2603.24472) orders contexts by this and does not measure it.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from sdistill.batch import layout
 from sdistill.engine.types import Completions
-from sdistill.losses import score_responses
+from sdistill.losses import Sequences, score_responses
 from sdistill.model.config import ModelConfig
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def _response_log_probs(
+    params: nnx.State, rows: Sequences, *, model: ModelConfig, chunk: int
+) -> Float[Array, "B T"]:
+    """Log-probability of each response token at temperature 1, in nats; 0 after the end. No entropies."""
+    scores = score_responses(params, rows, model=model, temperature=1.0, logits_chunk_size=chunk)
+    return scores.log_prob_BT * rows.response_mask
 
 
 def richness_bits(
@@ -45,6 +56,6 @@ def richness_bits(
         indices = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up
         prompts = [plain_prompts[i] for i in indices]
         rows = layout(prompts, rollouts.ids[indices], rollouts.lengths[indices], max_prompt)
-        scores = score_responses(params, rows, model=model, temperature=1.0, logits_chunk_size=chunk)
-        unguided.append(np.asarray(scores.log_prob_BT * rows.response_mask).sum(axis=1))
+        log_prob_BT = _response_log_probs(params, rows, model=model, chunk=chunk)
+        unguided.append(np.asarray(log_prob_BT).sum(axis=1))
     return (rollouts.full_log_probs.sum(axis=1) - np.concatenate(unguided)[:count]) / math.log(2)

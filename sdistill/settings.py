@@ -6,7 +6,6 @@ defaults and meaning of every field. `parse` joins the two, and refuses what it 
 
 import dataclasses
 import difflib
-import hashlib
 import inspect
 import json
 import re
@@ -183,8 +182,3 @@ def list_fields(cls: type, path: str = "config", defaults: Any = None) -> list[t
 def to_json(settings: Any) -> str:
     """The settings as canonical JSON: what a run directory keeps and compares."""
     return json.dumps(dataclasses.asdict(settings), indent=1, sort_keys=True)
-
-
-def fingerprint(settings: Any) -> str:
-    """Twelve hexadecimal digits that identify the settings."""
-    return hashlib.sha256(to_json(settings).encode()).hexdigest()[:12]

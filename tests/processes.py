@@ -18,7 +18,6 @@ class Commands:
     """Runs `python -m` commands that share prepared data sets, and compiled programs with all other tests.
 
     With `devices`, each sees as many CPU devices and no others; `optimized` commands compile as users' do.
-    `folder` is the directory that they run in.
     """
 
     def __init__(
@@ -27,10 +26,8 @@ class Commands:
         *,
         devices: int | None = None,
         optimized: bool = False,
-        folder: Path = ROOT,
         **environment: str,
     ):
-        self.folder = folder
         if optimized:
             environment |= {"XLA_FLAGS": ""}
         if devices is not None:
@@ -46,7 +43,7 @@ class Commands:
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
-            cwd=self.folder,
+            cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,5 +1,8 @@
 """Checkpoints: what comes back, and what happens when the newest cannot be read."""
 
+import dataclasses
+import functools
+import gc
 import logging
 import shutil
 import warnings
@@ -14,33 +17,54 @@ from sdistill.config import OptimizerConfig
 from sdistill.step import init_state
 from tests import tiny
 
+MODEL = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1)
+
 # What Orbax leaves unfinished when a read fails is none of ours.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
 )
 
 
+@functools.cache
 def make_arrays(seed: int, teacher: bool = True):
     """A training state and a teacher."""
-    params = tiny.parameters(seed=seed)
-    state = init_state(params, tiny.CONFIG, OptimizerConfig(learning_rate=1e-3), tiny.one_device())
+    params = tiny.parameters(MODEL, seed)
+    state = init_state(params, MODEL, OptimizerConfig(learning_rate=1e-3), tiny.one_device())
     opt_state = jax.tree.map(lambda x: x + seed, state.opt_state)
     state = state._replace(step=state.step + seed, opt_state=opt_state)
-    return state, tiny.parameters(seed=seed + 100) if teacher else None
+    return state, tiny.parameters(MODEL, seed + 100) if teacher else None
 
 
 def make_position(step: int) -> dict:
     return {"next": step * 7, "nested": {"epoch": step}}
 
 
-@pytest.fixture
-def directory(tmp_path):
-    """Three checkpoints were written, at steps 1, 2 and 3."""
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2, 3):
-        checkpoints.save(step, make_arrays(step), make_position(step))
+@pytest.fixture(autouse=True)
+def nothing_left_unfinished():
+    """Orbax's leavings are collected, and warned of, while warnings are ignored."""
+    yield
+    gc.collect()
+
+
+def save(directory, step: int) -> None:
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(step, make_arrays(step), make_position(step))
     checkpoints.close()
-    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Three checkpoints were written, at steps 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    for step in (1, 2, 3):
+        save(folder, step)
+    return folder
+
+
+@pytest.fixture
+def directory(written, tmp_path):
+    """A copy of them."""
+    return shutil.copytree(written, tmp_path / "checkpoints")
 
 
 def restore(directory, like=None):
@@ -120,9 +144,14 @@ def test_a_damaged_newest_gives_way_to_the_one_before(damage, directory, caplog)
         assert_is_step(restore(directory), 2)
     warnings = [m for m in caplog.messages if "cannot be read" in m]
     assert len(warnings) == 1 and "checkpoint of step 3" in warnings[0] and str(directory) in warnings[0]
-    again = Checkpoints(directory)  # and can be made again
-    again.save(3, make_arrays(3), make_position(3))
-    again.close()
+    assert {path.name for path in directory.iterdir() if path.name.isdigit()} == {"2"}
+    assert (directory.parent / "damaged_checkpoints" / "3").exists()
+
+
+def test_a_damaged_one_can_be_made_again(directory):
+    DAMAGE["arrays deleted"](directory / "3")
+    restore(directory)
+    save(directory, 3)
     assert_is_step(restore(directory), 3)
 
 

@@ -41,7 +41,7 @@ def complaint(commands, *arguments) -> str:
         ([SDPO, "steps=3"], ["steps=3"]),
         ([], ["--config"]),
         (["--config=configs/signs/nothing.py"], ["configs/signs/nothing.py"]),
-        (["--config=configs/signs/sdpo.py:nonsense"], ["sdpo.context.kind='nonsense'", "'answer'"]),
+        (["--config=configs/signs/sdpo.py:nonsense"], ["teacher.context.kind='nonsense'", "'answer'"]),
         (["--config=configs/signs/study.py:nonsense"], ["'nonsense'", "quick"]),
     ],
     ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else None,
@@ -94,7 +94,10 @@ def test_a_directory_with_other_settings_is_refused(commands, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["--model=/nowhere"], "not a model folder"), (["--split=k9"], "k3_pool, k4_pool")],
+    [
+        (["--model=/nowhere", "--split=k3_test"], "not a model folder"),
+        (["--model=signs_base", "--split=k9"], "k3_pool, k4_pool"),
+    ],
 )
 def test_evaluate_says_what_is_wrong(arguments, part, commands):
     assert part in complaint(commands, "sdistill.evaluate", *arguments)

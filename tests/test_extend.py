@@ -111,6 +111,7 @@ def test_the_fix_changes_the_loss(extended):
         "fix",
         """
         import numpy as np
+        from sdistill.model.folders import load_chat
         from configs.signs import sdpo
         from sdistill.settings import parse
         from sdistill.engine.types import Completion, Completions, Finish

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.programs import per_chip, training_programs
+from launch.programs import (
+    ATTENTION_BACKWARD,
+    gradient_flops,
+    per_chip,
+    recomputed_flops,
+    training_programs,
+)
 from sdistill import flops
 from sdistill.config import AnyTrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
@@ -67,9 +73,9 @@ def test_a_token_is_multiplied_with_every_matrix_once():
 
 
 def test_what_is_computed_once_more_is_all_but_the_product_that_no_gradient_needs():
-    assert flops.matrix_flops(MODEL, 3) - flops.recomputed_flops(MODEL, 3) == 2 * 3 * 256 * 512 * 2
+    assert flops.matrix_flops(MODEL, 3) - recomputed_flops(MODEL, 3) == 2 * 3 * 256 * 512 * 2
     normed = dataclasses.replace(MODEL, norm="output")
-    assert flops.recomputed_flops(normed, 3) == flops.matrix_flops(normed, 3)
+    assert recomputed_flops(normed, 3) == flops.matrix_flops(normed, 3)
 
 
 def test_sampling_reads_a_prompt_once_and_every_token_but_the_last():
@@ -95,14 +101,14 @@ def plain_attention(length):
 
 def without_kernels(length, positions):
     """FLOPs of a gradient with plain attention in the place of the kernels."""
-    kernels = (2 + flops.ATTENTION_BACKWARD) * flops.attention_flops(MODEL, length)
-    return flops.gradient_flops(MODEL, length, positions) - kernels + 4 * plain_attention(length)
+    kernels = (2 + ATTENTION_BACKWARD) * flops.attention_flops(MODEL, length)
+    return gradient_flops(MODEL, length, positions) - kernels + 4 * plain_attention(length)
 
 
 def test_the_gradient_has_the_flops_of_the_shapes(programs):
     student, teacher = PROMPT + RESPONSE, CONTEXT + RESPONSE
     scored = flops.forward_flops(MODEL, teacher, RESPONSE)
-    expected = ROWS * (flops.gradient_flops(MODEL, student, RESPONSE) + scored)
+    expected = ROWS * (gradient_flops(MODEL, student, RESPONSE) + scored)
     assert programs["gradient"].flops == pytest.approx(expected)
     scored += plain_attention(teacher) - flops.attention_flops(MODEL, teacher)
     counted = programs["gradient"].lower().cost_analysis()
@@ -156,7 +162,7 @@ def test_sft_trains_on_examples_and_samples_for_its_evaluations():
     sft = {**RUN, "examples": examples, "micro_batch_size": 2}
     alone = programs_of("sft", **sft)
     assert list(alone) == ["gradient", "update"]
-    assert alone["gradient"].flops == pytest.approx(2 * flops.gradient_flops(MODEL, 64, 64))
+    assert alone["gradient"].flops == pytest.approx(2 * gradient_flops(MODEL, 64, 64))
     counted = alone["gradient"].lower().compile().cost_analysis()
     assert counted["flops"] == pytest.approx(2 * without_kernels(64, 64), rel=0.1)
     assert counted["bytes accessed"] > alone["gradient"].traffic
@@ -176,7 +182,7 @@ def test_grpo_has_no_teacher():
     assert "score" not in programs and programs["update"].resident is None
     gradient = programs["gradient"]
     assert gradient.times == 4 * 2 / ROWS
-    assert gradient.flops == pytest.approx(ROWS * flops.gradient_flops(MODEL, PROMPT + RESPONSE, RESPONSE))
+    assert gradient.flops == pytest.approx(ROWS * gradient_flops(MODEL, PROMPT + RESPONSE, RESPONSE))
     assert all(x.dtype for x in jax.tree.leaves(gradient.lower().out_info))
     params = programs["update"].arguments[0].params
     assert per_chip((gradient.arguments, gradient.keywords)) < 2.2 * per_chip(params)

@@ -1,19 +1,20 @@
 """Matched sets: what is taken from several generations, and the forms it is written in."""
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.signs import generate as recipe
+from sdistill.data.catalogue import open_problems
 from sdistill.generate import DONE, GenerateConfig
-from sdistill.match import match, matched
+from sdistill.match import main, match, matched
 from sdistill.settings import ConfigError, parse, to_json
 from sdistill.storage import read_records, write_atomically, write_responses
 from sdistill.tasks.signs_puzzle import question
 from tests import tiny
-from tests.processes import Commands
 
 PUZZLES = [((1, 1, 1), 1), ((8, 4, 7), 5), ((2, 2, 2), 6)]
 NAMES = [question(*puzzle) for puzzle in PUZZLES]
@@ -62,8 +63,6 @@ def two(tmp_path, pool, data_dir):
 
 @pytest.fixture(scope="module")
 def pool(data_dir):
-    from sdistill.data.catalogue import open_problems
-
     return open_problems("k3_pool", str(data_dir))
 
 
@@ -98,9 +97,10 @@ def test_what_cannot_be_matched_is_refused(two, pool, data_dir, tmp_path):
     assert not out.exists()
 
 
-def test_the_command_says_what_it_matched(two, tmp_path, tmp_path_factory, data_dir):
-    commands = Commands(data_dir)
-    printed = commands.succeed("sdistill.match", *two, "--responses", 3, "--out", tmp_path / "out")
-    assert "only 2 of 3 responses could be matched" in printed
-    again = commands.run("sdistill.match", *two, "--out", tmp_path / "out")
-    assert again.returncode == 1 and "is not empty; give a new folder" in again.stderr
+def test_the_command_says_what_it_matched(two, tmp_path, monkeypatch, capsys):
+    command = ["match", *map(str, two), "--responses", "3", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    assert "only 2 of 3 responses could be matched" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="^error: .* is not empty; give a new folder$"):
+        main()

@@ -9,9 +9,9 @@ import pytest
 
 from configs.paper import common, section3
 from configs.paper.shapes import SHAPES
+from launch.compile_check import CHIPS
 from sdistill.config import AnyTrainConfig
 from sdistill.divergence.definition import DivergenceConfig
-from sdistill.flops import CHIPS
 from sdistill.generate import GenerateConfig
 from sdistill.model.hugging_face import from_hugging_face
 from sdistill.settings import parse

@@ -1,16 +1,18 @@
 """From problems to verified responses: streams, verdicts, prefixes, and verification while others decode."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sdistill.config import SamplerConfig
-from sdistill.engine.types import Finish
-from sdistill.sample import Query, Sampler, encode, queries_for
+from sdistill.engine.types import Completion, Completions, Finish
+from sdistill.model.folders import load_chat
+from sdistill.sample import Query, Sampler, encode, open_sampler, queries_for
 from sdistill.tasks.signs_puzzle import SignsTask, make_problem
 from sdistill.text.chat import SignsChat
 from sdistill.types import Response
 from tests import tiny
-from tests.test_train import WORDS
 
 FIRST, SECOND = make_problem((8, 4, 7), 19), make_problem((1, 2, 3), 0)
 CONFIG = SamplerConfig(num_samples=2, max_prompt_length=16, max_response_length=6, slots=4)
@@ -18,12 +20,12 @@ CONFIG = SamplerConfig(num_samples=2, max_prompt_length=16, max_response_length=
 
 @pytest.fixture(scope="module")
 def sampler(tokenizer):
-    return Sampler(WORDS, tiny.one_device(), SignsChat(tokenizer), CONFIG)
+    return Sampler(tiny.WORDS, tiny.one_device(), SignsChat(tokenizer), CONFIG)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return tiny.parameters(WORDS)
+    return tiny.parameters(tiny.WORDS)
 
 
 def test_a_repeated_problem_goes_on_counting_its_samples(tokenizer):
@@ -49,8 +51,6 @@ class Says:
         self.tokenizer, self.text, self.finish = tokenizer, text, finish
 
     def generate(self, params, requests, **options):
-        from sdistill.engine.types import Completion, Completions
-
         ids = self.tokenizer.encode(self.text) + [self.tokenizer.eos_id] * (self.finish == Finish.STOP)
         zeros = np.zeros(len(ids), np.float32)
         completion = Completion(np.asarray(ids, np.int32), zeros, zeros, self.finish)
@@ -58,7 +58,7 @@ class Says:
 
 
 def verified(tokenizer, query, text, finish=Finish.STOP):
-    sampler = Sampler(WORDS, tiny.one_device(), SignsChat(tokenizer), CONFIG)
+    sampler = Sampler(tiny.WORDS, tiny.one_device(), SignsChat(tokenizer), CONFIG)
     sampler.engine = Says(tokenizer, text, finish)
     [response], _ = sampler(None, [query], SignsTask(), seed=0, step=0)
     return response
@@ -114,7 +114,7 @@ def test_forbidden_tokens_are_never_drawn(sampler, params, tokenizer):
     free, _ = sampler(params, queries_for([FIRST], 2), SignsTask(), seed=0, step=0)
     first = tokenizer.encode(free[0].text)[0]
     found, _ = sampler(params, queries_for([FIRST], 2), SignsTask(), seed=0, step=0, forbidden=[first])
-    assert all(first not in tokenizer.encode(response.text) for response in found)
+    assert found and all(first not in tokenizer.encode(response.text) for response in found)
 
 
 def test_a_stream_hands_out_the_same_responses_and_stops_where_it_is_told(sampler, params):
@@ -130,3 +130,9 @@ def test_a_stream_hands_out_the_same_responses_and_stops_where_it_is_told(sample
 
     with pytest.raises(FloatingPointError, match="= "):
         sampler.stream(params, queries, SignsTask(), streamed.append, seed=3, on_completion=refuse)
+
+
+def test_activations_and_cache_have_the_type_of_the_weights():
+    sampler, params = open_sampler("signs_base", load_chat("signs_base"), CONFIG, dtype="bfloat16")
+    cache = jax.eval_shape(lambda: sampler.engine.model.empty_cache(4, 8))
+    assert {x.dtype for x in jax.tree.leaves((params, cache))} == {jnp.dtype("bfloat16")}

@@ -20,7 +20,7 @@ from sdistill.engine.model import SamplingModel
 from sdistill.engine.sampling import SamplingArrays, draw
 from sdistill.engine.types import Finish
 
-ROUND_STEPS = 16  # so many that the host's part is small, so few that ended rows do not wait long
+ROUND_STEPS = 16  # enough to make the host's part small, few enough that ended rows do not wait long
 
 
 class RowState(NamedTuple):
@@ -198,7 +198,7 @@ def decode(
 
 
 def resize_columns(x: Shaped[Array, "..."], columns: int, axis: int) -> Shaped[Array, "..."]:
-    """Pads or cuts one array of a cache to so many columns."""
+    """Pads or cuts one array of a cache to this number of columns."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, max(0, columns - x.shape[axis]))
     return jax.lax.slice_in_dim(jnp.pad(x, padding), 0, columns, axis=axis)
@@ -231,7 +231,7 @@ class Programs:
             return jax.lax.with_sharding_constraint(params, model.shardings(params, mesh))
 
         def prefill(params: Any, tokens_QP: jax.Array, lengths_Q: jax.Array, columns: int) -> Any:
-            """The cache of Q prompts, with so many columns."""
+            """The cache of Q prompts, with this number of columns."""
             tokens_QP, lengths_Q = jax.lax.with_sharding_constraint((tokens_QP, lengths_Q), rows)
             cache = model.prefill(params, tokens_QP, lengths_Q)
             axes = model.column_axes(cache)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from sdistill.batch import layout
+from sdistill.config import GRPOLossConfig, SDPOLossConfig
 from sdistill.divergence.chunked import chunked_token_divergence
 from sdistill.divergence.definition import DivergenceConfig, token_divergence
-from sdistill.losses import DistillationConfig, GRPOConfig, OnPolicyBatch
+from sdistill.losses import GRPOBatch, PackedBatch, SDPOBatch, cross_entropy_loss, grpo_loss, sdpo_loss
 from sdistill.settings import ConfigError
-from sdistill.step import PackedBatch, cross_entropy_gradient, grpo_gradient, sdpo_gradient
+from sdistill.step import compute_gradient
 from tests import tiny
 from tests.divergence.test_divergence import config, exact, log_softmax
 
@@ -307,23 +308,26 @@ def test_no_array_holds_the_vocabulary_of_all_positions(settings):
 
 
 MODEL = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, vocab_size=997)
-COMMON = {"model": MODEL, "chunk": 1}
 ROWS, PROMPT, RESPONSE = 5, 3, 11
 
 
-def on_policy_batch():
+def sdpo_batch():
     prompts = [[3, 4, 5]] * ROWS
     rows = layout(prompts, np.ones((ROWS, RESPONSE), np.int32), np.full(ROWS, RESPONSE), PROMPT)
     zeros = np.zeros((ROWS, RESPONSE), np.float32)
-    return OnPolicyBatch(
+    return SDPOBatch(
         student=rows,
-        rollout_log_probs=zeros,
-        markers=zeros,
-        weights=zeros + 1,
-        advantages=zeros,
         teacher=rows,
         has_teacher=np.ones(ROWS, np.float32),
+        token_weights=zeros + 1,
+        rollout_log_probs=zeros,
+        epistemic_mask=zeros,
     )
+
+
+def grpo_batch():
+    batch = sdpo_batch()
+    return GRPOBatch(batch.student, batch.epistemic_mask, batch.token_weights, batch.rollout_log_probs)
 
 
 def packed_batch():
@@ -334,16 +338,17 @@ def packed_batch():
 @pytest.mark.parametrize("name", ["sdpo", "full", "grpo", "cross_entropy"])
 def test_no_array_of_a_training_step_holds_the_vocabulary_of_all_positions(name):
     params, teacher = (tiny.parameters(MODEL, seed) for seed in (0, 1))
-    top_k = DistillationConfig(top_k=7)
-    full = DistillationConfig(support="full", top_k=None, tail=None)
-    step, *arguments = {
-        "sdpo": (functools.partial(sdpo_gradient, config=top_k, temperature=1.0), teacher, on_policy_batch()),
-        "full": (functools.partial(sdpo_gradient, config=full, temperature=1.0), teacher, on_policy_batch()),
-        "grpo": (functools.partial(grpo_gradient, config=GRPOConfig(), temperature=1.0), on_policy_batch()),
-        "cross_entropy": (cross_entropy_gradient, packed_batch()),
+    top_k = SDPOLossConfig(DivergenceConfig(top_k=7))
+    full = SDPOLossConfig(DivergenceConfig(support="full", top_k=None, tail=None))
+    sampled = {"temperature": 1.0, "logits_chunk_size": 1}
+    loss, *arguments = {
+        "sdpo": (functools.partial(sdpo_loss, config=top_k, **sampled), teacher, sdpo_batch()),
+        "full": (functools.partial(sdpo_loss, config=full, **sampled), teacher, sdpo_batch()),
+        "grpo": (functools.partial(grpo_loss, config=GRPOLossConfig(), **sampled), grpo_batch()),
+        "cross_entropy": (functools.partial(cross_entropy_loss, logits_chunk_size=1), packed_batch()),
     }[name]
-    text = jax.jit(functools.partial(step, **COMMON)).lower(params, *arguments).compile().as_text()
-    found = elements(text)
+    gradient = jax.jit(functools.partial(compute_gradient, loss=loss, model=MODEL))
+    found = elements(gradient.lower(params, *arguments).compile().as_text())
     assert ROWS * MODEL.vocab_size in found  # a chunk: one position of every row
     assert max(found) < ROWS * RESPONSE * MODEL.vocab_size
 

@@ -16,7 +16,6 @@ from configs.paper import section3, section5_sdpo
 from launch import compile_check
 from sdistill.config import SDPOConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
-from sdistill.flops import CHIPS, chip_of
 from sdistill.generate import GenerateConfig
 from sdistill.settings import ConfigError, parse
 
@@ -92,10 +91,10 @@ def test_the_least_time_is_by_what_is_slower():
     assert dataclasses.replace(known, traffic=3 * 819e9).bound == (3.0, "memory")
 
 
-@pytest.mark.parametrize("version", CHIPS)
+@pytest.mark.parametrize("version", compile_check.CHIPS)
 def test_all_slices_that_are_listed_are_known(version):
-    for shape in CHIPS[version].slices:
-        assert chip_of(f"{version}:{shape}") is CHIPS[version]
+    for shape in compile_check.CHIPS[version].slices:
+        assert compile_check.chip_of(f"{version}:{shape}") is compile_check.CHIPS[version]
 
 
 def run(*arguments):
