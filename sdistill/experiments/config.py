@@ -179,13 +179,9 @@ class FixesConfig(RunsConfig):
         runs = self.runs()
         labels = [condition.label for condition in runs]
         require(len(runs) == 2 + len(self.fixes), f"fixes: the conditions must differ, not {labels}")
+        # Runs that differ in more than the objective would not compare objectives.
         for condition, run in runs.items():
-            for name in (
-                "init_from",
-                "steps",
-                "rollouts",
-                "evaluation",
-            ):  # or the objectives are not compared
+            for name in ("init_from", "steps", "rollouts", "evaluation"):
                 require(
                     getattr(run, name) == getattr(self.grpo, name),
                     f"fixes: {condition.label} has other {name} than grpo; make them equal",
