@@ -3,12 +3,13 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-# Tests compile thousands of small programs and run each a few times. Without LLVM's optimization of what XLA
-# has made of them, two training steps took 34 s of CPU instead of 51, and with the older code generator of
-# fusions, which jax 0.11 no longer has, 38 instead of 48; passes over the program itself are those of every
-# run. Long tests run commands without (`optimized=True` of tests/processes.py).
+# Tests compile thousands of small programs and run each a few times. XLA's passes over a program are those of
+# every run. What makes machine code of the result is made cheaper: no optimization by LLVM, no splitting over
+# threads, and the older code generator of fusions, which jax 0.11 no longer has. A tiny training then took
+# 10 s of CPU instead of 29 (once each). Long tests run commands without (`optimized=True`, processes.py).
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    " --xla_cpu_parallel_codegen_split_count=1"
     f"{' --xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''}"
 )
 
@@ -23,6 +24,7 @@ import pytest
 from hypothesis import settings
 
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
+from tests.processes import ForkedCommands
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("repeatable")
@@ -46,6 +48,14 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def forked_commands(data_dir):
+    """Short commands of the package."""
+    commands = ForkedCommands(data_dir)
+    yield commands
+    commands.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Commands in processes of their own, how to kill them, and what they leave behind."""
 
+import json
 import os
 import socket
 import struct
@@ -18,6 +19,7 @@ class Commands:
     """Runs `python -m` commands that share prepared data sets, and compiled programs with all other tests.
 
     With `devices`, each sees as many CPU devices and no others; `optimized` commands compile as users' do.
+    `folder` is the directory that they run in.
     """
 
     def __init__(
@@ -26,8 +28,10 @@ class Commands:
         *,
         devices: int | None = None,
         optimized: bool = False,
+        folder: Path = ROOT,
         **environment: str,
     ):
+        self.folder = folder
         if optimized:
             environment |= {"XLA_FLAGS": ""}
         if devices is not None:
@@ -40,10 +44,11 @@ class Commands:
             **environment,
         }
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
-            cwd=ROOT,
+            stdin=stdin,
+            cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -84,6 +89,23 @@ class Commands:
         finally:
             process.kill()
             process.communicate()
+
+
+class ForkedCommands:
+    """Runs commands one after the other in forks of one process, which has imported the package already."""
+
+    def __init__(self, data_dir: Path):
+        self._server = Commands(data_dir).start("tests.forks", stdin=subprocess.PIPE)
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        assert self._server.stdin is not None and self._server.stdout is not None
+        print(json.dumps(list(map(str, arguments))), file=self._server.stdin, flush=True)
+        answer = self._server.stdout.readline()
+        assert answer, self._server.communicate()
+        return subprocess.CompletedProcess(list(arguments), *json.loads(answer))
+
+    def close(self) -> None:
+        self._server.communicate()
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

@@ -9,14 +9,13 @@ from configs.signs import study as study_config
 from sdistill import study
 from sdistill.model.folders import SIGNS_BASE
 from sdistill.settings import ConfigError
-from tests.processes import Commands
 
 SDPO = "--config=configs/signs/sdpo.py:tiny"
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory, data_dir):
-    return Commands(data_dir)
+@pytest.fixture
+def commands(forked_commands):
+    return forked_commands
 
 
 def complaint(commands, *arguments) -> str:

@@ -14,9 +14,12 @@ from sdistill.storage import (
     Journal,
     check_workdir,
     read_records,
+    responses_file,
+    responses_files,
     to_lines,
     write_atomically,
     write_records,
+    write_responses,
 )
 
 RECORDS = [{"a": 1, "b": [1.5, None, True]}, {"text": "maybe − é 漢"}, {}]
@@ -169,3 +172,14 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written: .*storage.objectUser") as error:
         check_workdir(tmp_path / "file" / "run", settings())
     assert str(tmp_path / "file" / "run") in str(error.value)
+
+
+def test_files_of_responses_are_found_by_data_set_and_step(tmp_path):
+    names = {("k3_test", 0), ("k3_test", 20), ("train", 20)}
+    for dataset, step in names:
+        write_responses(responses_file(tmp_path, dataset, step), [])
+    for other in ("sft_answer.jsonl.gz", "journal-0.jsonl", "metrics.jsonl"):
+        (tmp_path / other).touch()
+    found = responses_files(tmp_path)
+    assert found == {name: responses_file(tmp_path, *name) for name in names}
+    assert responses_files(tmp_path / "absent") == {}

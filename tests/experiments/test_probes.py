@@ -14,6 +14,7 @@ from sdistill.experiments.probes import PLAIN, SDPO, Arm, Subject, probe
 from sdistill.experiments.study import Study
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import new_model
+from sdistill.sample import Query
 from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_responses, write_responses
 from sdistill.tasks.problem import Problem, Task, Verdict, strip_thinking
@@ -187,3 +188,11 @@ def test_words_left_out_of_the_loss_are_the_probes_own():
     values["sdpo"]["loss"]["masked_words"] = ["wait"]
     with pytest.raises(ConfigError, match="masked_words is filled in"):
         parse(ProbesConfig, values)
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sampled(subject, tmp_path):
+    config = dataclasses.replace(subject.study.config, max_prompt_length=3)
+    study = dataclasses.replace(subject.study, config=config)
+    with pytest.raises(ConfigError, match=r"max_prompt_length=3: a prompt for .*new.jsonl.gz has \d+ tokens"):
+        study.respond(tmp_path / "new.jsonl.gz", [Query(PROBLEMS[0])], max_response_length=8, seed=0)
+    assert not (tmp_path / "new.jsonl.gz").exists()
