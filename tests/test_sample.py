@@ -117,19 +117,24 @@ def test_forbidden_tokens_are_never_drawn(sampler, params, tokenizer):
     assert found and all(first not in tokenizer.encode(response.text) for response in found)
 
 
-def test_a_stream_hands_out_the_same_responses_and_stops_where_it_is_told(sampler, params):
-    queries, streamed = queries_for([FIRST, SECOND], 2), []
+def test_a_stream_hands_out_the_same_responses_and_raises_what_its_callbacks_raise(sampler, params):
+    queries = [*queries_for([FIRST, SECOND], 2), Query(FIRST, sample=2, prefix="perhaps 8 11")]
+    streamed = []
     whole, _ = sampler(params, queries, SignsTask(), seed=3, step=0)
     sampler.stream(params, queries, SignsTask(), streamed.append, seed=3)
-    assert sorted(streamed, key=lambda r: (r.problem, r.sample)) == sorted(
-        whole, key=lambda r: (r.problem, r.sample)
-    )
+    order = {(query.problem.id, query.sample): number for number, query in enumerate(queries)}
+    assert sorted(streamed, key=lambda r: order[r.problem, r.sample]) == whole
 
-    def refuse(query, completion):
-        raise FloatingPointError(query.problem.id)
+    def refuse(*arguments):
+        raise FloatingPointError("refused")
 
-    with pytest.raises(FloatingPointError, match="= "):
-        sampler.stream(params, queries, SignsTask(), streamed.append, seed=3, on_completion=refuse)
+    for callbacks in (
+        {"on_response": refuse},
+        {"on_response": streamed.append, "on_completion": refuse},
+        {"on_response": streamed.append, "progress": refuse},
+    ):
+        with pytest.raises(FloatingPointError, match="refused"):
+            sampler.stream(params, queries, SignsTask(), seed=3, **callbacks)
 
 
 def test_activations_and_cache_have_the_type_of_the_weights():
