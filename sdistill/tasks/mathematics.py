@@ -147,7 +147,7 @@ def plain(text: str) -> str:
     """
     text = WRAPPED.sub(r"\1", text.translate(UNICODE))
     text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"^{\circ}", r"^\circ")
-    return COSMETIC.sub("", re.sub(r"\\[;: ]", " ", text)).removesuffix(".")
+    return COSMETIC.sub("", re.sub(r"\\[;: ]", " ", text)).rstrip(".")
 
 
 def compare_plain(reference: str, answer: str) -> bool | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdistill.settings import ConfigError, parse
@@ -238,6 +238,7 @@ def test_integers_are_compared_without_a_worker(number):
 
 
 @given(st.text("ab12+,. (){}\\", max_size=12))
+@example("...")
 def test_plain_changes_no_answer_twice(text):
     assert plain(plain(text).strip()) == plain(plain(plain(text)).strip())
 
