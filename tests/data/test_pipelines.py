@@ -3,10 +3,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from grain.sharding import ShardOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdistill.data.pipelines import Shard, example_batches, problem_batches, tokenize_example
+from sdistill.data.pipelines import example_batches, problem_batches, tokenize_example
 from sdistill.settings import ConfigError
 from sdistill.tasks.signs_puzzle import problem_from_text
 from sdistill.tasks.signs_reasoner import Habits, example, vocabulary
@@ -181,9 +182,9 @@ def assert_equal(found, expected):
 
 def assert_processes_agree(make, counts, steps):
     """A run that goes on with another number of processes every few steps draws what one process draws."""
-    reference, position = make(Shard()), None
+    reference, position = make(ShardOptions(0, 1)), None
     for count in counts:
-        iterators = [make(Shard(index, count)) for index in range(count)]
+        iterators = [make(ShardOptions(index, count)) for index in range(count)]
         for iterator in iterators if position else ():
             iterator.set_state(position)
         for _ in range(steps):
@@ -230,13 +231,13 @@ def test_no_examples_depend_on_the_number_of_processes(counts, steps, examples, 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(packed):
     with pytest.raises(ConfigError, match="batch_size=4 cannot be divided among count=3 processes"):
         example_batches(
-            SOURCE, TOKENIZER, batch_size=4, sequence_length=99, packed=packed, seed=0, shard=Shard(0, 3)
+            SOURCE,
+            TOKENIZER,
+            batch_size=4,
+            sequence_length=99,
+            packed=packed,
+            seed=0,
+            shard=ShardOptions(0, 3),
         )
     with pytest.raises(ConfigError, match="batch_size=5 cannot be divided among count=2 processes"):
-        problem_batches(PROBLEMS, batch_size=5, seed=0, shard=Shard(1, 2))
-
-
-@pytest.mark.parametrize(("index", "count"), [(1, 1), (-1, 2), (0, 0)])
-def test_shares_that_there_are_not(index, count):
-    with pytest.raises(ConfigError, match=f"index={index} must be from 0 to below count={count}"):
-        Shard(index, count)
+        problem_batches(PROBLEMS, batch_size=5, seed=0, shard=ShardOptions(1, 2))
