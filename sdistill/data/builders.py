@@ -32,17 +32,16 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 """The last line of every prompt, as in the code released with arXiv 2603.24472."""
 
 # DAPO-Math-17k has instructions of its own before and after the problem, which ask for another form.
-DAPO_OPENING = re.compile(
-    r"\s*Solve the following math problem step by step\..*?answer to the problem\.\s", re.S
+DAPO_INSTRUCTIONS = re.compile(
+    r"\A\s*Solve the following math problem step by step\..*?answer to the problem\.\s"
+    r"|\s*Remember to put your answer on its own line after \"Answer:\"\.?\s*$",
+    re.S,
 )
-DAPO_CLOSING = re.compile(r"\s*Remember to put your answer on its own line after \"Answer:\"\.?\s*$")
 
 
 def boxed_prompt(text: str) -> str:
     """The prompt of a problem: its text without instructions, a line end, and `INSTRUCTION`."""
-    opening = DAPO_OPENING.match(text)
-    problem = text[opening.end() :] if opening else text
-    problem = DAPO_CLOSING.sub("", problem).strip().removesuffix(INSTRUCTION).strip()
+    problem = DAPO_INSTRUCTIONS.sub("", text).strip().removesuffix(INSTRUCTION).strip()
     return f"{problem}\n{INSTRUCTION}"
 
 
@@ -93,11 +92,8 @@ class MathematicsSet(ProblemSet):
 class Aime24(MathematicsSet):
     """AIME 2024: 30 problems with integer answers; the public file has every problem 32 times."""
 
-    name = "aime24"
     SOURCES = on_the_hub(
-        "BytedTsinghua-SIA/AIME-2024",
-        "aa49075e24ad594b79fdf0bdcefa735c2181be67",
-        "data/aime-2024.parquet",
+        "BytedTsinghua-SIA/AIME-2024@aa49075e24ad594b79fdf0bdcefa735c2181be67/data/aime-2024.parquet",
         "12154e38a716d12db5731f9a022ae69a610c4f7d0e0dcc04e902887a686877e7",
         "Apache-2.0",
     )
@@ -106,11 +102,8 @@ class Aime24(MathematicsSet):
 class Aime25(MathematicsSet):
     """AIME 2025, I and II: 30 problems with integer answers."""
 
-    name = "aime25"
     SOURCES = on_the_hub(
-        "math-ai/aime25",
-        "563bb8404243c5f09de6ec262f2db674fe5bce9b",
-        "test.jsonl",
+        "math-ai/aime25@563bb8404243c5f09de6ec262f2db674fe5bce9b/test.jsonl",
         "b4e273c02d3e7fe1b74b59eae768fc8230bfb0f79539890cb56f4361caac0331",
         "Apache-2.0",
     )
@@ -119,11 +112,8 @@ class Aime25(MathematicsSet):
 class Amc23(MathematicsSet):
     """AMC 12 A and B of 2023: 40 problems, reworded by the publisher so that the answers are integers."""
 
-    name = "amc23"
     SOURCES = on_the_hub(
-        "math-ai/amc23",
-        "80815d37005feb82cd7f8fbc6901d5d3eff43057",
-        "test-00000-of-00001.parquet",
+        "math-ai/amc23@80815d37005feb82cd7f8fbc6901d5d3eff43057/test-00000-of-00001.parquet",
         "b696e87ba47be4e879a60fd4ef1d4aa522ba78c5ae013c6aff5cc9788a397c5e",
         "not declared",
     )
@@ -132,11 +122,8 @@ class Amc23(MathematicsSet):
 class Math500(MathematicsSet):
     """MATH-500: 500 problems of the MATH test set, of seven subjects and five levels; answers are LaTeX."""
 
-    name = "math500"
     SOURCES = on_the_hub(
-        "HuggingFaceH4/MATH-500",
-        "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        "test.jsonl",
+        "HuggingFaceH4/MATH-500@6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be/test.jsonl",
         "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132",
         "MIT",
     )
@@ -148,9 +135,7 @@ class DapoMath17k(MathematicsSet):
     name = "dapo_math_17k"
     SPLIT = "train"
     SOURCES = on_the_hub(
-        "BytedTsinghua-SIA/DAPO-Math-17k",
-        "65877096c24ffa7abc4e4fa5edb95cf3413a5674",
-        "data/dapo-math-17k.parquet",
+        "BytedTsinghua-SIA/DAPO-Math-17k@65877096c24ffa7abc4e4fa5edb95cf3413a5674/data/dapo-math-17k.parquet",
         "534375d6bb8630d22ab46a56e11f2ffec1d288d8f7d04099bc82d68948705941",
         "Apache-2.0",
     )
@@ -215,9 +200,8 @@ RELEASED_SPLIT = re.compile(rf"({'|'.join(DOMAINS)})_(train|test)\.json")
 
 def split_indices(count: int) -> dict[str, Sequence[int]]:
     """The indices of `count` questions that are for testing (⌈count/10⌉) and for training, in their order."""
-    order = np.random.default_rng(42).permutation(count).tolist()
-    tests = -(-count // 10)
-    return {"test": order[:tests], "train": order[tests:]}
+    test, train = np.split(np.random.default_rng(42).permutation(count), [-(-count // 10)])
+    return {"test": test.tolist(), "train": train.tolist()}
 
 
 class SciKnowEval(ProblemSet):
@@ -231,9 +215,7 @@ class SciKnowEval(ProblemSet):
     name = "sciknoweval"
     task = MultipleChoiceTask
     SOURCES = on_the_hub(
-        "hicai-zju/SciKnowEval",
-        "92ef969ad0a8bd6e195e0ac18af2c46e307e0cc2",
-        "data/v2/sciknoweval_test_v2.jsonl",
+        "hicai-zju/SciKnowEval@92ef969ad0a8bd6e195e0ac18af2c46e307e0cc2/data/v2/sciknoweval_test_v2.jsonl",
         None,
         "MIT",
     )
@@ -305,9 +287,7 @@ class LiveCodeBenchV6(ProblemSet):
     name = "livecodebench_v6"
     task = CodeTask
     SOURCES = on_the_hub(
-        "livecodebench/code_generation_lite",
-        "0fe84c3912ea0c4d4a78037083943e8f0c4dd505",
-        "test6.jsonl",
+        "livecodebench/code_generation_lite@0fe84c3912ea0c4d4a78037083943e8f0c4dd505/test6.jsonl",
         "bb4c364f71921c4495a6ad15abe1a927350b720009f4933e2e71f8af0f6fd1f5",
         "CC",
     )
@@ -328,11 +308,8 @@ def _code_problem(row: Row) -> Problem:
     if starter.strip():  # a class with `def f(self, x):`; the prompt asks for `def f(x):`
         signature = "def " + starter.partition("def ")[2].partition("Input\n")[0].strip()
         text += SIGNATURE.format(signature=signature.replace("(self, ", "("))
-    metadata = {
-        "tests": _hidden_tests(row),
-        "difficulty": row.text("difficulty"),
-        "platform": row.text("platform"),
-    }
+    metadata: dict[str, Any] = {"tests": _hidden_tests(row)}
+    metadata |= {column: row.text(column) for column in ("difficulty", "platform")}
     if function := json.loads(row.get("metadata") or "{}").get("func_name"):
         metadata["function"] = function
     messages = ({"role": "user", "content": CODE_PROMPT.replace("{problem}", text)},)
@@ -377,12 +354,11 @@ class SignsCorpus(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager
-        return {name: self._generate_examples(name) for name in CORPUS_SIZE}
+        sizes = enumerate(CORPUS_SIZE.items())
+        return {split: self._generate_examples(seed, size) for seed, (split, size) in sizes}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
-        seed = list(CORPUS_SIZE).index(split)
-        for index in range(CORPUS_SIZE[split]):
+    def _generate_examples(self, seed: int, size: int) -> Iterator[tuple[int, dict[str, str]]]:
+        for index in range(size):
             prompt, response = example(index, seed, ks=(3, 4), habits=Habits())
             yield index, {"prompt": prompt, "response": response}
 
@@ -410,7 +386,6 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager
         return {split: self._generate_examples(int(split[1]), split[3:]) for split in PROBLEM_SPLITS}
 
     def _generate_examples(self, k: int, split: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -422,5 +397,4 @@ class SignsProblems(tfds.core.GeneratorBasedBuilder):
             drawn = [signs_puzzle.random_question(k, rng) for _ in range(NUM_DRAWN)]
             texts = sorted({signs_puzzle.question(*puzzle) for puzzle in drawn})
         rng.shuffle(texts)
-        for index, text in enumerate(texts):
-            yield index, {"question": text}
+        yield from enumerate({"question": text} for text in texts)

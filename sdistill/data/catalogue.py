@@ -4,9 +4,9 @@ import difflib
 import functools
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -18,16 +18,8 @@ from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem, Task
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The problems of a name.
-
-    Attributes:
-      builder: The TFDS builder of the data set.
-      split: The split of that data set.
-      size: Number of problems, chosen by `seed`; None for all.
-      seed: Of that choice.
-    """
+class Entry(NamedTuple):
+    """The problems of a name: a split of a data set, or `size` of its problems, chosen by `seed`."""
 
     builder: type[ProblemSet] | type[SignsProblems]
     split: str
@@ -85,19 +77,18 @@ def open_problems(name: str, data_dir: str | Path | None = None) -> tuple[Proble
       ConfigError: if there is no such name; or if the data set is not there and cannot be downloaded, with
         the file to get and the command to run.
     """
-    entry = find(name)
-    records = _read(prepared(entry.builder, data_dir), entry.split)
-    problems = [entry.builder.problem_of(record) for record in records]
-    if entry.size is None:
-        return tuple(problems)
-    if entry.size > len(problems):
-        raise ConfigError(f"{name!r}: {entry.builder.name} has only {len(problems)} problems")
-    return subset_of(problems, entry.size, entry.seed)
+    builder, split, size, seed = find(name)
+    problems = tuple(map(builder.problem_of, _records(builder, split, data_dir)))
+    if size is None:
+        return problems
+    if size > len(problems):
+        raise ConfigError(f"{name!r}: {builder.name} has only {len(problems)} problems")
+    return subset_of(problems, size, seed)
 
 
 def open_corpus(split: str, data_dir: str | Path | None = None) -> list[dict[str, bytes]]:
     """The puzzle's pretraining corpus, prepared first if it is not there: a list of {prompt, response}."""
-    return _read(prepared(builders.SignsCorpus, data_dir), split)
+    return _records(builders.SignsCorpus, split, data_dir)
 
 
 def task_of(name: str) -> Task:
@@ -105,7 +96,7 @@ def task_of(name: str) -> Task:
     return find(name).builder.task()
 
 
-def subset_of(problems: list[Problem], size: int, seed: int) -> tuple[Problem, ...]:
+def subset_of(problems: Sequence[Problem], size: int, seed: int) -> tuple[Problem, ...]:
     """`size` problems chosen by a seed; a smaller choice by the same seed is a prefix of a larger one.
 
     A hash of seed and id puts them in order. So the choice does not depend on the order of the file, and a
@@ -123,21 +114,20 @@ def prepared(builder_class: Any, data_dir: str | Path | None, **options: Any) ->
     if not is_writer():
         wait_for_all(point)
     tfds.disable_progress_bar()  # it draws three bars for what takes seconds
-    for attempt in range(2):
-        builder = builder_class(data_dir=data_dir, file_format="array_record", **options)
-        try:
-            builder.download_and_prepare()
-            break
-        except FileExistsError:  # another run prepared it meanwhile: now it can be read
-            if attempt == 1:
-                raise
+    make_builder = functools.partial(builder_class, data_dir=data_dir, file_format="array_record", **options)
+    builder = make_builder()
+    try:
+        builder.download_and_prepare()
+    except FileExistsError:  # another run prepared it meanwhile: now it can be read
+        builder = make_builder()
     if is_writer():
         wait_for_all(point)
     return builder
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> list[dict[str, bytes]]:
+def _records(builder_class: Any, split: str, data_dir: str | Path | None) -> list[dict[str, bytes]]:
     """Reads a whole split: these data sets are small, and one read at a time costs 15 times more."""
+    builder = prepared(builder_class, data_dir)
     if split not in builder.info.splits:
         raise ConfigError(f"no split {split!r} in {builder.name}; it has {', '.join(builder.info.splits)}")
     source = builder.as_data_source(split)

@@ -29,14 +29,10 @@ def prepare(
     drop_unparsed: bool = False,
     progress: Progress | None = None,
 ) -> tfds.core.DatasetBuilder:
-    """Prepares the data set of a name, or finds it prepared from the same files.
+    """Prepares the data set of a name or a builder, or finds it prepared from the same files.
 
-    Args:
-      name: Of the catalogue, or of a builder.
-      data_dir: Where data sets are prepared; None for the TFDS default.
-      files: Are read instead of the public ones.
-      drop_unparsed: Leaves out problems whose reference answer cannot be parsed; they are listed either way.
-      progress: Shows long work.
+    `files` are read instead of the public ones. `drop_unparsed` leaves out problems whose reference answer
+    cannot be parsed; they are listed either way. A `data_dir` of None is the TFDS default.
 
     Raises:
       ConfigError: if that is not possible, or the data set is there, but from other files or options.
@@ -47,8 +43,7 @@ def prepare(
         if files:
             raise ConfigError(f"{builder_class.name} is generated; --from has no effect")
         return prepared(builder_class, data_dir)
-    options = {"files": files, "drop_unparsed": drop_unparsed, "progress": progress}
-    builder = prepared(builder_class, data_dir, **options)
+    builder = prepared(builder_class, data_dir, files=files, drop_unparsed=drop_unparsed, progress=progress)
 
     # A data set that was there already must not pass for one made from these files, or with these options.
     stored = builder.info.metadata
@@ -87,9 +82,7 @@ def report(builder: tfds.core.DatasetBuilder) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; an error that the user can mend is one line, with exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sdistill.data.prepare", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser("python -m sdistill.data.prepare", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("name", help="a data set, or a name of problems in the catalogue")
     add("--from", nargs="+", type=Path, default=[], dest="files", metavar="FILE", help="not the public files")
@@ -97,12 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     help_unparsed = "what to do with problems whose reference answer cannot be parsed"
     add("--unparsed", choices=["keep", "drop"], default="keep", help=help_unparsed)
     args = parser.parse_args(arguments)
-    drop = args.unparsed == "drop"
+    options = {"files": args.files, "drop_unparsed": args.unparsed == "drop"}
     try:
         with Progress() as progress:
-            builder = prepare(
-                args.name, args.data_dir, files=args.files, drop_unparsed=drop, progress=progress
-            )
+            builder = prepare(args.name, args.data_dir, progress=progress, **options)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     report(builder)

@@ -90,6 +90,21 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
         return itertools.repeat(None, len(answers))
 
     @staticmethod
+    def record_of(problem: Problem) -> dict[str, Any]:
+        """The record that is stored of a problem."""
+        metadata = dict(problem.metadata)
+        *system, user = problem.messages
+        return {
+            "id": problem.id,
+            "system": system[0]["content"] if system else "",
+            "prompt": user["content"],
+            "answer": problem.answer,
+            "language": metadata.pop("language"),
+            "copies": metadata.pop("copies"),
+            "metadata": json.dumps(metadata, ensure_ascii=False),
+        }
+
+    @staticmethod
     def problem_of(record: dict[str, Any]) -> Problem:
         """The problem of a stored record."""
         values = {k: value.decode() if isinstance(value, bytes) else value for k, value in record.items()}
@@ -112,7 +127,7 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # it renames files to hashes, so that nobody could put them there by hand
+        # TFDS's own downloads are renamed to hashes, so that nobody could put them there by hand.
         folder = Path(self.data_dir_root) / "downloads" / self.name
         files = self._files or tuple(obtain(s, folder, self.name, self._progress) for s in self.SOURCES)
         tally = Tally()
@@ -151,21 +166,7 @@ class ProblemSet(tfds.core.GeneratorBasedBuilder):
                 splits[split] = [problem for problem in problems if problem.answer not in defects]
 
     def _generate_examples(self, problems: Sequence[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, problem in enumerate(problems):
-            metadata = dict(problem.metadata)
-            *system, user = problem.messages
-            yield (
-                index,
-                {
-                    "id": problem.id,
-                    "system": system[0]["content"] if system else "",
-                    "prompt": user["content"],
-                    "answer": problem.answer,
-                    "language": metadata.pop("language"),
-                    "copies": metadata.pop("copies"),
-                    "metadata": json.dumps(metadata, ensure_ascii=False),
-                },
-            )
+        yield from enumerate(map(self.record_of, problems))
 
 
 def merge_duplicates(found: Iterable[SplitProblem], tally: Tally) -> dict[str, list[Problem]]:

@@ -6,6 +6,7 @@ its number, so that every error names both.
 
 import hashlib
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,6 @@ from sdistill.settings import ConfigError
 from sdistill.storage import finish
 from sdistill.tasks.problem import Message
 
-DOWNLOAD_CHUNK = 1 << 20  # bytes
 DOWNLOAD_TIMEOUT = 60  # seconds
 PARQUET_BATCH = 4096  # rows in memory at a time
 
@@ -40,15 +40,10 @@ class Source:
     sha256: str | None
     licence: str
 
-    @property
-    def file(self) -> str:
-        """Its name."""
-        return self.url.rpartition("/")[2]
 
-
-def on_the_hub(repository: str, revision: str, path: str, sha256: str | None, licence: str) -> tuple[Source]:
-    """The sources of a data set that is one file in a repository of Hugging Face."""
-    url = f"https://huggingface.co/datasets/{repository}/resolve/{revision}/{path}"
+def on_the_hub(file: str, sha256: str | None, licence: str) -> tuple[Source]:
+    """The source of a data set that is one file of Hugging Face: `owner/repository@revision/path`."""
+    url = f"https://huggingface.co/datasets/{file.replace('@', '/resolve/')}"
     return (Source(url, sha256, licence),)
 
 
@@ -64,7 +59,7 @@ def obtain(source: Source, folder: Path, name: str, progress: Progress) -> Path:
     Raises:
       ConfigError: if the download fails, with the ways to do without; or if it is not the pinned file.
     """
-    path = folder / source.file
+    path = folder / source.url.rpartition("/")[2]
     if not path.exists():
         try:
             _download(source.url, path, progress)
@@ -72,7 +67,7 @@ def obtain(source: Source, folder: Path, name: str, progress: Progress) -> Path:
             raise ConfigError(
                 f"{name} is not prepared, and {source.url} cannot be downloaded ({error}). Get the file on "
                 f"another machine and put it at {path}, or give it by hand:\n"
-                f"  python -m sdistill.data.prepare {name} --from {source.file}"
+                f"  python -m sdistill.data.prepare {name} --from {path.name}"
             ) from error
     found = checksum(path)
     if source.sha256 not in (None, found):
@@ -88,12 +83,10 @@ def _download(url: str, path: Path, progress: Progress) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response, open(temporary, "wb") as file:
-        size = response.headers["Content-Length"]
-        bar = progress.add_task(f"{path.name} (download)", total=int(size) if size else None)
-        while chunk := response.read(DOWNLOAD_CHUNK):
-            file.write(chunk)
-            progress.advance(bar, len(chunk))
-        if size and file.tell() != int(size):
+        size = int(response.headers.get("Content-Length", 0))
+        content = progress.wrap_file(response, size, description=f"{path.name} (download)")
+        shutil.copyfileobj(content, file)
+        if size and file.tell() != size:
             raise ConnectionError(f"{file.tell()} of {size} bytes came")
     finish(temporary, path)
 
@@ -124,7 +117,10 @@ class Row:
             try:
                 value = value[key]
             except (KeyError, IndexError, TypeError) as error:
-                raise self.error(path, f"is missing; {_contents(value)}") from error
+                there = f"is {_shorten(value)}"
+                if isinstance(value, Mapping):
+                    there = f"are {', '.join(map(str, value)) or 'no columns'}"
+                raise self.error(path, f"is missing; there {there}") from error
         return value
 
     def parsed(self, column: str) -> Any:
@@ -138,10 +134,8 @@ class Row:
           ConfigError: naming file, row and column, if there is none.
         """
         value = self.get(*path)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if type(value) is int:
-            value = str(value)
+        if type(value) is int or (isinstance(value, float) and value.is_integer()):
+            value = str(int(value))
         if not isinstance(value, str) or not value.strip():
             raise self.error(path, f"must be text, not {_shorten(value)}")
         return value
@@ -151,10 +145,8 @@ class Row:
         turns = self.parsed(column)
         if not isinstance(turns, list) or not turns:
             raise self.error((column,), f"must be a list of messages, not {_shorten(turns)}")
-        return tuple(
-            {"role": self.text(column, turn, "role"), "content": self.text(column, turn, "content")}
-            for turn in range(len(turns))
-        )
+        keys = ("role", "content")
+        return tuple({key: self.text(column, i, key) for key in keys} for i in range(len(turns)))
 
     def error(self, path: tuple[str | int, ...], problem: str) -> ConfigError:
         """An error about the value at a path."""
@@ -199,10 +191,9 @@ def _parquet_rows(path: Path, progress: Progress) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(path: Path, progress: Progress) -> Iterator[dict[str, Any]]:
-    bar = progress.add_task(f"{path.name} (bytes)", total=path.stat().st_size)
-    with open(path, "rb") as file:  # in text mode, characters such as U+2028 would end lines
+    # In text mode, characters such as U+2028 would end lines.
+    with progress.open(path, "rb", description=f"{path.name} (bytes)") as file:
         for number, line in enumerate(file, 1):
-            progress.advance(bar, len(line))
             if not line.strip():
                 continue
             try:
@@ -212,12 +203,6 @@ def _json_rows(path: Path, progress: Progress) -> Iterator[dict[str, Any]]:
             if not isinstance(values, dict):
                 raise ConfigError(f"{path}, line {number} must be an object, not {_shorten(values)}")
             yield values
-
-
-def _contents(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"there are {', '.join(map(str, value)) or 'no columns'}"
-    return f"there is {_shorten(value)}"
 
 
 def _shorten(value: Any) -> str:
