@@ -10,17 +10,17 @@ With a function, a test's input has one JSON argument a line, and its output is 
 LiveCodeBench. The expected outputs never enter the sandbox, so a program cannot print them.
 """
 
+import contextlib
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
 from sdistill.settings import require
 from sdistill.tasks import sandbox
 from sdistill.tasks.problem import Problem, Task, Verdict, answer_part
-from sdistill.tasks.sandbox import Limits, Run
+from sdistill.tasks.sandbox import Limits
 from sdistill.tasks.workers import core_count
 
 FENCE = re.compile(r"[ \t]*```[ \t]*(\w*)")
@@ -29,34 +29,14 @@ MAX_QUOTED = 400  # characters of an input, an output or an error in the feedbac
 MAX_LINES = 8
 
 
-@dataclass(frozen=True)
-class CodeConfig:
-    """How programs are verified.
-
-    Attributes:
-      limits: Of one run, that is of one test.
-      parallel: Number of programs that run at a time; None for one a core.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    parallel: int | None = None
-
-    def __post_init__(self) -> None:
-        require(self.parallel is None or self.parallel > 0, f"parallel={self.parallel} must be positive")
-
-
 class CodeTask(Task):
     """Runs the program of a response on the problem's tests, one after the other, until one fails."""
 
-    def __init__(self, config: CodeConfig | None = None):
-        self._config = config or CodeConfig()
-        self.parallel = self._config.parallel or core_count()
+    def __init__(self, limits: Limits | None = None):
+        """The limits are those of one test; one program a core runs at a time."""
+        self._limits = limits or Limits()
+        self.parallel = core_count()
         require(sys.platform == "linux", f"platform={sys.platform!r} has no limits for programs; use Linux")
-
-    @property
-    def isolation(self) -> sandbox.Isolation:
-        """How programs are kept apart from this machine."""
-        return sandbox.isolation()
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """A response is correct if its program passes all tests.
@@ -71,17 +51,19 @@ class CodeTask(Task):
         source = python_block(answer_part(response))
         if source is None:
             return Verdict(False, None, "There is no closed ```python block in the answer.")
+        agree = same_output if function is None else _same_json
         for number, test in enumerate(tests, 1):
-            run = sandbox.run(source, test["input"], self._config.limits, function=function)
-            if not _passes(run, test["output"], function):
-                feedback = f"Test {number} of {len(tests)} failed.\nInput:\n{_head(test['input'])}\n"
-                if run.status == "timeout":
-                    feedback += f"It took more than {self._config.limits.seconds} seconds."
-                elif run.status == "failed":
-                    feedback += f"Error:\n{_tail(run.error)}"
-                else:
-                    feedback += f"Expected:\n{_head(test['output'])}\nGot:\n{_head(run.output)}"
-                return Verdict(False, source, feedback, timed_out=run.status == "timeout")
+            run = sandbox.run(source, test["input"], self._limits, function=function)
+            if run.status == "timeout":
+                complaint = f"It took more than {self._limits.seconds} seconds."
+            elif run.status == "failed":
+                complaint = f"Error:\n{_tail(run.error)}"
+            elif not agree(run.output, test["output"]):
+                complaint = f"Expected:\n{_head(test['output'])}\nGot:\n{_head(run.output)}"
+            else:
+                continue
+            feedback = f"Test {number} of {len(tests)} failed.\nInput:\n{_head(test['input'])}\n{complaint}"
+            return Verdict(False, source, feedback, timed_out=run.status == "timeout")
         return Verdict(True, source)
 
     def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
@@ -134,13 +116,9 @@ def python_block(text: str) -> str | None:
     return found.get(True, found.get(False))
 
 
-def _passes(run: Run, expected: str, function: str | None) -> bool:
-    if run.status != "done":
-        return False
-    if function is None:
-        return same_output(run.output, expected)
+def _same_json(output: str, expected: str) -> bool:
     try:
-        return json.loads(run.output) == json.loads(expected)
+        return json.loads(output) == json.loads(expected)
     except json.JSONDecodeError:  # it printed to the original standard output
         return False
 
@@ -157,11 +135,10 @@ def same_output(output: str, expected: str) -> bool:
 
 
 def _number(word: str) -> Decimal | str:
-    try:
-        value = Decimal(word)
-    except InvalidOperation:
-        return word
-    return value if value.is_finite() else word
+    with contextlib.suppress(InvalidOperation):
+        if (value := Decimal(word)).is_finite():
+            return value
+    return word
 
 
 def _head(text: str) -> str:

@@ -9,7 +9,6 @@ has one JSON argument a line, and standard output gets the JSON of the function'
 """
 
 import builtins
-import importlib
 import json
 import os
 import resource
@@ -45,11 +44,8 @@ def limit(seconds: int, memory: int, file: int, processes: int | None) -> None:
 def provided_names() -> dict[str, Any]:
     """The names that a program can use without an import."""
     names: dict[str, Any] = {}
-    for module in map(importlib.import_module, MODULES):
-        names[module.__name__] = module
-        public = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
-        # Names of modules are kept: `copy.copy` must not replace the module `copy`.
-        names |= {name: getattr(module, name) for name in public if name not in MODULES}
+    exec("\n".join(f"from {module} import *" for module in MODULES), names)
+    exec(f"import {', '.join(MODULES)}", names)  # last: `copy.copy` must not replace the module `copy`
     return {name: value for name, value in names.items() if not hasattr(builtins, name)}
 
 

@@ -8,11 +8,9 @@ of a computer algebra system than it can compute.
 import functools
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sdistill.settings import require, require_positive
+from sdistill.settings import require
 from sdistill.tasks.problem import Problem, Task, Verdict, answer_part
 from sdistill.tasks.workers import WorkerDied, WorkerPool, core_count
 
@@ -22,39 +20,32 @@ WORKER_MEMORY = 1 << 30  # bytes; ordinary comparisons take a tenth, huge powers
 PARITY_WINDOW = 100  # characters at the end of a response that the authors' code looks at
 
 
-@dataclass(frozen=True)
-class MathematicsConfig:
-    """How answers are read and compared.
+class MathematicsTask(Task):
+    """Verifies boxed answers; its workers start when they are first needed.
 
     Attributes:
-      parity: Judge as the authors' released code does: only the last box within the last 100 characters
-        counts, inside the thinking or not, and it is read as a sentence that may contain an answer.
-      deadline: Seconds for one comparison.
-      workers: Number of processes that compare; None for one a core, and 16 at most.
+      counts: Numbers of `calls` of workers, of calls that `timed out`, and of workers that `died`.
     """
 
-    parity: bool = False
-    deadline: float = 5.0
-    workers: int | None = None
+    def __init__(self, *, parity: bool = False, deadline: float = 5.0, workers: int | None = None):
+        """How answers are read and compared.
 
-    def __post_init__(self) -> None:
-        require_positive(self, "deadline")
-        require(self.workers is None or self.workers > 0, f"workers={self.workers} must be positive")
-
-
-class MathematicsTask(Task):
-    """Verifies boxed answers; its workers start when they are first needed."""
-
-    def __init__(self, config: MathematicsConfig | None = None):
-        self._config = config or MathematicsConfig()
-        self.parallel = self._config.workers or min(core_count(), MAX_DEFAULT_WORKERS)
-        self._workers = WorkerPool(
-            Comparer, count=self.parallel, deadline=self._config.deadline, memory=WORKER_MEMORY
-        )
+        Args:
+          parity: Judge as the authors' released code does: only the last box within the last 100 characters
+            counts, inside the thinking or not, and it is read as a sentence that may contain an answer.
+          deadline: Seconds for one comparison.
+          workers: Number of processes that compare; None for one a core, and 16 at most.
+        """
+        require(deadline > 0, f"{deadline=} must be positive")
+        require(workers is None or workers > 0, f"{workers=} must be positive")
+        self._parity = parity
+        self.parallel = workers or min(core_count(), MAX_DEFAULT_WORKERS)
+        self._workers = WorkerPool(Comparer, count=self.parallel, deadline=deadline, memory=WORKER_MEMORY)
+        self.counts = self._workers.counts
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """A response is correct if its answer is equivalent to the problem's."""
-        parity = self._config.parity
+        parity = self._parity
         answer = parity_answer(response) if parity else last_boxed(answer_part(response))
         if answer is None:
             return Verdict(False, None, r"There is no final answer: put it in \boxed{} after the reasoning.")
@@ -84,11 +75,6 @@ class MathematicsTask(Task):
             return self._workers.call("defect", answer)
         except (TimeoutError, WorkerDied) as error:
             return str(error)
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Numbers of `calls` of workers, of calls that `timed out`, and of workers that `died`."""
-        return self._workers.counts
 
     def close(self) -> None:
         """Ends the workers."""

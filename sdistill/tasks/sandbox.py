@@ -47,15 +47,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Isolation:
-    """How programs are kept apart from the machine, besides the limits.
+    """How programs are kept apart from the machine, besides the limits."""
 
-    Attributes:
-      namespaces: Whether a program has no network, sees no other processes, and leaves none behind.
-      nobody: Whether it runs as another user, who may change nothing; only root can do that.
-    """
-
-    namespaces: bool
-    nobody: bool
+    namespaces: bool  # a program has no network, sees no other processes, and leaves none behind
+    nobody: bool  # it runs as another user, who may change nothing; only root can do that
 
     @property
     def counts_processes(self) -> bool:
@@ -72,26 +67,16 @@ class Isolation:
 
 @dataclass(frozen=True)
 class Run:
-    """The result of one run of a program.
-
-    Attributes:
-      status: `done`, `failed` with an error or a signal, or `timeout`.
-      output: Its standard output.
-      error: Its standard error, and the name of the signal that killed it.
-    """
+    """The result of one run of a program."""
 
     status: Literal["done", "failed", "timeout"]
     output: str
-    error: str
+    error: str  # standard error, and the name of the signal that killed it
 
 
 @functools.cache
 def isolation() -> Isolation:
-    """The strongest isolation that works here, found by trying.
-
-    Raises:
-      RuntimeError: if no program runs at all, with its error.
-    """
+    """The strongest isolation that works here, found by trying. Raises RuntimeError if no program runs."""
     users = [True, False] if os.geteuid() == 0 else [False]
     for candidate in [Isolation(namespaces, nobody) for namespaces in (True, False) for nobody in users]:
         try:
@@ -104,21 +89,11 @@ def isolation() -> Isolation:
 
 
 def run(
-    source: str,
-    stdin: str,
-    limits: Limits,
-    *,
-    function: str | None = None,
-    isolated: Isolation | None = None,
+    source: str, stdin: str, limits: Limits, *, function: str | None = None, isolated: Isolation | None = None
 ) -> Run:
-    """Runs a program once.
+    """Runs a program once; `isolated=None` is the strongest isolation that works here.
 
-    Args:
-      source: The program.
-      stdin: Its standard input.
-      limits: Its resources.
-      function: Is called with the JSON values on the lines of `stdin`; its result is the output, as JSON.
-      isolated: How; None for the strongest isolation that works here.
+    A `function` is called with the JSON values on the lines of `stdin`; its result is the output, as JSON.
     """
     isolated = isolated or isolation()
     user = NOBODY if isolated.nobody else None

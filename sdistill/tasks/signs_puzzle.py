@@ -15,6 +15,7 @@ from sdistill.tasks.problem import THINK_END, Problem, Task, Verdict, strip_thin
 SIGNS = ("+", "-")
 BLANK = "_"  # an unrevealed sign in a partial solution
 
+Numbers = Sequence[int]
 Pattern = tuple[str, ...]
 Puzzle = tuple[tuple[int, ...], int]
 """Numbers and target."""
@@ -25,18 +26,18 @@ def patterns(k: int) -> list[Pattern]:
     return list(itertools.product(SIGNS, repeat=k - 1))
 
 
-def evaluate(numbers: Sequence[int], pattern: Pattern) -> int:
+def evaluate(numbers: Numbers, pattern: Pattern) -> int:
     """Value of the expression. In: (8, 4, 7), ("+", "-"). Out: 5."""
     terms = (number if sign == "+" else -number for sign, number in zip(pattern, numbers[1:], strict=True))
     return numbers[0] + sum(terms)
 
 
-def solutions(numbers: Sequence[int], target: int) -> list[Pattern]:
+def solutions(numbers: Numbers, target: int) -> list[Pattern]:
     """The patterns that reach the target, in the order of `patterns`."""
     return [p for p in patterns(len(numbers)) if evaluate(numbers, p) == target]
 
 
-def question(numbers: Sequence[int], target: int) -> str:
+def question(numbers: Numbers, target: int) -> str:
     """The text of a puzzle, which is also its identity. Out: `8 4 7 = 19`."""
     return f"{' '.join(map(str, numbers))} = {target}"
 
@@ -50,7 +51,7 @@ def parse_question(text: str) -> Puzzle:
         raise ValueError(f"not a signs puzzle: {text!r}; expected e.g. '8 4 7 = 19'") from error
 
 
-def make_problem(numbers: Sequence[int], target: int) -> Problem:
+def make_problem(numbers: Numbers, target: int) -> Problem:
     """The puzzle as a `Problem`. Raises ValueError if no pattern reaches the target."""
     text, right = question(numbers, target), solutions(numbers, target)
     if not right:
@@ -76,7 +77,7 @@ def random_question(k: int, rng: random.Random) -> Puzzle:
     return numbers, evaluate(numbers, tuple(rng.choice(SIGNS) for _ in range(k - 1)))
 
 
-def split_of(numbers: Sequence[int], target: int) -> str:
+def split_of(numbers: Numbers, target: int) -> str:
     """The split of a puzzle: `corpus`, `pool` (on-policy training) or `test`.
 
     A hash of the problem decides, so the splits are disjoint by construction. The shares differ with k

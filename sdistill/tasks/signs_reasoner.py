@@ -12,13 +12,13 @@ patterns (up to `Habits.slip`); a worked solution in the context is verified aga
 (`Habits.trust`); a bare answer in the context is always verified once.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 from sdistill.tasks import signs_puzzle
 from sdistill.tasks.problem import THINK_END, strip_thinking
-from sdistill.tasks.signs_puzzle import BLANK, SIGNS, Pattern, Puzzle, evaluate, patterns, solutions
+from sdistill.tasks.signs_puzzle import BLANK, SIGNS, Numbers, Pattern, Puzzle, evaluate, patterns, solutions
 
 CERTAINTY = ("so", "likely", "perhaps", "maybe")
 DOUBT = ("wait", "hmm", "actually", "alternatively")
@@ -65,7 +65,7 @@ def certainty(num_open: int) -> str:
     return CERTAINTY[min((num_open - 1).bit_length(), 3)]
 
 
-def attempt(numbers: Sequence[int], target: int, pattern: Pattern) -> str:
+def attempt(numbers: Numbers, target: int, pattern: Pattern) -> str:
     """A pattern worked out. In: (8, 4, 7), 5, ("-", "+"). Out: `8 -3 - 4 1 + 7 -6`."""
     rest = target - numbers[0]
     words = [str(numbers[0]), str(rest)]
@@ -81,10 +81,10 @@ def consistent(pattern: Pattern, revealed: Pattern) -> bool:
 
 
 def search(
-    numbers: Sequence[int],
+    numbers: Numbers,
     target: int,
     revealed: Pattern,
-    rng: random.Random,
+    rng: Random,
     habits: Habits,
     tried: Sequence[Pattern] = (),
 ) -> str:
@@ -113,7 +113,7 @@ def search(
     return " ".join([*words, GIVE_UP, THINK_END, *guess])
 
 
-def correct_trace(numbers: Sequence[int], target: int, rng: random.Random, habits: Habits) -> str:
+def correct_trace(numbers: Numbers, target: int, rng: Random, habits: Habits) -> str:
     """The reasoner's response without context, drawn again until it is correct."""
     while True:
         trace = search(numbers, target, (BLANK,) * (len(numbers) - 1), rng, habits)
@@ -121,9 +121,7 @@ def correct_trace(numbers: Sequence[int], target: int, rng: random.Random, habit
             return trace
 
 
-def failed_attempts(
-    numbers: Sequence[int], target: int, count: int, rng: random.Random
-) -> tuple[str, list[Pattern]]:
+def failed_attempts(numbers: Numbers, target: int, count: int, rng: Random) -> tuple[str, list[Pattern]]:
     """Attempts of somebody else, who may repeat himself and sound certain without reason."""
     wrong = [p for p in patterns(len(numbers)) if evaluate(numbers, p) != target]
     tried = [rng.choice(wrong) for _ in range(count)]
@@ -131,9 +129,7 @@ def failed_attempts(
     return " ".join(words), tried
 
 
-def finish_attempt(
-    numbers: Sequence[int], target: int, revealed: Pattern, rng: random.Random
-) -> tuple[str, str, Pattern]:
+def finish_attempt(numbers: Numbers, target: int, revealed: Pattern, rng: Random) -> tuple[str, str, Pattern]:
     """An attempt that somebody else began: its beginning, the reasoner's rest, and the whole pattern.
 
     The signs of the beginning are random; the others follow the revealed signs, and are random without them.
@@ -149,14 +145,14 @@ def finish_attempt(
     return " ".join([rng.choice(CERTAINTY), *words[:cut]]), " ".join(words[cut:]), pattern
 
 
-def reveal(pattern: Pattern, count: int, rng: random.Random) -> Pattern:
+def reveal(pattern: Pattern, count: int, rng: Random) -> Pattern:
     """A partial pattern: `count` of its signs, and `_` for the others."""
     visible = set(rng.sample(range(len(pattern)), count))
     return tuple(sign if i in visible else BLANK for i, sign in enumerate(pattern))
 
 
 def draw_context(
-    kind: str, numbers: Sequence[int], target: int, rng: random.Random, habits: Habits
+    kind: str, numbers: Numbers, target: int, rng: Random, habits: Habits
 ) -> tuple[str, Pattern]:
     """A user turn with a context of this kind, and the signs that it reveals."""
     k, content = len(numbers), signs_puzzle.question(numbers, target)
@@ -185,7 +181,7 @@ def draw_context(
     return " ".join([content, "solution", *silence, *revealed]), revealed
 
 
-def corpus_question(ks: Sequence[int], rng: random.Random) -> Puzzle:
+def corpus_question(ks: Sequence[int], rng: Random) -> Puzzle:
     """A random puzzle of the corpus."""
     while True:
         numbers, target = signs_puzzle.random_question(rng.choice(list(ks)), rng)
@@ -195,14 +191,14 @@ def corpus_question(ks: Sequence[int], rng: random.Random) -> Puzzle:
 
 def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
     """The `index`-th example of the corpus: (prompt, response), a function of its arguments only."""
-    rng = random.Random(f"{seed}/{index}")
+    rng = Random(f"{seed}/{index}")
     while True:
         prompt, response = (" ".join(" ".join(parts).split()) for parts in _draw_example(rng, ks, habits))
         if len(prompt.split()) + len(response.split()) < MAX_WORDS:
             return prompt, response
 
 
-def _draw_example(rng: random.Random, ks: Sequence[int], habits: Habits) -> tuple[list[str], list[str]]:
+def _draw_example(rng: Random, ks: Sequence[int], habits: Habits) -> tuple[list[str], list[str]]:
     numbers, target = corpus_question(ks, rng)
     if rng.random() < UNREACHABLE:
         target += rng.choice((-1, 1))  # every sum of a puzzle has the same parity

@@ -32,6 +32,13 @@ class WorkerDied(RuntimeError):
     """Two workers died, one after the other, during the same call."""
 
 
+class Worker(NamedTuple):
+    """A process, and the pipe to it."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+
 class WorkerPool:
     """Worker processes, which start when they are first needed.
 
@@ -96,7 +103,7 @@ class WorkerPool:
         """Ends all workers, whatever they are doing; there can be no calls afterwards."""
         self._close()
 
-    def _start(self) -> "Worker":
+    def _start(self) -> Worker:
         ours, theirs = Pipe()
         paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
@@ -123,7 +130,7 @@ class WorkerPool:
             self._end(worker)
             raise
 
-    def _end(self, worker: "Worker") -> None:
+    def _end(self, worker: Worker) -> None:
         worker.connection.close()
         _end_all({worker.process})
         self._processes.discard(worker.process)
@@ -131,13 +138,6 @@ class WorkerPool:
     def _count(self, event: str) -> None:
         with self._counting:
             self.counts[event] += 1
-
-
-class Worker(NamedTuple):
-    """A process, and the pipe to it."""
-
-    process: subprocess.Popen[bytes]
-    connection: Connection
 
 
 def _end_all(processes: set[subprocess.Popen[bytes]]) -> None:

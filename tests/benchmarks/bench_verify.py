@@ -22,7 +22,6 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ import pyarrow.parquet
 from rich.console import Console
 from rich.table import Table
 
-from sdistill.tasks.mathematics import MathematicsConfig, MathematicsTask
+from sdistill.tasks.mathematics import MathematicsTask
 from sdistill.tasks.problem import Problem, Verdict
 from tests.public_files import FOLDER
 from tests.tasks.adversarial import answers
@@ -121,7 +120,7 @@ def long_response(task: MathematicsTask) -> float:
 def hostile(count: int, workers: int, deadline: float) -> dict[str, Any]:
     """What becomes of hostile answers, and of the processes."""
     start = time.perf_counter()
-    with MathematicsTask(MathematicsConfig(deadline=deadline, workers=workers)) as task:
+    with MathematicsTask(deadline=deadline, workers=workers) as task:
 
         def judge(index: int, response: str) -> tuple[float, Verdict]:
             task.verify(
@@ -163,22 +162,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures; each row has fresh workers, which have read none of its answers before."""
     golds = gold_answers(args.data, "math500", "aime24")
     cases = rewritten(golds)
-    config = MathematicsConfig(workers=args.workers)
     figures: dict[str, Any] = {"workers": args.workers}
-    with MathematicsTask(config) as task:
+    with MathematicsTask(workers=args.workers) as task:
         figures["defects"] = [gold for gold in golds if task.defect(gold)]
         figures["long response"] = long_response(task)
         asked = asked_cases(task, cases)
     rows = {
-        "rewritings": (config, cases),
-        "rewritings to workers": (config, asked),
-        "solutions": (config, solutions(args.data)),
-        "strangers": (config, strangers(golds, args.strangers)),
-        "parity": (replace(config, parity=True), cases),
+        "rewritings": cases,
+        "rewritings to workers": asked,
+        "solutions": solutions(args.data),
+        "strangers": strangers(golds, args.strangers),
+        "parity": cases,
     }
     figures["rows"] = {}
-    for name, (settings, chosen) in rows.items():
-        with MathematicsTask(settings) as task:
+    for name, chosen in rows.items():
+        with MathematicsTask(workers=args.workers, parity=name == "parity") as task:
             figures["rows"][name] = agreement(task, chosen)
     if args.hostile:
         figures["hostile"] = hostile(args.hostile, args.workers, args.deadline)

@@ -5,14 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdistill.settings import ConfigError
-from sdistill.tasks.code import CodeConfig, CodeTask, python_block, same_output
+from sdistill.tasks.code import CodeTask, python_block, same_output
 from sdistill.tasks.problem import Problem
 from sdistill.tasks.sandbox import Limits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux only")
 
-TASK = CodeTask(CodeConfig(Limits(seconds=1, wall_seconds=10.0)))
+TASK = CodeTask(Limits(seconds=1, wall_seconds=10.0))
 
 
 def posed(tests, **metadata):
@@ -73,7 +72,7 @@ def test_an_error_is_told_with_its_line():
 
 
 def test_a_program_that_takes_too_long_is_told_so():
-    task = CodeTask(CodeConfig(Limits(seconds=1, wall_seconds=0.5)))
+    task = CodeTask(Limits(seconds=1, wall_seconds=0.5))
     verdict = task.verify(SUM, fenced("while True: pass"))
     assert verdict.timed_out and not verdict.correct
     assert verdict.feedback == "Test 1 of 3 failed.\nInput:\n1 2\nIt took more than 1 seconds."
@@ -190,12 +189,3 @@ def test_bad_metadata_is_an_error_before_anything_runs(problem, message):
         TASK.verify(problem, fenced("print(3)"))
     with pytest.raises(ValueError, match=message):
         TASK.verify_all([(SUM, fenced("raise SystemExit")), (problem, "")])
-
-
-def test_settings_that_cannot_be():
-    with pytest.raises(ConfigError, match="parallel=0 must be positive"):
-        CodeConfig(parallel=0)
-
-
-def test_what_is_in_force_is_said():
-    assert "network" in str(TASK.isolation).lower()

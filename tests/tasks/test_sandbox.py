@@ -89,6 +89,7 @@ def test_isolation_is_what_it_says():
     error = run(network, "", Limits()).error
     assert ("unreachable" in error) == found.namespaces
     assert ("no network" in str(found)) == found.namespaces
+    assert ("NETWORK OPEN" in str(found)) != found.namespaces
     identity = run("import os; print(os.getpid())", "", Limits()).output
     assert (identity == "1\n") == found.namespaces
     if found.counts_processes:
