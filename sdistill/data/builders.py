@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sdistill.data.problem_set import ProblemSet, SplitProblem, Tally
-from sdistill.data.sources import Row, Source, on_the_hub
+from sdistill.data.problem_set import ProblemSet, Row, Source, SplitProblem, Tally, on_the_hub
 from sdistill.tasks import signs_puzzle
 from sdistill.tasks.code import CodeTask
 from sdistill.tasks.mathematics import MathematicsTask

@@ -16,8 +16,7 @@ import tensorflow_datasets as tfds
 from rich.progress import Progress
 
 from sdistill.data.catalogue import ENTRIES, find, prepared
-from sdistill.data.problem_set import ProblemSet
-from sdistill.data.sources import checksum
+from sdistill.data.problem_set import ProblemSet, checksum
 from sdistill.settings import ConfigError
 
 

@@ -25,21 +25,13 @@ DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--no-new-privs")
 
 @dataclass(frozen=True)
 class Limits:
-    """The resources of one run of a program.
+    """The resources of one run of a program."""
 
-    Attributes:
-      seconds: Processor time; LiveCodeBench's limit.
-      wall_seconds: Time by the clock, which is longer because other programs run, too.
-      memory: Bytes of address space.
-      file: Bytes of each file it writes, standard output among them.
-      processes: Processes and threads, where the machine can count them (see `Isolation`).
-    """
-
-    seconds: int = 6
-    wall_seconds: float = 15.0
-    memory: int = 1 << 30
-    file: int = 1 << 24
-    processes: int = 32
+    seconds: int = 6  # of processor time; LiveCodeBench's limit
+    wall_seconds: float = 15.0  # by the clock; longer, because other programs run, too
+    memory: int = 1 << 30  # bytes of address space
+    file: int = 1 << 24  # bytes of each file it writes, standard output among them
+    processes: int = 32  # and threads, where the machine can count them (see `Isolation`)
 
     def __post_init__(self) -> None:
         require_positive(self, "seconds", "wall_seconds", "memory", "file", "processes")
@@ -133,11 +125,10 @@ def run(
             extra_groups=None if user is None else [],
         )
         exit_code, seconds, late = _wait(process, limits.wall_seconds)
-        texts = []
-        for file in (output_file, error_file):
-            file.seek(0)
-            texts.append(file.read(limits.file).decode(errors="replace"))
-    output, error = texts
+        output, error = (
+            os.pread(file.fileno(), limits.file, 0).decode(errors="replace")
+            for file in (output_file, error_file)
+        )
     if late or seconds >= limits.seconds:
         return Run("timeout", output, error)
     if exit_code < 0:

@@ -48,6 +48,7 @@ class WorkerPool:
     Attributes:
       deadline: Seconds for a call.
       counts: Numbers of `calls`, of calls that `timed out`, and of workers that `died` by themselves.
+      close: Ends all workers, whatever they are doing; there can be no calls afterwards.
     """
 
     def __init__(self, actor: type, *, count: int, deadline: float, memory: int):
@@ -60,7 +61,7 @@ class WorkerPool:
         self._free = threading.Semaphore(count)
         self._idle: list[Worker] = []  # append and pop are atomic
         self._processes: set[subprocess.Popen[bytes]] = set()
-        self._close = weakref.finalize(self, _end_all, self._processes)
+        self.close = weakref.finalize(self, _end_all, self._processes)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """The result of a method of the actor; arguments and result are plain JSON values.
@@ -99,10 +100,6 @@ class WorkerPool:
                     return result
         raise WorkerDied(f"two workers with a {self._name} died during the same call")
 
-    def close(self) -> None:
-        """Ends all workers, whatever they are doing; there can be no calls afterwards."""
-        self._close()
-
     def _start(self) -> Worker:
         ours, theirs = Pipe()
         paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -120,7 +117,7 @@ class WorkerPool:
         worker = Worker(process, ours)
         self._processes.add(process)
         try:
-            if not self._close.alive:  # checked after the start, so that closing in between leaks no worker
+            if not self.close.alive:  # checked after the start, so that closing in between leaks no worker
                 raise RuntimeError(f"the workers with a {self._name} are closed")
             with contextlib.suppress(EOFError, OSError):
                 if ours.poll(START_SECONDS) and ours.recv_bytes():

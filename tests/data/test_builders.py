@@ -10,7 +10,7 @@ from rich.progress import Progress
 from sdistill.data import builders, prepare
 from sdistill.data.builders import SYSTEM_PROMPT, boxed_prompt, split_indices
 from sdistill.data.catalogue import open_corpus, open_problems
-from sdistill.data.sources import read_rows
+from sdistill.data.problem_set import read_rows
 from sdistill.settings import ConfigError
 from sdistill.tasks.code import read_tests
 from sdistill.tasks.multiple_choice import MultipleChoiceTask

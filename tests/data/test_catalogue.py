@@ -7,7 +7,7 @@ from sdistill.data import builders
 from sdistill.data.builders import Aime25, SignsProblems
 from sdistill.data.catalogue import ENTRIES, find, open_problems, subset_of, task_of
 from sdistill.data.prepare import prepare
-from sdistill.data.sources import Source
+from sdistill.data.problem_set import Source
 from sdistill.settings import ConfigError
 from sdistill.tasks.code import CodeTask
 from sdistill.tasks.mathematics import MathematicsTask

@@ -10,8 +10,7 @@ import pytest
 from rich.progress import Progress
 
 from sdistill.data.catalogue import ENTRIES
-from sdistill.data.problem_set import ProblemSet
-from sdistill.data.sources import Row, Source, checksum, obtain, read_rows
+from sdistill.data.problem_set import ProblemSet, Row, Source, checksum, obtain, read_rows
 from sdistill.settings import ConfigError
 from tests.data.files import as_json_text, verl_row, write_lines, write_parquet
 
