@@ -37,7 +37,7 @@ def prepare(
       ConfigError: if that is not possible, or the data set is there, but from other files or options.
     """
     classes = {entry.builder.name: entry.builder for entry in ENTRIES.values()}
-    builder_class = classes[name] if name in classes else find(name).builder
+    builder_class = classes.get(name) or find(name).builder
     if not issubclass(builder_class, ProblemSet):
         if files:
             raise ConfigError(f"{builder_class.name} is generated; --from has no effect")

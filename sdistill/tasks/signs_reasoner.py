@@ -151,23 +151,20 @@ def reveal(pattern: Pattern, count: int, rng: Random) -> Pattern:
     return tuple(sign if i in visible else BLANK for i, sign in enumerate(pattern))
 
 
-def draw_context(
-    kind: str, numbers: Numbers, target: int, rng: Random, habits: Habits
-) -> tuple[str, Pattern]:
+def draw_context(kind: str, puzzle: Puzzle, rng: Random, habits: Habits) -> tuple[str, Pattern]:
     """A user turn with a context of this kind, and the signs that it reveals."""
-    k, content = len(numbers), signs_puzzle.question(numbers, target)
+    k, content, right = len(puzzle[0]), signs_puzzle.question(*puzzle), solutions(*puzzle)
     nothing: Pattern = (BLANK,) * (k - 1)
-    right = solutions(numbers, target)
     if kind == "none":
         return content, nothing
     if kind == "other":
-        other, other_target = corpus_question((3, 4), rng)
-        solution = " ".join(solutions(other, other_target)[0])
+        other = corpus_question((3, 4), rng)
+        solution = " ".join(solutions(*other)[0])
         if rng.random() < 0.5:
-            solution = correct_trace(other, other_target, rng, habits)
-        return f"{signs_puzzle.question(other, other_target)} solution {solution} ; {content}", nothing
+            solution = correct_trace(*other, rng, habits)
+        return f"{signs_puzzle.question(*other)} solution {solution} ; {content}", nothing
     if kind == "trace":
-        solution = correct_trace(numbers, target, rng, habits)
+        solution = correct_trace(*puzzle, rng, habits)
         return f"{content} solution {solution}", tuple(strip_thinking(solution).split())
     if kind == "wrong":
         revealed = rng.choice([p for p in patterns(k) if p not in right])
@@ -184,9 +181,9 @@ def draw_context(
 def corpus_question(ks: Sequence[int], rng: Random) -> Puzzle:
     """A random puzzle of the corpus."""
     while True:
-        numbers, target = signs_puzzle.random_question(rng.choice(list(ks)), rng)
-        if signs_puzzle.split_of(numbers, target) == "corpus":
-            return numbers, target
+        puzzle = signs_puzzle.random_question(rng.choice(ks), rng)
+        if signs_puzzle.split_of(*puzzle) == "corpus":
+            return puzzle
 
 
 def example(index: int, seed: int, ks: Sequence[int], habits: Habits) -> tuple[str, str]:
@@ -205,7 +202,7 @@ def _draw_example(rng: Random, ks: Sequence[int], habits: Habits) -> tuple[list[
         kind = "none"
     else:
         kind = rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]
-    content, revealed = draw_context(kind, numbers, target, rng, habits)
+    content, revealed = draw_context(kind, (numbers, target), rng, habits)
     prompt, response = [content, THINK], list[str]()
     tried: list[Pattern] = []
     if rng.random() < CONTINUED:
