@@ -37,7 +37,7 @@ from sdistill.config import AnyTrainConfig, TrainConfig
 from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.flops import DEVICE_FLOPS
 from sdistill.generate import GenerateConfig
-from sdistill.mesh_choice import GIB, Workload, chosen_mesh, sampling_workload, training_workload
+from sdistill.mesh_choice import GIB, Workload, choose_mesh, sampling_workload, training_workload
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.folders import CONFIG_FILE, SIGNS_BASE
 from sdistill.model.hugging_face import from_hugging_face
@@ -251,7 +251,7 @@ def mesh_on(topology: str, config: Settings) -> Mesh:
         ) from error
     if config.mesh is None:
         limit = memory_limit(make_mesh(MeshConfig(data=len(chips)), chips))
-        return chosen_mesh(workload_of(config), chips, limit)
+        return make_mesh(choose_mesh(workload_of(config), len(chips), limit), chips)
     mesh = make_mesh(config.mesh, chips)
     require(
         mesh.size == len(chips),

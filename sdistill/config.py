@@ -12,7 +12,7 @@ from sdistill.distributed.mesh import MeshConfig
 from sdistill.divergence.definition import DivergenceConfig
 from sdistill.engine.sampling import Sampling
 from sdistill.model.config import ComputeConfig, ModelConfig
-from sdistill.settings import require, require_positive
+from sdistill.settings import ConfigError, require, require_fraction, require_positive, require_together
 
 # ── Data ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -81,20 +81,14 @@ class RolloutsConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_prompts")
-        require(
-            self.num_samples > 1,
-            f"num_samples={self.num_samples} must be 2 or more: both objectives compare siblings",
-        )
-        require(
-            self.num_problems is None or self.num_problems > 0,
-            f"num_problems={self.num_problems} must be positive",
-        )
-        size = self.mini_batch_size
-        require(
-            size is None or (size > 0 and self.num_prompts % size == 0),
-            f"mini_batch_size={size} must divide num_prompts={self.num_prompts}, or be None for one update",
-        )
+        require_positive(self, "num_prompts", "num_problems")
+        if self.num_samples < 2:
+            raise ConfigError(f"num_samples={self.num_samples} must be 2 or more: siblings are compared")
+        size, total = self.mini_batch_size, self.num_prompts
+        if size is not None and (size < 1 or total % size):
+            raise ConfigError(
+                f"mini_batch_size={size} must divide num_prompts={total}, or be None for one update"
+            )
         require(self.sampling.temperature > 0, "sampling.temperature=0 has no distribution to learn from")
 
 
@@ -176,11 +170,8 @@ class ContextConfig:
     thinking: bool = True
 
     def __post_init__(self) -> None:
-        require(
-            (self.kind in PARTIAL) == (self.fraction is not None),
-            f"fraction={self.fraction} goes with kind={' or '.join(map(repr, PARTIAL))} and only with these",
-        )
-        require(self.fraction is None or 0 <= self.fraction <= 1, f"fraction={self.fraction} must be 0 to 1")
+        require_together(self, "fraction", "kind", *PARTIAL)
+        require_fraction(self, "fraction")
         _check_template("template", self.template, {"prompt", "solution"})
         _check_template("example_template", self.example_template, {"example", "prompt"})
 
@@ -211,20 +202,15 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_prompt_length")
-        for name, value, user in (("ema_rate", self.ema_rate, "ema"), ("mix", self.mix, "trust_region")):
-            require(
-                (self.weights == user) == (value is not None),
-                f"{name}={value} goes with weights={user!r} and only with it",
+        require_together(self, "ema_rate", "weights", "ema")
+        require_together(self, "mix", "weights", "trust_region")
+        require_fraction(self, "ema_rate", "mix")
+        if self.weights == "ema" and self.dtype != "float32":
+            raise ConfigError(
+                "dtype='bfloat16' would round the small steps of weights='ema' away; use float32"
             )
-            require(value is None or 0 <= value <= 1, f"{name}={value} must be 0 to 1")
-        require(
-            self.weights != "ema" or self.dtype == "float32",
-            "dtype='bfloat16' would round the small steps of weights='ema' away; use float32",
-        )
-        require(
-            self.weights != "live" or (self.dtype, self.memory) == ("float32", "device"),
-            "weights='live' keeps no copy; leave dtype and memory alone",
-        )
+        if self.weights == "live" and (self.dtype, self.memory) != ("float32", "device"):
+            raise ConfigError("weights='live' keeps no copy; leave dtype and memory alone")
 
 
 # ── Losses ───────────────────────────────────────────────────────────────────────────────────────
@@ -275,17 +261,13 @@ class SDPOLossConfig:
     fork_aware: ForkAware | None = None
 
     def __post_init__(self) -> None:
-        for name in ("importance_cap", "rollout_correction_cap"):
-            cap = getattr(self, name)
-            require(cap is None or cap > 0, f"{name}={cap} must be positive, or None")
+        require_positive(self, "importance_cap", "rollout_correction_cap")
         require(all(self.masked_words), f"masked_words={self.masked_words}: a word must not be empty")
 
 
 def _check_scoring_teacher(teacher: TeacherConfig) -> None:
-    require(
-        teacher.weights != "trust_region",
-        "teacher.weights='trust_region' is for SDPO; use 'live', 'fixed' or 'ema'",
-    )
+    if teacher.weights == "trust_region":
+        raise ConfigError("teacher.weights='trust_region' is for SDPO; use 'live', 'fixed' or 'ema'")
 
 
 @dataclass(frozen=True)
@@ -308,16 +290,16 @@ class ContrastiveHints:
 
     def __post_init__(self) -> None:
         _check_scoring_teacher(self.teacher)
-        require(
-            self.teacher.context.kind in ("solution", "answer"),
-            f"teacher.context.kind={self.teacher.context.kind!r} cannot be right or wrong; use 'solution' or "
-            "'answer'",
-        )
+        kind, threshold, scale = self.teacher.context.kind, self.threshold, self.scale
+        if kind not in ("solution", "answer"):
+            raise ConfigError(
+                f"teacher.context.kind={kind!r} cannot be right or wrong; use 'solution' or 'answer'"
+            )
         require_positive(self, "hints", "temperature", "scale")
-        require(
-            0 <= self.threshold < self.scale,
-            f"threshold={self.threshold} must be 0 or more and below scale={self.scale}, the largest change",
-        )
+        if not 0 <= threshold < scale:
+            raise ConfigError(
+                f"threshold={threshold} must be 0 or more and below scale={scale}, the largest change"
+            )
 
 
 @dataclass(frozen=True)
@@ -365,14 +347,11 @@ class GRPOLossConfig:
     anti_self_distillation: AntiSelfDistillation | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.kl_coefficient is None or self.kl_coefficient > 0,
-            f"kl_coefficient={self.kl_coefficient} must be positive, or None",
-        )
-        require(
-            self.contrastive_hints is None or self.anti_self_distillation is None,
-            "contrastive_hints and anti_self_distillation each need the one teacher; remove one of them",
-        )
+        require_positive(self, "kl_coefficient")
+        if self.contrastive_hints and self.anti_self_distillation:
+            raise ConfigError(
+                "contrastive_hints and anti_self_distillation each need the one teacher; remove one of them"
+            )
 
 
 GRPO_PRESETS: Mapping[str, GRPOLossConfig] = {
@@ -418,15 +397,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "clip_norm")
-        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
-        require(
-            (self.schedule == "cosine") == (self.decay_steps is not None),
-            f"decay_steps={self.decay_steps} goes with schedule='cosine' and only with it",
-        )
-        require(
-            self.decay_steps is None or self.decay_steps > self.warmup_steps,
-            f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps}",
-        )
+        require_together(self, "decay_steps", "schedule", "cosine")
+        warmup, end = self.warmup_steps, self.decay_steps
+        require(warmup >= 0, f"warmup_steps={warmup} must be 0 or more")
+        require(end is None or end > warmup, f"decay_steps={end} must exceed warmup_steps={warmup}")
 
 
 # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────
@@ -477,36 +451,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_positive(self, "steps", "checkpoint_every", "logits_chunk_size")
         profiled = self.profile_steps
-        require(
-            profiled is None or (len(profiled) == 2 and 0 < profiled[0] <= profiled[1] <= self.steps),
-            f"profile_steps={profiled} must be a first and a last step, 1 to steps={self.steps}",
-        )
-        require(
-            (self.model is None) == (self.init_from is not None),
-            "model is needed where init_from is None, and has no effect otherwise",
-        )
-        require(
-            self.model is None or self.model.compute == ComputeConfig(),
-            "model.compute has no effect; the run's own field compute says how the model is computed",
-        )
+        if profiled is not None and not (len(profiled) == 2 and 0 < profiled[0] <= profiled[1] <= self.steps):
+            raise ConfigError(
+                f"profile_steps={profiled} must be a first and a last step, 1 to steps={self.steps}"
+            )
+        if (self.model is None) == (self.init_from is None):
+            raise ConfigError("model is needed where init_from is None, and has no effect otherwise")
+        if self.model and self.model.compute != ComputeConfig():
+            raise ConfigError("model.compute has no effect; the run's own compute says how it is computed")
         # Rows of an update are cut into micro-batches, and these over devices.
-        name, rows, micro = self.update_size_name, self.update_size, self.micro_batch_size
+        (name, rows), micro = self.update_rows, self.micro_batch_size
         shards = 1 if self.mesh is None else self.mesh.data * self.mesh.fsdp
         require(rows % shards == 0, f"{name} = {rows} rows must divide over {shards} devices")
-        require(
-            micro is None or (micro > 0 and rows % micro == 0 and micro % shards == 0),
-            f"micro_batch_size={micro} must divide {name} = {rows}, and itself over {shards} devices",
-        )
+        if micro is not None and (micro < 1 or rows % micro or micro % shards):
+            raise ConfigError(
+                f"micro_batch_size={micro} must divide {name} = {rows}, and itself over {shards} devices"
+            )
+
+    @property
+    def update_rows(self) -> tuple[str, int]:
+        """The settings that decide on `update_size`, and their product."""
+        raise NotImplementedError
 
     @property
     def update_size(self) -> int:
         """Rows of one update."""
-        raise NotImplementedError
-
-    @property
-    def update_size_name(self) -> str:
-        """The settings that `update_size` follows from."""
-        raise NotImplementedError
+        return self.update_rows[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -523,20 +493,13 @@ class SFTConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.evaluation is None or "trained" not in self.evaluation.datasets,
-            "evaluation.datasets: 'trained' needs training problems, which only grpo and sdpo have",
-        )
+        if self.evaluation and "trained" in self.evaluation.datasets:
+            raise ConfigError("evaluation.datasets: 'trained' needs training problems, as grpo and sdpo have")
 
     @property
-    def update_size(self) -> int:
-        """Rows of one update."""
-        return self.examples.batch_size
-
-    @property
-    def update_size_name(self) -> str:
+    def update_rows(self) -> tuple[str, int]:
         """See `TrainConfig`."""
-        return "examples.batch_size"
+        return "examples.batch_size", self.examples.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -553,15 +516,11 @@ class OnPolicyConfig(TrainConfig):
     attribution: bool = False
 
     @property
-    def update_size(self) -> int:
-        """Rows of one update."""
-        return (self.rollouts.mini_batch_size or self.rollouts.num_prompts) * self.rollouts.num_samples
-
-    @property
-    def update_size_name(self) -> str:
+    def update_rows(self) -> tuple[str, int]:
         """See `TrainConfig`."""
-        cut = "num_prompts" if self.rollouts.mini_batch_size is None else "mini_batch_size"
-        return f"rollouts.{cut} × num_samples"
+        problems = "num_prompts" if self.rollouts.mini_batch_size is None else "mini_batch_size"
+        rows = getattr(self.rollouts, problems) * self.rollouts.num_samples
+        return f"rollouts.{problems} × num_samples", rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -581,14 +540,12 @@ class SDPOConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         sampling = self.rollouts.sampling
-        require(
-            self.loss.rollout_correction_cap is None
-            or sampling.top_k is not None
-            or sampling.top_p < 1
-            or sampling.min_p > 0,
-            "loss.rollout_correction_cap has no effect where rollouts.sampling sets neither top_k nor top_p "
-            "nor min_p; remove it",
-        )
+        truncated = sampling.top_k is not None or sampling.top_p < 1 or sampling.min_p > 0
+        if self.loss.rollout_correction_cap is not None and not truncated:
+            raise ConfigError(
+                "loss.rollout_correction_cap has no effect where rollouts.sampling sets neither top_k nor "
+                "top_p nor min_p; remove it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

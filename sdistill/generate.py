@@ -7,13 +7,13 @@ A response depends on its settings, problem and sample only. So an interrupted g
 missing responses, and ends with the same files (docs/files.md). Of several processes each verifies its share.
 """
 
-import collections
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flax import nnx
 from rich.progress import Progress
 
 from sdistill import command
@@ -25,7 +25,7 @@ from sdistill.distributed.processes import check_agreement, is_writer
 from sdistill.engine.types import Completion, Finish, follow
 from sdistill.evaluate import print_figures
 from sdistill.model.folders import load_chat
-from sdistill.sample import Query, Sampler, encode, open_sampler, queries_for
+from sdistill.sample import Query, encode, open_sampler, queries_for
 from sdistill.settings import ConfigError, parse, require, require_positive, to_json
 from sdistill.storage import (
     CONFIG_FILE,
@@ -35,7 +35,7 @@ from sdistill.storage import (
     write_atomically,
     write_responses,
 )
-from sdistill.tasks.problem import Problem, Task
+from sdistill.tasks.problem import Problem
 from sdistill.text.stop import StopStrings
 from sdistill.types import Response
 
@@ -63,10 +63,8 @@ class WalkConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_problems", "stride")
-        require(
-            0 <= self.min_correct <= self.max_correct,
-            f"min_correct={self.min_correct} must be 0 to max_correct={self.max_correct}",
-        )
+        if not 0 <= self.min_correct <= self.max_correct:
+            raise ConfigError(f"min_correct={self.min_correct} must be 0 to max_correct={self.max_correct}")
 
     def keeps(self, group: Sequence[Response]) -> bool:
         """Whether the problem of these responses is kept."""
@@ -114,25 +112,15 @@ class GenerateConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.num_problems is None or self.num_problems > 0,
-            f"num_problems={self.num_problems} must be positive",
-        )
-        require(
-            self.context is None or self.after is not None, "context needs after, where solutions are from"
-        )
-        require(
-            self.context is None or self.context.feedback is None,
-            "context.feedback has no effect here: a response that is yet to be sampled has none",
-        )
-        require(
-            not self.first_if_none or self.context is not None,
-            "first_if_none=True has no effect without context",
-        )
-        require(
-            self.walk is None or self.walk.max_correct <= self.num_samples,
-            f"walk.max_correct must be at most num_samples={self.num_samples}",
-        )
+        require_positive(self, "num_problems")
+        if self.context and self.after is None:
+            raise ConfigError("context needs after, where solutions are from")
+        if self.context and self.context.feedback:
+            raise ConfigError("context.feedback has no effect: a response that is yet to be sampled has none")
+        if self.first_if_none and not self.context:
+            raise ConfigError("first_if_none=True has no effect without context")
+        if self.walk and self.walk.max_correct > self.num_samples:
+            raise ConfigError(f"walk.max_correct must be at most num_samples={self.num_samples}")
 
 
 def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None = None) -> list[Response]:
@@ -148,27 +136,47 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
     if (workdir / DONE).exists():
         return read_responses(workdir / DONE)
     chat = load_chat(config.tokenizer or config.init_from)
-    prompted = prompts_of(config)
-    problems, contents = zip(*prompted, strict=True)
+    problems, contents = zip(*prompts_of(config), strict=True)
     queries = queries_for(problems, config.num_samples, contents)
     settings = replace(config, thinking=config.context.thinking) if config.context else config
     sampler, params = open_sampler(config.init_from, chat, settings, dtype=config.dtype, mesh=config.mesh)
-    check_prompt_lengths(sampler, queries)
+    prompts = {q.problem.id: encode(chat, q, thinking=settings.thinking)[0] for q in queries if q.sample == 0}
+    longest = max(prompts, key=lambda name: len(prompts[name]))
+    if (length := len(prompts[longest])) > config.max_prompt_length:
+        raise ConfigError(
+            f"max_prompt_length={config.max_prompt_length}: the prompt of {longest!r} has {length} tokens"
+        )
     stop = StopStrings(chat.tokenizer, config.stop) if config.stop else None
     # All checks passed: the directory is ours.
     write_atomically(workdir / CONFIG_FILE, to_json(config).encode())
 
-    # Sample, a stride of problems after the other; the journal has what a killed run left.
+    # Sample, one stride of problems after another; the journal has what a killed run left.
     progress = progress or Progress(disable=True)
-    kept: list[list[Response]] = []
-    passed_over: list[list[Response]] = []
+    kept: list[Sequence[Response]] = []
+    passed_over: list[Sequence[Response]] = []
     journal = Journal(workdir / JOURNAL)
     walk, size = config.walk, config.num_samples
     with task_of(config.split) as task:
         for some in strides(queries, (walk.stride if walk else len(problems)) * size):
-            responses = complete(config, sampler, params, some, task, stop, journal, progress, workdir.name)
+            known = journal_responses(journal)
+            if missing := [query for query in some if (query.problem.id, query.sample) not in known]:
+                bar = progress.add_task(workdir.name, total=len(missing))
+                sampler.stream(
+                    params,
+                    missing,
+                    task,
+                    lambda response: journal.add(response.to_json()),
+                    seed=config.seed,
+                    stop=stop,
+                    on_completion=functools.partial(check_finite, config),
+                    progress=follow(progress, bar, workdir.name),
+                )
+                progress.remove_task(bar)
+                journal.share()
+                known = journal_responses(journal)
+            responses = [known[query.problem.id, query.sample] for query in some]
             for group in strides(responses, size):
-                (kept if walk is None or walk.keeps(group) else passed_over).append(list(group))
+                (kept if walk is None or walk.keeps(group) else passed_over).append(group)
             if walk is not None and len(kept) >= walk.num_problems:
                 passed_over += kept[walk.num_problems :]
                 kept = kept[: walk.num_problems]
@@ -182,8 +190,8 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
             "walk.max_correct of its responses right; widen them, or take a better model"
         )
     if passed_over:
-        write_responses(workdir / PASSED_OVER, [response for group in passed_over for response in group])
-    responses = [response for group in kept for response in group]
+        write_responses(workdir / PASSED_OVER, itertools.chain(*passed_over))
+    responses = list(itertools.chain(*kept))
     write_responses(workdir / DONE, responses)
     journal.remove()
     return responses
@@ -194,60 +202,19 @@ def strides(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def check_prompt_lengths(sampler: Sampler, queries: Sequence[Query]) -> None:
-    """Refuses a prompt that is too long, before anything is sampled."""
-    lengths = {
-        query.problem.id: len(encode(sampler.chat, query, thinking=sampler.config.thinking)[0])
-        for query in queries
-        if query.sample == 0
-    }
-    longest = max(lengths, key=lambda name: lengths[name])
-    require(
-        lengths[longest] <= sampler.config.max_prompt_length,
-        f"max_prompt_length={sampler.config.max_prompt_length}: the prompt of {longest!r} has "
-        f"{lengths[longest]} tokens",
-    )
+def journal_responses(journal: Journal) -> dict[tuple[str, int], Response]:
+    """(Problem, sample) → the response in the journal."""
+    return {(r["problem"], r["sample"]): Response.from_json(r) for r in journal.records}
 
 
-def complete(
-    config: GenerateConfig,
-    sampler: Sampler,
-    params: nnx.State,
-    queries: Sequence[Query],
-    task: Task,
-    stop: StopStrings | None,
-    journal: Journal,
-    progress: Progress,
-    name: str,
-) -> list[Response]:
-    """The responses to the queries: those in the journal, and the missing ones, sampled and added to it."""
-    known = {(record["problem"], record["sample"]) for record in journal.records}
-    missing = [query for query in queries if (query.problem.id, query.sample) not in known]
-
-    def check(query: Query, completion: Completion) -> None:
-        if completion.finish == Finish.ERROR and config.stop_on_error:
-            raise FloatingPointError(
-                f"logits of {query.problem.id!r}, sample {query.sample} are no numbers after "
-                f"{len(completion.ids)} tokens; look at the weights of init_from={config.init_from!r}, or "
-                "set stop_on_error=False to go on without such responses"
-            )
-
-    if missing:
-        bar = progress.add_task(name, total=len(missing))
-        sampler.stream(
-            params,
-            missing,
-            task,
-            lambda response: journal.add(response.to_json()),
-            seed=config.seed,
-            stop=stop,
-            on_completion=check,
-            progress=follow(progress, bar, name),
+def check_finite(config: GenerateConfig, query: Query, completion: Completion) -> None:
+    """Refuses a response that ended because logits were not finite, if the settings say so."""
+    if completion.finish == Finish.ERROR and config.stop_on_error:
+        raise FloatingPointError(
+            f"logits of {query.problem.id!r}, sample {query.sample} are no numbers after "
+            f"{len(completion.ids)} tokens; look at the weights of init_from={config.init_from!r}, or "
+            "set stop_on_error=False to go on without such responses"
         )
-        progress.remove_task(bar)
-        journal.share()
-    found = {(record["problem"], record["sample"]): record for record in journal.records}
-    return [Response.from_json(found[query.problem.id, query.sample]) for query in queries]
 
 
 def prompts_of(config: GenerateConfig) -> list[Prompted]:
@@ -263,10 +230,9 @@ def prompts_of(config: GenerateConfig) -> list[Prompted]:
         return [(problem, None) for problem in posed]
 
     # What the context is made of: the first correct response to each problem.
-    solutions = {name: first_correct(group) for name, group in earlier.items()}
-    if config.first_if_none:
-        solutions = {name: solutions[name] or group[0].text for name, group in earlier.items()}
-    solved = [(problem, text) for problem in posed if (text := solutions[problem.id]) is not None]
+    otherwise = {name: group[0].text for name, group in earlier.items()} if config.first_if_none else {}
+    found = [(problem, first_correct(earlier[problem.id]) or otherwise.get(problem.id)) for problem in posed]
+    solved = [(problem, text) for problem, text in found if text is not None]
     if not solved:
         raise ConfigError(
             f"after={config.after!r} holds no correct response to a problem of split={config.split!r}; "
@@ -278,32 +244,21 @@ def prompts_of(config: GenerateConfig) -> list[Prompted]:
 
 
 def guided_prompts(context: ContextConfig, solved: Sequence[tuple[Problem, str]]) -> list[Prompted]:
-    """The problems, each with its solution in the user turn; for `other_problem`, with the next one's.
-
-    Args:
-      context: What is shown, and how.
-      solved: Problems, each with a correct response.
-    """
+    """Solved problems, each with its solution in the user turn; for `other_problem`, with the next one's."""
     if context.kind != "other_problem":
         return [(problem, guided_content(context, problem, text)) for problem, text in solved]
     require(len(solved) > 1, "context.kind='other_problem' needs two solved problems; give more problems")
-    others = collections.deque(solved)
-    others.rotate(-1)
     return [
         (problem, guided_content(context, problem, text, other))
-        for (problem, _), (other, text) in zip(solved, others, strict=True)
+        for (problem, _), (other, text) in zip(solved, [*solved[1:], solved[0]], strict=True)
     ]
 
 
 def responses_by_problem(directory: Path, file: str = DONE) -> dict[str, list[Response]]:
-    """The responses to each problem of a complete generation, in its order.
-
-    Args:
-      directory: Of the generation.
-      file: Those that were kept, or `PASSED_OVER`.
+    """The responses to each problem of a generation, in its order: those kept, or those `PASSED_OVER`.
 
     Raises:
-      ConfigError: if it is not complete.
+      ConfigError: if the generation is not complete.
     """
     if not (directory / DONE).exists():
         raise ConfigError(f"{str(directory)!r} has no {DONE}; finish that generation first")

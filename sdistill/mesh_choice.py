@@ -2,9 +2,9 @@
 
 import itertools
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -68,19 +68,14 @@ class Workload:
 
     def estimate(self, mesh: MeshConfig) -> dict[str, dict[str, float]]:
         """Estimated bytes of a device, by stage (`gradient`, `decoding`) and by what they hold."""
-        stages = {}
-        if self.update_size:
-            stages["gradient"] = self._gradient(mesh)
-        if self.slots:
-            stages["decoding"] = self._decoding(mesh)
-        return stages
+        gradient = {"gradient": self._gradient(mesh)} if self.update_size else {}
+        return gradient | ({"decoding": self._decoding(mesh)} if self.slots else {})
 
     def peak(self, mesh: MeshConfig) -> tuple[float, str]:
         """Estimated bytes of the larger stage, and what they hold."""
         stages = self.estimate(mesh)
-        stage = max(stages, key=lambda name: sum(stages[name].values()))
-        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in stages[stage].items())
-        return sum(stages[stage].values()), f"{stage}: {parts}"
+        total, stage = max((sum(parts.values()), stage) for stage, parts in stages.items())
+        return total, f"{stage}: " + ", ".join(f"{name} {n / GIB:.1f}" for name, n in stages[stage].items())
 
     def _gradient(self, mesh: MeshConfig) -> dict[str, float]:
         """The backward pass keeps each layer's input.
@@ -141,32 +136,26 @@ def choose_mesh(work: Workload, devices: int, memory: float) -> MeshConfig:
     Raises:
       ConfigError: if none fits; names the one that comes closest, its bytes and ways out.
     """
-    refusal, closest = "", (math.inf, "", MeshConfig())
+    refusals, too_large = [], []
     for mesh in all_meshes(devices):
         try:
             _check_divides(work, mesh)
         except ConfigError as error:
-            refusal = refusal or str(error)
+            refusals.append(error)
             continue
         total, parts = work.peak(mesh)
         if total <= USABLE * memory:
+            logger.info("mesh: %s", mesh)
             return mesh
-        closest = min(closest, (total, parts, mesh), key=lambda found: found[0])
-    total, parts, mesh = closest
-    if math.isinf(total):
-        raise ConfigError(f"mesh=None: no mesh over {devices} devices divides model and rows: {refusal}")
+        too_large.append((total, parts, mesh))
+    if not too_large:
+        raise ConfigError(f"mesh=None: no mesh over {devices} devices divides model and rows: {refusals[0]}")
+    total, parts, mesh = min(too_large, key=itemgetter(0))
     raise ConfigError(
         f"mesh=None: no mesh over {devices} devices fits; {mesh} comes closest with {total / GIB:.1f} "
         f"GiB of {USABLE * memory / GIB:.1f} a device ({parts}). Take more devices, fewer slots, a smaller "
         "micro_batch_size or shorter rows, or name a mesh: this is an estimate"
     )
-
-
-def chosen_mesh(work: Workload, devices: Sequence[jax.Device], memory: float) -> Mesh:
-    """The mesh of `choose_mesh` over these devices, with `memory` bytes each."""
-    mesh = choose_mesh(work, len(devices), memory)
-    logger.info("mesh: %s", mesh)
-    return make_mesh(mesh, devices)
 
 
 def all_meshes(devices: int) -> Iterator[MeshConfig]:
@@ -209,93 +198,74 @@ def training_mesh(config: AnyTrainConfig) -> Mesh:
         config names none, and none fits.
       FileNotFoundError: if there is no such model.
     """
-
-    def work() -> Workload:
-        model = config.model or from_hugging_face(find_model(str(config.init_from)) / CONFIG_FILE)
-        return training_workload(config, model)
-
-    return _named_or_chosen(config.mesh, work)
+    model = config.model or from_hugging_face(find_model(str(config.init_from)) / CONFIG_FILE)
+    return _named_or_chosen(config.mesh, training_workload(config, model))
 
 
 def sampling_mesh(
     named: MeshConfig | None, source: str | Path, compute: ComputeConfig, config: SamplerConfig
 ) -> Mesh:
-    """The mesh of a run that only samples, over this job's devices.
+    """The mesh of a run that only samples, over this job's devices; errors are those of `training_mesh`.
 
     Args:
       named: Its sizes; None for one over all devices that fits.
       source: The model, as `find_model` takes it.
       compute: How it is computed, in the type of its weights.
       config: Of the sampler.
-
-    Raises:
-      ConfigError: as `training_mesh` does.
-      FileNotFoundError: if there is no such model.
     """
-
-    def work() -> Workload:
-        model = replace(from_hugging_face(find_model(source) / CONFIG_FILE), compute=compute)
-        return sampling_workload(model, config)
-
-    return _named_or_chosen(named, work)
+    model = replace(from_hugging_face(find_model(source) / CONFIG_FILE), compute=compute)
+    return _named_or_chosen(named, sampling_workload(model, config))
 
 
-def _named_or_chosen(named: MeshConfig | None, work: Callable[[], Workload]) -> Mesh:
-    """The named mesh, if it can split the model; without one, that which is chosen.
-
-    `work` reads the model's shape. It is not called if one device is named.
-    """
+def _named_or_chosen(named: MeshConfig | None, work: Workload) -> Mesh:
     if named is None:
-        return chosen_mesh(work(), jax.devices(), device_memory())
+        return make_mesh(choose_mesh(work, jax.device_count(), device_memory()))
     mesh = make_mesh(named)
     if mesh.size > 1:
-        check_splits(work(), mesh)  # before anything is loaded
+        check_splits(work, mesh)  # before anything is loaded
     return mesh
 
 
 def sampling_workload(model: ModelConfig, config: SamplerConfig) -> Workload:
     """Of a run that only samples: the weights as loaded, once more for sampling, and a cache."""
-    return Workload(
-        model,
-        state_bytes=model.dtype.itemsize,
-        slots=config.slots,
-        cached_tokens=config.slots * (config.max_prompt_length + config.max_response_length),
-        prefill_rows=max(1, PREFILL_TOKENS // config.max_prompt_length),
-        prompt_length=config.max_prompt_length,
-    )
+    return Workload(model, state_bytes=model.dtype.itemsize, **_sampling_sizes([config]))
 
 
 def training_workload(config: AnyTrainConfig, model: ModelConfig) -> Workload:
     """Of a training run, with all rows as long as the config allows."""
     own = jnp.dtype(config.param_dtype).itemsize
     state = 2 * own + jnp.dtype(config.optimizer.first_moment).itemsize
-    slots = cached = prompt = 0
+    samplers: list[SamplerConfig] = [config.evaluation] if config.evaluation else []
     if isinstance(config, SFTConfig):
         student = longest = config.examples.sequence_length
     else:
         rollouts, teacher = config.rollouts, config.teacher
-        if teacher is not None and teacher.weights != "live":
-            state += jnp.dtype(teacher.dtype).itemsize
-        prompt = rollouts.max_prompt_length
-        student = prompt + rollouts.max_response_length
-        longest = (teacher.max_prompt_length if teacher else prompt) + rollouts.max_response_length
-        slots = rollouts.slots
-        cached = slots * student
-    if (evaluation := config.evaluation) is not None:
-        length = evaluation.max_prompt_length + evaluation.max_response_length
-        slots, cached = slots or evaluation.slots, max(cached, evaluation.slots * length)
-        prompt = max(prompt, evaluation.max_prompt_length)
+        samplers = [rollouts, *samplers]
+        student = longest = rollouts.max_prompt_length + rollouts.max_response_length
+        if teacher is not None:
+            longest = teacher.max_prompt_length + rollouts.max_response_length
+            state += jnp.dtype(teacher.dtype).itemsize if teacher.weights != "live" else 0
     return Workload(
         replace(model, compute=config.compute),
         state_bytes=state,
-        slots=slots,
-        cached_tokens=cached,
-        prefill_rows=max(1, PREFILL_TOKENS // prompt) if prompt else 0,
-        prompt_length=prompt,
         update_size=config.update_size,
         micro_batch_size=config.micro_batch_size or config.update_size,
         gradient_bytes=own,
         student_length=student,
         longest_row=longest,
         logits_chunk_size=config.logits_chunk_size,
+        **_sampling_sizes(samplers),
     )
+
+
+def _sampling_sizes(samplers: Sequence[SamplerConfig]) -> dict[str, int]:
+    """What `Workload` holds of the samplers of a run: the slots of the first, and the largest of all else."""
+    if not samplers:
+        return {}
+    prompt = max(sampler.max_prompt_length for sampler in samplers)
+    return {
+        "slots": samplers[0].slots,
+        "cached_tokens": max(s.slots * (s.max_prompt_length + s.max_response_length) for s in samplers),
+        "prefill_rows": max(1, PREFILL_TOKENS // prompt),
+        "prompt_length": prompt,
+    }

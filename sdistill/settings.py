@@ -82,7 +82,9 @@ def _choose(options: Sequence[type], values: Mapping[str, Any], path: str) -> ty
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    """Checks one value against its declared type."""
+    """A value as its declared type has it. Types are plain ones, `Literal`s, tuples and dataclasses, each
+    perhaps `| None`; unions are of dataclasses.
+    """
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return parse(typing.cast(type, hint), value, path)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -90,14 +92,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value is None and type(None) in inner:
             return None
         options = [option for option in inner if option is not type(None)]
-        if isinstance(value, Mapping) and len(options) > 1 and all(map(dataclasses.is_dataclass, options)):
-            return parse(_choose(options, value, path), value, path)
-        for option in options[:-1]:
-            try:
-                return _convert(option, value, path)
-            except ConfigError:
-                continue
-        return _convert(options[-1], value, path)
+        tagged = len(options) > 1 and isinstance(value, Mapping)
+        return _convert(_choose(options, value, path) if tagged else options[0], value, path)
     if origin is typing.Literal:
         if value not in inner:
             raise ConfigError(f"{path}={value!r} must be one of {', '.join(map(repr, inner))}")
@@ -130,9 +126,28 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(settings: Any, *names: str) -> None:
-    """Raises ConfigError unless each of these fields is above zero."""
+    """Raises ConfigError unless each of these fields is above zero, or None where its type allows that."""
     for name in names:
-        require(getattr(settings, name) > 0, f"{name}={getattr(settings, name)} must be positive")
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            optional = type(None) in typing.get_args(typing.get_type_hints(type(settings))[name])
+            raise ConfigError(f"{name}={value} must be positive{', or None' if optional else ''}")
+
+
+def require_fraction(settings: Any, *names: str) -> None:
+    """Raises ConfigError unless each of these fields is 0 to 1, or None."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or 0 <= value <= 1, f"{name}={value} must be 0 to 1")
+
+
+def require_together(settings: Any, name: str, tag: str, *values: Any) -> None:
+    """Raises ConfigError unless the field `name` is set exactly where the field `tag` has one of `values`."""
+    given = getattr(settings, name)
+    if (given is not None) != (getattr(settings, tag) in values):
+        raise ConfigError(
+            f"{name}={given!r} goes with {tag}={' or '.join(map(repr, values))} and only with it"
+        )
 
 
 def descriptions(cls: type) -> dict[str, str]:

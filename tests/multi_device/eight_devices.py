@@ -25,7 +25,7 @@ from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import Slots, admit, decode, empty_slots
 from sdistill.engine.types import Request
 from sdistill.losses import SDPOBatch, sdpo_loss
-from sdistill.mesh_choice import chosen_mesh, training_mesh, training_workload
+from sdistill.mesh_choice import choose_mesh, training_mesh, training_workload
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.decoder import bind
 from sdistill.model.weights import load_pretrained, new_model, save_pretrained
@@ -304,9 +304,10 @@ def test_where_the_config_names_no_mesh_one_is_chosen_that_fits():
     run = dataclasses.replace(run, mesh=None, micro_batch_size=8, rollouts=rollouts)
     work = training_workload(run, run.model)
     on_one, _ = work.peak(ONE)
+    split = make_mesh(choose_mesh(work, 8, on_one / 3))
     for mesh, sizes, parts in (
         (training_mesh(run), {"data": 8, "fsdp": 1, "tensor": 1, "context": 1}, 1),
-        (chosen_mesh(work, jax.devices(), on_one / 3), {"data": 4, "fsdp": 2, "tensor": 1, "context": 1}, 2),
+        (split, {"data": 4, "fsdp": 2, "tensor": 1, "context": 1}, 2),
     ):
         params = place(nnx.state(new_model(run.model, 0), nnx.Param), mesh, TRAINING)
         largest = max(jax.tree.leaves(params), key=lambda x: x.size)
