@@ -5,7 +5,6 @@ import shutil
 import signal
 import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import jax
@@ -25,7 +24,6 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
-        """Opens, or creates, the directory."""
         self._directory = directory.resolve()
         self._manager = self._open()
         self._writing = 0
@@ -42,13 +40,9 @@ class Checkpoints:
         """
         self.wait()
         self._writing = step
+        parts = {"arrays": ocp.args.StandardSave(arrays), "position": ocp.args.JsonSave(position)}
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(position)
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**parts))
         except Exception as error:  # of disk, network or permissions: many classes, one way out
             self._give_up(error)
 
@@ -79,14 +73,10 @@ class Checkpoints:
           like: A tree of the shapes, types and shardings that `arrays` must have.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        parts = {"arrays": ocp.args.StandardRestore(abstract), "position": ocp.args.JsonRestore()}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        arrays=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
-                    ),
-                )
+                restored = self._manager.restore(step, args=ocp.args.Composite(**parts))
                 return step, restored.arrays, restored.position
             except Exception as error:  # whatever a damaged file makes of the reader
                 logger.warning(
@@ -139,7 +129,7 @@ class PreemptionNotice:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, *_: object) -> None:
         self._arrived = True
 
     def check(self, *_: object) -> None:

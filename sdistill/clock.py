@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ class Clock:
     def __init__(self) -> None:
         self._stage = ""
         self._since = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-        self._flops: dict[str, float] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._flops: dict[str, float] = defaultdict(float)
         self._engine: EngineStats | None = None
 
     @contextlib.contextmanager
@@ -46,12 +47,12 @@ class Clock:
     def _switch(self, stage: str) -> None:
         now = time.perf_counter()
         if self._stage:
-            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
+            self._seconds[self._stage] += now - self._since
         self._stage, self._since = stage, now
 
     def add_flops(self, stage: str, flops: float) -> None:
         """Adds arithmetic."""
-        self._flops[stage] = self._flops.get(stage, 0.0) + flops
+        self._flops[stage] += flops
 
     def observe(self, stats: EngineStats) -> None:
         """Keeps the engine's latest figures."""
@@ -64,5 +65,5 @@ class Clock:
             seconds["generate"] -= self._engine.reshard_seconds
             seconds["reshard"] = self._engine.reshard_seconds
         cost = StepCost(seconds, self._flops, self._engine)
-        self._seconds, self._flops, self._engine = {}, {}, None
+        self._seconds, self._flops, self._engine = defaultdict(float), defaultdict(float), None
         return cost

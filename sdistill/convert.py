@@ -13,9 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from sdistill.model.folders import CONFIG_FILE, copy_text_files, find_model
 from sdistill.model.hugging_face import stored_dtype
 from sdistill.model.weights import is_orbax, load_model, save_orbax, save_pretrained
@@ -64,9 +61,7 @@ def main() -> None:
         written = convert(arguments.source, arguments.target, dtype=arguments.dtype)
     except (ConfigError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    table = Table("folder", "written")
-    table.add_row(str(arguments.target), written)
-    Console().print(table)
+    print(f"{arguments.target}: {written}")
 
 
 if __name__ == "__main__":

@@ -34,28 +34,23 @@ from sdistill.types import Response
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--model", required=True, help="model folder, Hugging Face name, or signs_base (shipped)"
-    )
-    parser.add_argument("--tokenizer", help="where its tokenizer is, if not with the model")
-    parser.add_argument("--split", required=True, help="problems, such as math500 or k4_test")
-    parser.add_argument("--num_problems", type=int, default=256, help="the first of the split")
-    parser.add_argument("--num_samples", type=int, default=4, help="responses a problem")
-    parser.add_argument(
-        "--max_prompt_length", type=int, help="in tokens; by default that of the longest prompt"
-    )
-    parser.add_argument("--max_response_length", type=int, default=8192, help="in tokens")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy")
-    parser.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling")
-    parser.add_argument("--top_k", type=int, help="sample from the k likeliest tokens only")
-    parser.add_argument("--no_thinking", action="store_true", help="the prompt asks for no thinking")
-    parser.add_argument("--slots", type=int, default=64, help="responses decoded at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    add = parser.add_argument
+    add("--model", required=True, help="model folder, Hugging Face name, or signs_base (shipped)")
+    add("--tokenizer", help="where its tokenizer is, if not with the model")
+    add("--split", required=True, help="problems, such as math500 or k4_test")
+    add("--num_problems", type=int, default=256, help="the first of the split")
+    add("--num_samples", type=int, default=4, help="responses a problem")
+    add("--max_prompt_length", type=int, help="in tokens; by default that of the longest prompt")
+    add("--max_response_length", type=int, default=8192, help="in tokens")
+    add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy")
+    add("--top_p", type=float, default=1.0, help="nucleus sampling")
+    add("--top_k", type=int, help="sample from the k likeliest tokens only")
+    add("--no_thinking", action="store_true", help="the prompt asks for no thinking")
+    add("--slots", type=int, default=64, help="responses decoded at a time")
+    add("--seed", type=int, default=0, help="of sampling")
     dtypes = ["float32", "bfloat16"]
-    parser.add_argument(
-        "--dtype", default="float32", choices=dtypes, help="of weights, activations and cache"
-    )
-    parser.add_argument("--data_dir", help="where data sets are prepared; default: TFDS's")
+    add("--dtype", default="float32", choices=dtypes, help="of weights, activations and cache")
+    add("--data_dir", help="where data sets are prepared; default: TFDS's")
     return parser.parse_args()
 
 
@@ -65,12 +60,10 @@ def evaluate(args: argparse.Namespace) -> None:
     chat = load_chat(args.tokenizer or args.model)
     problems = open_problems(args.split, args.data_dir)[: args.num_problems]
     thinking = not args.no_thinking
-    max_prompt_length = args.max_prompt_length or max(
-        len(chat.prompt(problem.messages, thinking=thinking)) for problem in problems
-    )
+    longest = max(len(chat.prompt(problem.messages, thinking=thinking)) for problem in problems)
     config = SamplerConfig(
         num_samples=args.num_samples,
-        max_prompt_length=max_prompt_length,
+        max_prompt_length=args.max_prompt_length or longest,
         max_response_length=args.max_response_length,
         sampling=Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p),
         thinking=thinking,

@@ -15,8 +15,7 @@ BACKWARD = 2.0
 
 def visible_pairs(length: int, window: int | None) -> float:
     """Pairs of a query and a key that it attends to, in one sequence under a causal (windowed) mask."""
-    if window is None or window >= length:
-        return length * (length + 1) / 2
+    window = min(length, window or length)
     return window * (window + 1) / 2 + (length - window) * window
 
 

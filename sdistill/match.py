@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,20 @@ from sdistill.types import Response
 
 Correct = Mapping[str, Sequence[Response]]
 """Problem → its correct responses."""
+
+
+LLAMA_FACTORY = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+    },
+}
+"""How LLaMA-Factory reads a set (the `sharegpt` format of its data/README.md, with OpenAI's names)."""
 
 
 def matched(
@@ -56,21 +69,6 @@ def matched(
     return chosen
 
 
-@dataclass(frozen=True)
-class Source:
-    """A generation that a set is made from."""
-
-    config: GenerateConfig
-    correct: Correct
-
-    @classmethod
-    def of(cls, directory: Path) -> "Source":
-        """Reads a complete generation; ConfigError if it is not."""
-        groups = responses_by_problem(directory)
-        config = parse(GenerateConfig, json.loads((directory / CONFIG_FILE).read_text()))
-        return cls(config, {name: [r for r in group if r.correct] for name, group in groups.items()})
-
-
 def match(directories: Sequence[Path], out: Path, *, responses: int, per_problem: int) -> dict[str, int]:
     """Writes the sets of these generations; returns how many responses, and to how many problems, each has.
 
@@ -80,28 +78,30 @@ def match(directories: Sequence[Path], out: Path, *, responses: int, per_problem
     """
     require(len(directories) > 1, "give two generations or more")
     require(not (out.exists() and any(out.iterdir())), f"{out} is not empty; give a new folder")
-    sources = {directory.name: Source.of(directory) for directory in directories}
-    require(len(sources) == len(directories), "the directories' last parts must differ: they name the sets")
-    first, *others = sources.values()
+    groups = {directory.name: responses_by_problem(directory) for directory in directories}
+    require(len(groups) == len(directories), "the directories' last parts must differ: they name the sets")
+    configs = [parse(GenerateConfig, json.loads((d / CONFIG_FILE).read_text())) for d in directories]
+    config = configs[0]
     for field in ("split", "init_from", "tokenizer", "data_dir"):
-        values = {getattr(source.config, field) for source in (first, *others)}
+        values = {getattr(each, field) for each in configs}
         require(len(values) == 1, f"{field} differs among the generations: {sorted(map(str, values))}")
-    chosen = matched(
-        {name: source.correct for name, source in sources.items()},
-        list(first.correct),
-        responses=responses,
-        per_problem=per_problem,
-    )
+    correct = {
+        name: {problem: [r for r in group if r.correct] for problem, group in found.items()}
+        for name, found in groups.items()
+    }
+    order = list(groups[directories[0].name])
+    chosen = matched(correct, order, responses=responses, per_problem=per_problem)
     if not (taken := chosen[directories[0].name]):
         raise ConfigError("no problem has a correct response in every generation; sample more")
-    chat = load_chat(first.config.tokenizer or first.config.init_from)
-    problems = {p.id: p for p in open_problems(first.config.split, first.config.data_dir)}
-    for name, generations in chosen.items():
-        posed = [(problems[g.problem], g.text) for g in generations]
-        write_set(out, name, posed, chat, thinking=first.config.thinking)
-    info = {name: llama_factory_entry(name) for name in chosen}
-    write_atomically(out / "dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
-    return {"responses": len(taken), "problems": len({g.problem for g in taken})}
+    chat = load_chat(config.tokenizer or config.init_from)
+    problems = {p.id: p for p in open_problems(config.split, config.data_dir)}
+    for name, found in chosen.items():
+        posed = [(problems[response.problem], response.text) for response in found]
+        write_set(out, name, posed, chat, thinking=config.thinking)
+    write_json(
+        out / "dataset_info.json", {name: {"file_name": f"{name}.json", **LLAMA_FACTORY} for name in chosen}
+    )
+    return {"responses": len(taken), "problems": len({response.problem for response in taken})}
 
 
 def write_set(
@@ -113,31 +113,16 @@ def write_set(
         prompt = chat.render(problem.messages, thinking=thinking)
         examples.append({"prompt": prompt, "response": response})
         # Templates that open the thinking leave the tag to the prompt; a conversation has it in the answer.
-        opened = THINK_START if prompt.rstrip().endswith(THINK_START) else ""
-        turn = {
-            "role": "assistant",
-            "content": prompt[prompt.rindex(opened) :] + response if opened else response,
-        }
+        opened = prompt[prompt.rindex(THINK_START) :] if prompt.rstrip().endswith(THINK_START) else ""
+        turn = {"role": "assistant", "content": opened + response}
         conversations.append({"messages": [*map(dict, problem.messages), turn]})
     write_records(out / f"{name}.jsonl.gz", examples)
-    content = json.dumps(conversations, ensure_ascii=False, indent=1) + "\n"
-    write_atomically(out / f"{name}.json", content.encode())
+    write_json(out / f"{name}.json", conversations)
 
 
-def llama_factory_entry(name: str) -> dict[str, Any]:
-    """How LLaMA-Factory reads a set (the `sharegpt` format of its data/README.md, with OpenAI's names)."""
-    return {
-        "file_name": f"{name}.json",
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages"},
-        "tags": {
-            "role_tag": "role",
-            "content_tag": "content",
-            "user_tag": "user",
-            "assistant_tag": "assistant",
-            "system_tag": "system",
-        },
-    }
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON for people and for LLaMA-Factory, atomically."""
+    write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -15,8 +15,6 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
 
 from sdistill.clock import StepCost
 from sdistill.distributed.processes import is_writer
@@ -43,7 +41,7 @@ class Monitor:
         """Adds the figures of a step, what it took, and the most memory that a device has had in use.
 
         Model FLOPs utilisation, `mfu`, is the arithmetic of the model that a step, or a part of it, has to do
-        (`parallel.flops`), over what its devices do at best in the same time: FLOPs / (seconds × devices ×
+        (`flops`), over what its devices do at best in the same time: FLOPs / (seconds × devices ×
         peak of bfloat16). Where the peak is not known, as of CPUs, there is the rate only.
 
         Args:
@@ -53,9 +51,9 @@ class Monitor:
         """
         if self._tensorboard is None:
             return
-        shown = {f"train/{name}": value for name, value in record.items()}
         total = sum(cost.seconds.values())
         seconds = {**cost.seconds, "step": total}
+        shown = {f"train/{name}": value for name, value in record.items()}
         shown |= {f"seconds/{name}": value for name, value in seconds.items()}
         for name, flops in {**cost.flops, "step": sum(cost.flops.values())}.items():
             rate = flops / seconds[name] / self._devices
@@ -98,18 +96,15 @@ class Profiler:
         if not self._recording:
             jax.profiler.start_trace(str(self._directory))
             self._recording = True
+        is_last = True  # also where the step raises
         try:
             with jax.profiler.StepTraceAnnotation("step", step_num=number):
                 yield
-        except BaseException:
-            self._end()
-            raise
-        if number == self._steps[-1]:
-            self._end()
-
-    def _end(self) -> None:
-        jax.profiler.stop_trace()
-        self._recording = False
+            is_last = number == self._steps[-1]
+        finally:
+            if is_last:
+                jax.profiler.stop_trace()
+                self._recording = False
 
 
 class EventFile:
@@ -124,11 +119,15 @@ class EventFile:
         """Makes the directory; a file is begun with the first figures, and anew after one that failed."""
         self._directory = directory
         self._numbers = itertools.count()
-        self._writer: EventsWriter | None = None
+        self._writer: Any = None
         directory.mkdir(parents=True, exist_ok=True)
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds the figures of a step, or warns that they could not be written."""
+        # Imported here: tensorboardX imports torch where there is one, which takes seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+
         event = Event(step=step, wall_time=time.time())
         for name, value in figures.items():
             event.summary.value.add(tag=name, simple_value=value)

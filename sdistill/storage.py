@@ -35,31 +35,7 @@ def check_workdir(workdir: Path, settings: str, *, may_differ: Collection[str] =
     Raises:
       ConfigError: if the directory cannot be written, or holds a run with other settings; names the first.
     """
-    _check_writable(workdir)
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        return
-    there, here = (dict(_fields(json.loads(text))) for text in (path.read_text(), settings))
-    differing = [name for name in sorted(there | here) if there.get(name, "…") != here.get(name, "…")]
-    allowed = {n for n in differing if any(n == m or n.startswith(f"{m}.") for m in may_differ)}
-    shown = [f"{n}={there.get(n, 'absent')} there, {here.get(n, 'absent')} here" for n in differing]
-    for name, difference in zip(differing, shown, strict=True):
-        if name not in allowed:
-            raise ConfigError(
-                f"{workdir} holds a run with other settings ({difference}); "
-                f"give another --workdir, or the settings in its {CONFIG_FILE}"
-            )
-    if allowed:
-        logger.warning(
-            "%s: going on under another layout (%s): the same computation, rounded otherwise",
-            workdir,
-            "; ".join(shown),
-        )
-
-
-def _check_writable(workdir: Path) -> None:
-    """Writes and removes an empty file, as each process of a run will have to."""
-    probe = workdir / f".probe-{jax.process_index()}"
+    probe = workdir / f".probe-{jax.process_index()}"  # each process of a run will have to write
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -69,6 +45,24 @@ def _check_writable(workdir: Path) -> None:
             f"--workdir={workdir} cannot be written: {error.strerror}; give another one, or the right to: "
             "for a mounted bucket that is the role storage.objectUser of the machine's service account"
         ) from error
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    there, here = (dict(_fields(json.loads(text))) for text in (path.read_text(), settings))
+    differing = {
+        name: f"{name}={there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in sorted(there | here)
+        if there.get(name) != here.get(name)
+    }
+    for name, difference in differing.items():
+        if not any(name == setting or name.startswith(f"{setting}.") for setting in may_differ):
+            raise ConfigError(
+                f"{workdir} holds a run with other settings ({difference}); "
+                f"give another --workdir, or the settings in its {CONFIG_FILE}"
+            )
+    if differing:
+        message = "%s: going on under another layout (%s): the same computation, rounded otherwise"
+        logger.warning(message, workdir, "; ".join(differing.values()))
 
 
 def _fields(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -83,14 +77,10 @@ def _fields(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a rerun after a kill, finds the old content or the new."""
     if is_writer():
-        _write_atomically(path, content)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    finish(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(content)
+        finish(temporary, path)
 
 
 def finish(temporary: Path, path: Path) -> None:
@@ -153,7 +143,7 @@ def read_measurements(path: Path) -> list[Measurement]:
 
 
 class Journal:
-    """Records that become more while work goes on, and are read when the work is taken up again.
+    """Records that are added while work goes on, and read when interrupted work is continued.
 
     Each process has a file of its own, `journal-0.jsonl` and so on for `journal.jsonl`. All call every method
     but `add`.
@@ -163,15 +153,12 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        """Opens a journal, new or left by processes that were killed, however many they were.
-
-        Of what they left of a record nothing is kept.
-        """
+        """Opens a journal, new or left by killed processes. Truncated last records are dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         own = path.with_stem(f"{path.stem}-{jax.process_index()}")
-        if own.exists() and (whole := _whole_lines(own)) != own.read_bytes():
-            _write_atomically(own, whole)
+        if own.exists():
+            os.truncate(own, len(_whole_lines(own)))
         # One process reads for all: they have to agree on what is there, even where one of them sees less.
         found = [line for file in self._files() for line in _whole_lines(file).split(b"\n") if line]
         self.records: list[dict[str, Any]] = all_gather([json.loads(x) for x in found] if is_writer() else [])
@@ -207,6 +194,6 @@ class Journal:
 
 
 def _whole_lines(path: Path) -> bytes:
-    """Of a file that was appended to: up to its last whole line."""
+    """The content of a file that was appended to, up to the end of its last whole line."""
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
