@@ -33,7 +33,7 @@ def preset(arg: str, name: str, family: str, **fields: object) -> ConfigDict:
     """
     if arg not in ("", "tiny"):
         raise ValueError(f"unknown argument {arg!r} of the preset of {name}; known: '', 'tiny'")
-    start = {"init_from": name}
+    start: dict[str, object] = {"init_from": name}
     if arg == "tiny":
         start = {"init_from": None, "model": {**TINY, **FAMILIES[family], **fields}}
     return ConfigDict(

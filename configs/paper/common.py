@@ -6,7 +6,7 @@ Adam's decays, no weight decay, gradients clipped at norm 1.
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -30,7 +30,7 @@ def laid_out(
     }
 
 
-ROUNDED = {"optimizer": {"first_moment": "bfloat16"}}
+ROUNDED: dict[str, Any] = {"optimizer": {"first_moment": "bfloat16"}}
 """Where float32 would leave less than 5 % of the memory."""
 
 QWEN3_8B = {
