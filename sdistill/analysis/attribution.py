@@ -14,7 +14,6 @@ Colaresi & Quinn 2008, "Fightin' Words", doi:10.1093/pan/mpn018).
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -98,20 +97,15 @@ def signal_by_group(seeds: Sequence[Tokens], grouping: str) -> dict[tuple[str, s
     over the group's tokens in rows with a teacher. A share of nothing, or a mean over no tokens, is left out.
     """
     parts = [_by_problem(tokens, grouping) for tokens in seeds]
-    found = {}
-    for measure in MEASURES:
-        for index, group in enumerate(GROUPINGS[grouping]):
-            estimate = bootstrap_ratio(
-                [(above[:, index], below[:, index]) for above, below in (part[measure] for part in parts)]
-            )
-            if estimate is not None:
-                found[measure, f"{grouping}:{group}"] = estimate
-    return found
+    estimates = {
+        (measure, f"{grouping}:{group}"): bootstrap_ratio([part[measure][:, :, index] for part in parts])
+        for measure in MEASURES
+        for index, group in enumerate(GROUPINGS[grouping])
+    }
+    return {name: estimate for name, estimate in estimates.items() if estimate is not None}
 
 
-def _by_problem(
-    tokens: Tokens, grouping: str
-) -> dict[str, tuple[Float[np.ndarray, "P G"], Float[np.ndarray, "P G"]]]:
+def _by_problem(tokens: Tokens, grouping: str) -> dict[str, Float[np.ndarray, "2 P G"]]:
     """Measure → what each of P problems adds to the numerator and the denominator of each of G groups."""
     size = len(GROUPINGS[grouping])
     cells_N = tokens.problem_N * size + tokens.groups[grouping]
@@ -119,39 +113,21 @@ def _by_problem(
     def total(weights_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, "P G"]:
         return np.bincount(cells_N, weights_N, tokens.num_problems * size).reshape(-1, size)
 
-    def share(weights_N: Float[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
+    def share(weights_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, "2 P G"]:
         above = total(weights_N)
-        return above, np.broadcast_to(above.sum(axis=1, keepdims=True), above.shape)
+        return np.stack([above, np.broadcast_to(above.sum(axis=1, keepdims=True), above.shape)])
 
+    taught_N = tokens.has_teacher_N
     return {
-        "tokens": share(np.ones_like(tokens.signal_N)),
+        "tokens": share(np.ones_like(taught_N)),
         "signal": share(tokens.signal_N),
-        "divergence": (total(tokens.divergence_N * tokens.has_teacher_N), total(tokens.has_teacher_N)),
+        "divergence": np.stack([total(tokens.divergence_N * taught_N), total(taught_N)]),
     }
-
-
-@dataclass(frozen=True)
-class WordChange:
-    """How one word has changed.
-
-    Attributes:
-      word: In lower case.
-      before: Occurrences in a response of the baseline.
-      change: Difference of occurrences in a response, with an interval over problems.
-      p: Adjusted for all compared words.
-      z: Of the log-odds.
-    """
-
-    word: str
-    before: float
-    change: Estimate
-    p: float
-    z: float
 
 
 def word_changes(
     ours: Mapping[int, Sequence[Response]], theirs: Mapping[int, Sequence[Response]]
-) -> list[WordChange]:
+) -> dict[tuple[str, str], Estimate | float]:
     """The words of the paper's list that occur, and the words beside it that changed most.
 
     A problem's difference is the mean over the seeds that both have: intervals and p-values are about other
@@ -160,32 +136,33 @@ def word_changes(
     Args:
       ours: Seed → responses.
       theirs: The same of the baseline.
+
+    Returns: (measure, word) → `word_base`, occurrences in a response of the baseline; `word_change`, their
+      difference, with an interval over problems; `word_p`, adjusted for all compared words; and `word_z`, of
+      the log-odds.
     """
     shared = [seed for seed in ours if seed in theirs]
     counts = [_count_by_problem([r for seed in shared for r in side[seed]]) for side in (ours, theirs)]
     problems = [p for p in counts[0] if p in counts[1]]
     if not problems:
-        return []
+        return {}
     totals = [sum((side[p][0] for p in problems), Counter[str]()) for side in counts]
     pooled = totals[0] + totals[1]
     words = sorted(w for w, n in pooled.items() if n >= RARE or w in WORDS)
     if not words:
-        return []
+        return {}
     rates = [np.asarray([[side[p][0][w] / side[p][1] for w in words] for p in problems]) for side in counts]
-    p_values = benjamini_hochberg(sign_flip_p_values(rates[0] - rates[1]))
+    changes_PW = rates[0] - rates[1]
+    p_values = benjamini_hochberg(sign_flip_p_values(changes_PW))
     z = log_odds(totals[0], totals[1], pooled)
     chosen = {*WORDS, *standing_out({word: z[word] for word in words if word not in WORDS})}
-    return [
-        WordChange(
-            word,
-            float(rates[1][:, i].mean()),
-            bootstrap_mean([rates[0][:, i] - rates[1][:, i]]),
-            p_values[i],
-            z[word],
-        )
-        for i, word in enumerate(words)
-        if word in chosen
-    ]
+    found: dict[tuple[str, str], Estimate | float] = {}
+    for i, word in enumerate(words):
+        if word in chosen:
+            found["word_base", word] = float(rates[1][:, i].mean())
+            found["word_change", word] = bootstrap_mean([changes_PW[:, i]])
+            found["word_p", word], found["word_z", word] = p_values[i], z[word]
+    return found
 
 
 def log_odds(ours: Counter[str], theirs: Counter[str], background: Counter[str]) -> dict[str, float]:

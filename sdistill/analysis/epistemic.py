@@ -11,19 +11,7 @@ from sdistill.tasks.problem import THINK_END, THINK_START
 from sdistill.text.tokenizer import Tokenizer
 from sdistill.text.words import map_rows, token_texts, tokens_in_spans
 
-WORDS = (
-    "wait",
-    "hmm",
-    "perhaps",
-    "maybe",
-    "actually",
-    "alternatively",
-    "seems",
-    "might",
-    "likely",
-    "check",
-)
-
+WORDS = ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check")
 
 CLASSES = ("epistemic", "digits", "other")
 """Of tokens: parts of epistemic words, digits and operators, and all others."""

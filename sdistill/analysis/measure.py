@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,26 +75,29 @@ class Cell:
     dataset: str
 
 
+class Figures(NamedTuple):
+    """What n responses measure: metric → problem → figure."""
+
+    n: int
+    metrics: dict[str, dict[str, float]]
+
+
 class Results:
     """The figures of one section."""
 
     def __init__(self, section: str):
         """No figures yet."""
         self.section = section
-        # Cell → seed → metric → problem → value, and the number of responses.
-        self._figures: dict[Cell, dict[int, dict[str, dict[str, float]]]] = {}
-        self._counts: dict[Cell, dict[int, int]] = {}
+        self._cells: dict[Cell, dict[int, Figures]] = {}  # by seed
         self._training: list[Measurement] = []
 
     def add(self, cell: Cell, seed: int, responses: Sequence[Response]) -> None:
         """Measures the responses of one cell and seed."""
-        self._figures.setdefault(cell, {})[seed] = by_problem(responses)
-        self._counts.setdefault(cell, {})[seed] = len(responses)
+        self._cells.setdefault(cell, {})[seed] = Figures(len(responses), by_problem(responses))
 
     def alias(self, cell: Cell, like: Cell, seed: int) -> None:
         """Gives one cell the figures of another: step 0 of a run is the model it started from."""
-        self._figures.setdefault(cell, {})[seed] = self._figures[like][seed]
-        self._counts.setdefault(cell, {})[seed] = self._counts[like][seed]
+        self._cells.setdefault(cell, {})[seed] = self._cells[like][seed]
 
     def add_training(
         self, condition: Condition, seed: int, metrics: Sequence[Mapping[str, float]], every: int, n: int
@@ -109,70 +113,63 @@ class Results:
 
     def cells(self) -> list[Cell]:
         """All cells, in the order they were added."""
-        return list(self._figures)
+        return list(self._cells)
 
-    def measurements(self, pairs: Iterable[tuple[Cell, Cell]] = ()) -> list[Measurement]:
-        """Every metric of every cell, the differences of the pairs, and the training metrics.
+    def measurements(
+        self, baselines: Callable[[Cell], Iterable[Cell]] = lambda cell: ()
+    ) -> list[Measurement]:
+        """Every metric of every cell, their differences to baselines, and the training metrics.
 
         A metric has one measurement a seed, and one over all of them.
+
+        Args:
+          baselines: The cells that a cell is compared with, where they are there. The base has none.
         """
         found = []
-        for cell, seeds in self._figures.items():
-            metrics = set.intersection(*(set(figures) for figures in seeds.values()))
-            for metric in sorted(metrics):
-                strata = {seed: np.asarray(list(f[metric].values())) for seed, f in seeds.items()}
+        for cell, seeds in self._cells.items():
+            for metric in sorted(set.intersection(*(set(figures.metrics) for figures in seeds.values()))):
+                strata = {seed: np.asarray([*f.metrics[metric].values()]) for seed, f in seeds.items()}
                 found += self._pooled(cell, metric, strata)
-        return found + self._differences(pairs) + self._training
+        for cell in self._cells:
+            for other in baselines(cell) if cell.condition != BASE else ():
+                found += self._differences(cell, other)
+        return found + self._training
 
-    def _differences(self, pairs: Iterable[tuple[Cell, Cell]]) -> list[Measurement]:
+    def _differences(self, cell: Cell, other: Cell) -> list[Measurement]:
         """Paired differences, first minus second, over the problems and seeds that both have.
 
         The baseline is the second's condition, or the base model where the second is a run's own step 0.
         """
-        found = []
-        for cell, other in pairs:
-            ours, theirs = self._figures.get(cell, {}), self._figures.get(other, {})
-            shared = sorted(seed for seed in ours if seed in theirs)
-            baseline = BASE if other.condition == cell.condition else other.condition
-            for metric in DIFFERENCES if shared else ():
-                # Seed → problem → difference, over the problems that both have.
-                paired = {
-                    seed: {
-                        problem: value - theirs[seed][metric][problem]
-                        for problem, value in ours[seed][metric].items()
-                        if problem in theirs[seed][metric]
-                    }
-                    for seed in shared
-                }
-                if not all(paired.values()):
-                    continue
-                strata = {seed: np.asarray(list(p.values())) for seed, p in paired.items()}
-                found += self._pooled(cell, metric, strata, baseline)
-                problems = [p for p in paired[shared[0]] if all(p in figures for figures in paired.values())]
-                if len(shared) > 1 and problems:
-                    table = np.asarray([[figures[p] for p in problems] for figures in paired.values()])
-                    n = sum(self._counts[cell][seed] for seed in shared)
-                    estimate = paired_bootstrap(table)
-                    found.append(self.measurement(cell, "any", metric, estimate, n, baseline=baseline))
+        ours, theirs, found = self._cells[cell], self._cells.get(other, {}), list[Measurement]()
+        shared = sorted(ours.keys() & theirs.keys())
+        baseline = BASE if other.condition == cell.condition else other.condition
+        for metric in DIFFERENCES if shared else ():
+            # Seed → problem → difference.
+            pairs = {seed: (ours[seed].metrics[metric], theirs[seed].metrics[metric]) for seed in shared}
+            paired = {seed: {p: a[p] - b[p] for p in a if p in b} for seed, (a, b) in pairs.items()}
+            if not all(paired.values()):
+                continue
+            strata = {seed: np.asarray([*of.values()]) for seed, of in paired.items()}
+            found += self._pooled(cell, metric, strata, baseline)
+            problems = [p for p in paired[shared[0]] if all(p in of for of in paired.values())]
+            if len(shared) > 1 and problems:
+                estimate = paired_bootstrap(np.asarray([[of[p] for p in problems] for of in paired.values()]))
+                n = sum(ours[seed].n for seed in shared)
+                found.append(self.measurement(cell, "any", metric, estimate, n, baseline=baseline))
         return found
 
     def _pooled(
         self, cell: Cell, metric: str, strata: Mapping[int, np.ndarray], baseline: Condition | None = None
     ) -> list[Measurement]:
         """One measurement a seed, and one over all of them."""
+        found = []
         seeds = sorted(strata)
         parts: list[tuple[Seed, list[int]]] = [*((seed, [seed]) for seed in seeds), ("all", seeds)]
-        return [
-            self.measurement(
-                cell,
-                name,
-                metric,
-                bootstrap_mean([strata[seed] for seed in part]),
-                sum(self._counts[cell][seed] for seed in part),
-                baseline=baseline,
-            )
-            for name, part in parts
-        ]
+        for name, part in parts:
+            estimate = bootstrap_mean([strata[seed] for seed in part])
+            n = sum(self._cells[cell][seed].n for seed in part)
+            found.append(self.measurement(cell, name, metric, estimate, n, baseline=baseline))
+        return found
 
     def measurement(
         self,

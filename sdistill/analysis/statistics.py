@@ -66,9 +66,7 @@ def paired_bootstrap(differences_SP: Float[np.ndarray, "S P"]) -> Estimate:
     return _estimate(float(differences_SP.mean()), means_R)
 
 
-def bootstrap_ratio(
-    strata: Sequence[tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]],
-) -> Estimate | None:
+def bootstrap_ratio(strata: Sequence[Float[np.ndarray, "2 n"]]) -> Estimate | None:
     """Mean over strata of a ratio of sums, with a percentile bootstrap over problems as in `bootstrap_mean`.
 
     Numerator and denominator of a problem are drawn together. A draw in which nothing is left of a

@@ -83,14 +83,8 @@ def _words(
     theirs = {seed: read_responses(responses_file(run, split, 0)) for seed, run in base.items()}
     cell, n = Cell(condition, max(steps.values()), name_of(split)), sum(map(len, ours.values()))
     return [
-        results.measurement(cell, "all", metric, value, n, group=word.word)
-        for word in word_changes(ours, theirs)
-        for metric, value in (
-            ("word_base", word.before),
-            ("word_change", word.change),
-            ("word_p", word.p),
-            ("word_z", word.z),
-        )
+        results.measurement(cell, "all", measure, value, n, group=word)
+        for (measure, word), value in word_changes(ours, theirs).items()
     ]
 
 

@@ -123,17 +123,10 @@ class StudyConfig(RunsConfig):
     ema_rate: float
     coverage: tuple[int, ...]
 
-    def conditions(self) -> list[Condition]:
-        """The runs of section 5."""
-        return [
-            Condition("grpo"),
-            *(Condition("sdpo", c.kind, teacher) for c in self.contexts for teacher in ("fixed", "ema")),
-        ]
-
-    def richness_models(self) -> list[Condition]:
-        """`richness.models`."""
-        known = {condition.label: condition for condition in self.conditions()}
-        return [known[label] for label in self.richness.models]
+    def conditions(self) -> dict[str, Condition]:
+        """The runs of section 5, by label."""
+        sdpo = [Condition("sdpo", c.kind, teacher) for c in self.contexts for teacher in ("fixed", "ema")]
+        return {condition.label: condition for condition in (Condition("grpo"), *sdpo)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,9 +137,9 @@ class StudyConfig(RunsConfig):
             f"coverage_seeds={self.coverage_seeds} must be among seeds={self.seeds}: they share runs",
         )
         evaluation_of(self.sft.train, "sft.train")
-        known = [condition.label for condition in self.conditions()]
+        known = self.conditions()
         require(
-            set(self.richness.models) <= set(known),
+            set(self.richness.models) <= known.keys(),
             f"richness.models={self.richness.models} must be among the runs of section 5: {', '.join(known)}",
         )
 

@@ -4,6 +4,7 @@ Measured are accuracy, length and epistemic words of every evaluation, their pai
 and between the runs, and the training metrics.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from sdistill.analysis.measure import BASE, Cell, Results
@@ -41,17 +42,17 @@ def on_policy_section(study: Study[StudyConfig]) -> list[Measurement]:
             study.train(results, condition, run)
             for dataset in map(name_of, config.evaluation.datasets):  # step 0 of every run is the base
                 results.alias(Cell(condition, 0, dataset), Cell(BASE, 0, dataset), seed)
-    # A fixed teacher against an EMA teacher, and the first context against the others.
-    kinds = [context.kind for context in config.contexts]
-    baselines = {Condition("sdpo", k, "fixed"): [Condition("sdpo", k, "ema")] for k in kinds}
-    baselines[Condition("sdpo", kinds[0], "fixed")] += [Condition("sdpo", k, "fixed") for k in kinds[1:]]
-    pairs = []
-    for cell in results.cells():
-        if cell.condition != BASE:
-            pairs.append((cell, Cell(BASE, 0, cell.dataset)))
-        for other in baselines.get(cell.condition, []):
-            pairs.append((cell, Cell(other, cell.step, cell.dataset)))
-    return results.measurements(pairs)
+    first, *others = [context.kind for context in config.contexts]
+
+    def baselines(cell: Cell) -> Iterator[Cell]:
+        """The base; of a fixed teacher, the EMA teacher, and of the first context, the others."""
+        yield Cell(BASE, 0, cell.dataset)
+        if cell.condition.teacher == "fixed":
+            yield replace(cell, condition=replace(cell.condition, teacher="ema"))
+            for kind in others if cell.condition.context == first else ():
+                yield replace(cell, condition=replace(cell.condition, context=kind))
+
+    return results.measurements(baselines)
 
 
 def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
@@ -70,15 +71,15 @@ def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
                 for dataset in map(name_of, config.evaluation.datasets):
                     if size is None or dataset != "trained":
                         results.alias(Cell(condition, 0, dataset), Cell(BASE, 0, dataset), seed)
-    pairs = []
-    for cell in results.cells():
-        if cell.condition == BASE:
-            continue
-        pairs.append((cell, Cell(cell.condition, 0, cell.dataset)))
-        if cell.condition.num_problems == sizes[0]:  # the fewest problems against the most
-            others = [replace(cell.condition, num_problems=size) for size in sizes[-2:] if size != sizes[0]]
-            pairs += [(cell, Cell(other, cell.step, cell.dataset)) for other in others]
-    return results.measurements(pairs)
+
+    def baselines(cell: Cell) -> Iterator[Cell]:
+        """A run's own start; of the fewest problems, the most."""
+        yield replace(cell, step=0)
+        if cell.condition.num_problems == sizes[0]:
+            for size in sizes[1:][-2:]:
+                yield replace(cell, condition=replace(cell.condition, num_problems=size))
+
+    return results.measurements(baselines)
 
 
 def _narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
@@ -94,10 +95,11 @@ def fixes_section(study: Study[FixesConfig]) -> list[Measurement]:
         study.add_base(results, seed, config.evaluation.datasets, "fixes")
         for condition, run in config.runs().items():
             study.train(results, condition, replace(run, seed=seed))
-    sdpo, pairs = Condition("sdpo"), []
-    for cell in results.cells():
-        if cell.condition != BASE:
-            pairs.append((cell, Cell(BASE, 0, cell.dataset)))
-        if cell.condition not in (BASE, sdpo):
-            pairs.append((cell, Cell(sdpo, cell.step, cell.dataset)))
-    return results.measurements(pairs)
+    sdpo = Condition("sdpo")
+
+    def baselines(cell: Cell) -> Iterator[Cell]:
+        yield Cell(BASE, 0, cell.dataset)
+        if cell.condition != sdpo:
+            yield replace(cell, condition=sdpo)
+
+    return results.measurements(baselines)

@@ -8,7 +8,7 @@ the base.
 import functools
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdistill.analysis.epistemic import WORDS
@@ -124,32 +124,38 @@ def probes_section(study: Study[ProbesConfig]) -> list[Measurement]:
         # The models: the base, GRPO, SDPO, and SDPO without loss at some words.
         study.add_base(results, seed, study.config.evaluation.datasets, PROBES)
         masked, counts, n = _masks(study, seed)
-        models = {BASE: study.base}
-        for condition, run in _runs(study.config, seed, masked).items():
-            models[condition] = load_model(study.train(results, condition, run) / "model")
-        subjects = {c: Subject(study, c, model, seed, by_id) for c, model in models.items()}
+        runs: Runs = {GRPO: study.config.grpo, SDPO: study.config.sdpo}
+        for arm, words in masked.items():
+            loss = replace(study.config.sdpo.loss, masked_words=tuple(words))
+            runs[replace(SDPO, fix=arm.fix)] = replace(study.config.sdpo, loss=loss)
+        subjects = {BASE: Subject(study, BASE, study.base, seed, by_id)}
+        for condition, run in runs.items():
+            model = load_model(study.train(results, condition, replace(run, seed=seed)) / "model")
+            subjects[condition] = Subject(study, condition, model, seed, by_id)
         # Every arm of every probe.
         neutral_cue = next(iter(subjects[BASE].neutral([config.cue])), None)
-        for model in (BASE, GRPO, SDPO):
-            subject = subjects[model]
-            arms, used = probe(subject, config.cue, neutral_cue, config.extra_attempts)
+        for condition in (BASE, GRPO, SDPO):
+            subject = subjects[condition]
+            arms, used = probe(subject, neutral_cue)
             rates += _rates(results, subject, used, subject.counts, len(subject.plain))
-            if model == SDPO:
+            if condition == SDPO:
                 arms |= {arm: subjects[replace(SDPO, fix=arm.fix)].plain for arm in masked}
                 rates += _rates(results, subject, masked, counts, n)
             for arm, responses in arms.items():
-                results.add(Cell(arm.of(model), 0, dataset), seed, responses)
-    # Each arm against its controls, and against the base without intervention.
+                results.add(Cell(arm.of(condition), 0, dataset), seed, responses)
     controls = {p.arm: p.controls for p in (*probes(config.extra_attempts), MASKED)}
-    pairs = []
-    for cell in results.cells():
+
+    def baselines(cell: Cell) -> Iterator[Cell]:
+        """Of an arm, its controls, and the base without intervention."""
         if (intervention := cell.condition.intervention) is not None:
-            model = replace(cell.condition, intervention=None, attempts=None, fix=None)
+            of = replace(cell.condition, intervention=None, attempts=None, fix=None)
             arm = Arm(intervention, cell.condition.attempts, cell.condition.fix)
-            pairs += [(cell, Cell(c.of(model), 0, cell.dataset)) for c in controls.get(arm, ())]
-            if model != BASE:
-                pairs.append((cell, Cell(PLAIN.of(BASE), 0, cell.dataset)))
-    return results.measurements(pairs) + rates
+            for other in controls.get(arm, ()):
+                yield replace(cell, condition=other.of(of))
+            if of != BASE:
+                yield replace(cell, condition=PLAIN.of(BASE))
+
+    return results.measurements(baselines) + rates
 
 
 def _masks(study: Study[ProbesConfig], seed: int) -> tuple[Words, Counter[str], int]:
@@ -167,29 +173,17 @@ def _masks(study: Study[ProbesConfig], seed: int) -> tuple[Words, Counter[str], 
     return {MASKED.arm: used, MASKED.controls[0]: others}, counts, len(texts)
 
 
-def _runs(config: ProbesConfig, seed: int, masked: Words) -> Runs:
-    """The training runs."""
-    chosen: Runs = {GRPO: config.grpo, SDPO: config.sdpo}
-    for arm, left_out in masked.items():
-        loss = replace(config.sdpo.loss, masked_words=tuple(left_out))
-        chosen[replace(SDPO, fix=arm.fix)] = replace(config.sdpo, loss=loss)
-    return {condition: replace(run, seed=seed) for condition, run in chosen.items()}
-
-
-def probe(subject: Subject, cue: str, neutral_cue: str | None, extra_attempts: int) -> tuple[Arms, Words]:
+def probe(subject: Subject, neutral_cue: str | None) -> tuple[Arms, Words]:
     """Every arm of every probe but `MASKED`, and the words that arms are about.
 
     Args:
       subject: The model.
-      cue: Epistemic word that is put into responses.
-      neutral_cue: The word that is put there as a control; None if there is none.
-      extra_attempts: How often a response is kept from ending its thinking, at most.
+      neutral_cue: The word that is put in the place of the cue as a control; None if there is none.
     """
-    cues = {"cue": cue, "nothing": ""} | ({"neutral": neutral_cue} if neutral_cue else {})
+    cues = {"cue": subject.study.config.probes.cue, "nothing": ""}
+    cues |= {"neutral": neutral_cue} if neutral_cue else {}
     arms, used = _forbid(subject)
-    arms |= _doubt(subject, cues)
-    arms |= _force(subject, cues, extra_attempts)
-    arms |= _shuffle(subject)
+    arms |= _doubt(subject, cues) | _force(subject, cues) | _shuffle(subject)
     return arms, used | {Arm(f"doubt_{kind}"): [word] for kind, word in cues.items() if word}
 
 
@@ -198,11 +192,10 @@ def _forbid(subject: Subject) -> tuple[Arms, Words]:
     used = sorted((w for w in WORDS if subject.counts[w]), key=lambda w: -subject.counts[w])
     lists = {"words": list(WORDS), "half": used[::2], "neutral": subject.neutral(used)}
     forbidden = {Arm(f"forbid_{kind}"): left_out for kind, left_out in lists.items() if left_out}
-    tokenizer = subject.study.chat.tokenizer
     anew = [subject.prefix(response, "") for response in subject.plain]
     arms = {PLAIN: subject.plain}
     for arm, left_out in forbidden.items():
-        ids = first_token_ids(tokenizer, left_out)
+        ids = first_token_ids(subject.study.chat.tokenizer, left_out)
         arms[arm] = subject.respond(arm, anew, step=AT_ONCE, forbidden=ids)
     return arms, forbidden
 
@@ -216,12 +209,12 @@ def _doubt(subject: Subject, cues: Mapping[str, str]) -> Arms:
     while len(cut) < len(subject.plain) / 4 and rounds <= AGAIN:
         cut += _up_to_wrong_attempt(subject, subject.sample(Arm("more", rounds), rounds))
         rounds += 1
-    cut = subject.repeated(cut, rounds)
-    prefixes = {
-        Arm(f"doubt_{kind}"): [subject.prefix(r, followed_by(r.text, cue)) for r in cut]
-        for kind, cue in cues.items()
-    }
-    return {arm: subject.respond(arm, units, step=DOUBT) for arm, units in prefixes.items() if units}
+    arms: Arms = {}
+    for kind, cue in cues.items() if cut else ():
+        units = [subject.prefix(r, followed_by(r.text, cue)) for r in subject.repeated(cut, rounds)]
+        arm = Arm(f"doubt_{kind}")
+        arms[arm] = subject.respond(arm, units, step=DOUBT)
+    return arms
 
 
 def _up_to_wrong_attempt(subject: Subject, responses: Sequence[Response]) -> list[Response]:
@@ -231,25 +224,24 @@ def _up_to_wrong_attempt(subject: Subject, responses: Sequence[Response]) -> lis
     return [replace(r, text=r.text[:end]) for r, end in zip(responses, ends, strict=True) if end is not None]
 
 
-def _force(subject: Subject, cues: Mapping[str, str], extra_attempts: int) -> Arms:
+def _force(subject: Subject, cues: Mapping[str, str]) -> Arms:
     """A word in the place of the end of thinking, several times (budget forcing, arXiv 2501.19393).
 
     For all responses, and for the wrong ones. Responses that do not end their thinking stay as they are.
     """
+
+    def forced(response: Response, cue: str) -> Query | Response:
+        thought = thinking(response.text)
+        return response if thought is None else subject.prefix(response, followed_by(thought, cue))
+
     arms = {}
     wrong = subject.repeated([response for response in subject.plain if not response.correct])
     for name, first in (("extra", subject.plain), ("repair", wrong)):
         for kind, cue in cues.items():
-            before = first
-            for k in range(1, extra_attempts + 1):
-                units: list[Query | Response] = []
-                for response in before:
-                    thought = thinking(response.text)
-                    units.append(
-                        response if thought is None else subject.prefix(response, followed_by(thought, cue))
-                    )
-                arm = Arm(f"{name}_{kind}", k)
-                arms[arm] = before = subject.respond(arm, units, step=FORCE + k)
+            responses = first
+            for k in range(1, subject.study.config.probes.extra_attempts + 1):
+                arm, units = Arm(f"{name}_{kind}", k), [forced(r, cue) for r in responses]
+                arms[arm] = responses = subject.respond(arm, units, step=FORCE + k)
     return {arm: responses for arm, responses in arms.items() if responses}
 
 

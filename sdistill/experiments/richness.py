@@ -5,7 +5,7 @@ length, epistemic words and richness in bits of fresh responses under each conte
 between contexts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sdistill.analysis.measure import BASE, Cell, Results
@@ -30,18 +30,15 @@ Solved = Sequence[tuple[Problem, str]]
 def richness_section(study: Study[StudyConfig]) -> list[Measurement]:
     """Every context on the base, and all differences between contexts."""
     config, results, solved = study.config, Results("richness"), _walk(study)
-    for condition, prompts in _by_richness(config, solved, BASE):
-        guided = _respond(study, results, condition, prompts)
     # Responses under the full solution, the last context, are solutions themselves.
+    guided = _respond_by_richness(study, results, BASE, solved)
     groups = strides(guided, config.richness.num_samples)
     again = [(problem, _solution(group)) for (problem, _), group in zip(solved, groups, strict=True)]
-    others = {"regenerated": _prompts(config, again, "solution")}
+    _respond(study, results, replace(BASE, prompt="regenerated"), _prompts(config, again, "solution"))
     if len(solved) > 1:
-        others["other_problem"] = _prompts(config, solved, "other_problem")
-    for prompt, prompts in others.items():
-        _respond(study, results, replace(BASE, prompt=prompt), prompts)
-    cells = results.cells()
-    return results.measurements((a, b) for a in cells for b in cells if a != b)
+        prompts = _prompts(config, solved, "other_problem")
+        _respond(study, results, replace(BASE, prompt="other_problem"), prompts)
+    return results.measurements(lambda cell: [other for other in results.cells() if other != cell])
 
 
 def trained_richness_section(study: Study[StudyConfig]) -> list[Measurement]:
@@ -49,31 +46,41 @@ def trained_richness_section(study: Study[StudyConfig]) -> list[Measurement]:
 
     They get the problems that the base solves sometimes, and the base's solutions.
     """
-    config, results, solved, pairs = study.config, Results("trained_richness"), _walk(study), []
-    for trained in config.richness_models():
+    config, results, solved = study.config, Results("trained_richness"), _walk(study)
+    for label in config.richness.models:
+        trained = config.conditions()[label]
         model = load_model(study.directory("on_policy", trained, config.seeds[0]) / "model")
-        for condition, prompts in _by_richness(config, solved, trained):
-            _respond(study, results, condition, prompts, model)
-            if condition.prompt != "none":
-                plain = replace(trained, prompt="none")
-                pairs.append((Cell(condition, 0, "walk"), Cell(plain, 0, "walk")))
-    return results.measurements(pairs)
+        _respond_by_richness(study, results, trained, solved, model)
+
+    def plain(cell: Cell) -> list[Cell]:
+        unguided = replace(cell.condition, prompt="none", fraction=None)
+        return [] if unguided == cell.condition else [replace(cell, condition=unguided)]
+
+    return results.measurements(plain)
 
 
-def _by_richness(
-    config: StudyConfig, solved: Solved, model: Condition
-) -> Iterator[tuple[Condition, Sequence[Prompted]]]:
-    """The contexts: none, then from nothing of a solution to all of it."""
-    yield replace(model, prompt="none"), [(problem, None) for problem, _ in solved]
-    fractions: Mapping[Kind, Sequence[float]] = {
-        "partial": config.richness.answer_fractions,
-        "partial_solution": config.richness.solution_fractions,
-    }
-    for kind, shares in fractions.items():
-        for share in shares:
-            yield replace(model, prompt=kind, fraction=share), _prompts(config, solved, kind, share)
-    yield replace(model, prompt="answer"), _prompts(config, solved, "answer")
-    yield replace(model, prompt="solution"), _prompts(config, solved, "solution")
+def _respond_by_richness(
+    study: Study[StudyConfig],
+    results: Results,
+    trained: Condition,
+    solved: Solved,
+    model: Decoder | None = None,
+) -> list[Response]:
+    """Responses without a context, then from nothing of a solution to all of it; returns the last."""
+    config = study.config.richness
+    contexts: list[tuple[Kind, float | None]] = [
+        *(("partial", share) for share in config.answer_fractions),
+        *(("partial_solution", share) for share in config.solution_fractions),
+        ("answer", None),
+        ("solution", None),
+    ]
+    plain: list[Prompted] = [(problem, None) for problem, _ in solved]
+    responses = _respond(study, results, replace(trained, prompt="none"), plain, model)
+    for kind, share in contexts:
+        condition = replace(trained, prompt=kind, fraction=share)
+        prompts = _prompts(study.config, solved, kind, share)
+        responses = _respond(study, results, condition, prompts, model)
+    return responses
 
 
 def _prompts(

@@ -33,8 +33,7 @@ def sft_section(study: Study[StudyConfig]) -> list[Measurement]:
         for condition, source in _matched_sets(study, seed).items():
             examples = replace(config.examples, source=str(source))
             study.train(results, condition, replace(config, seed=seed, examples=examples))
-    cells = [cell for cell in results.cells() if cell.condition != BASE]
-    return results.measurements((cell, Cell(BASE, 0, cell.dataset)) for cell in cells)
+    return results.measurements(lambda cell: [Cell(BASE, 0, cell.dataset)])
 
 
 def _matched_sets(study: Study[StudyConfig], seed: int) -> dict[Condition, Path]:

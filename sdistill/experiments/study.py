@@ -22,13 +22,7 @@ from sdistill.model.decoder import Decoder
 from sdistill.richness import richness_bits
 from sdistill.sample import Query, Sampler, encode, queries_for
 from sdistill.settings import require
-from sdistill.storage import (
-    read_records,
-    read_responses,
-    responses_file,
-    responses_files,
-    write_responses,
-)
+from sdistill.storage import read_records, read_responses, responses_file, responses_files, write_responses
 from sdistill.tasks.problem import Task
 from sdistill.text.chat import Chat
 from sdistill.train import evaluation_datasets, train, training_problems

@@ -63,7 +63,8 @@ def some_generations(problems, seed, samples=4, **more):
 
 
 def differences(results, *pairs):
-    return [m for m in results.measurements(pairs) if m.baseline is not None]
+    found = results.measurements(lambda cell: [other for ours, other in pairs if ours == cell])
+    return [m for m in found if m.baseline is not None]
 
 
 def find(records, **keys):

@@ -85,7 +85,7 @@ def subject(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def probed(subject):
-    return probe(subject, "wait", "the", 2)
+    return probe(subject, "the")
 
 
 def texts(arms, name, attempts=None):
@@ -104,7 +104,7 @@ def test_every_arm_is_there_and_kept(subject, probed):
     assert used[Arm("forbid_half")] == ["wait", "hmm"]  # of wait, maybe, hmm, perhaps
     assert used[Arm("doubt_neutral")] == ["the"]
     assert not set(used[Arm("forbid_neutral")]) & set(used[Arm("forbid_words")])
-    again, _ = probe(subject, "wait", "the", 2)
+    again, _ = probe(subject, "the")
     assert again == arms
     for kind in kinds:  # of four responses one was right
         assert len(arms[Arm(f"repair_{kind}", 1)]) == 3
@@ -143,7 +143,7 @@ def test_a_model_that_makes_few_wrong_attempts_is_asked_again(subject):
             for i, text in enumerate(responses)
         ]
         write_responses(subject.study.directory("probes", arm.of(BASE), 0) / "k4_test-000000.jsonl.gz", kept)
-    arms, _ = probe(sure, "wait", "the", 1)
+    arms, _ = probe(sure, "the")
     assert [(g.problem, g.sample) for g in arms[Arm("doubt_cue")]] == [("a", n) for n in (2, 6, 10, 14)]
     assert len(arms[PLAIN]) == 4 and Arm("more", 1) not in arms
     assert not subject.study.directory("probes", Arm("more", 2).of(BASE), 0).exists()
