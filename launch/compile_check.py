@@ -202,10 +202,10 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
 
 def model_of(config: Settings) -> ModelConfig:
     """The shape of the config's model: its own, or that of the name or folder in `init_from`."""
-    if isinstance(config, GenerateConfig):
-        compute, model = ComputeConfig(dtype=config.dtype), None
-    else:
+    if isinstance(config, TrainConfig):
         compute, model = config.compute, config.model
+    else:
+        compute, model = ComputeConfig(dtype=config.dtype), None
     name = str(config.init_from)
     model = model or SHAPES.get(name)
     if model is None:
@@ -281,34 +281,31 @@ def report(
 ) -> Report:
     """Compiles a program, unless an equal one is known."""
     began = time.perf_counter()
-    resident = per_chip(program.resident)
-    work: dict[str, Any] = {
-        "times": program.times,
-        "flops": program.flops / chips,
-        "traffic": program.traffic,
-    }
-    lowered = program.lower()
+    lowered, resident = program.lower(), per_chip(program.resident)
     key = f"{topology} {hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]}"
     if key in known:
-        memory = replace(known[key].memory, resident=resident)
-        return replace(known[key], program=name, memory=memory, **work)
+        memory, seconds = replace(known[key].memory, resident=resident), known[key].compile_seconds
+    else:
+        memory = Memory(*compiled_sizes(program, lowered), resident, limit)
+        seconds = time.perf_counter() - began
+    work = {"flops": program.flops / chips, "traffic": program.traffic}
+    return Report(name, key, topology, program.times, seconds, memory, **work)
+
+
+def compiled_sizes(program: Program, lowered: jax.stages.Lowered) -> tuple[float, float, float]:
+    """Bytes of a program's arguments, outputs and temporaries, whether it fits or not."""
     try:
         sizes: Any = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if not (found := USED.search(str(error))):
             raise
         arguments = per_chip((program.arguments, program.keywords.get("accumulated")))
-        memory = Memory(arguments, 0, _bytes(found) - arguments, resident, limit)
-    else:
-        memory = Memory(
-            sizes.argument_size_in_bytes,
-            sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-            sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes,
-            resident,
-            limit,
-        )
-    seconds = time.perf_counter() - began
-    return Report(name, key, topology, compile_seconds=seconds, memory=memory, **work)
+        return arguments, 0, _bytes(found) - arguments
+    return (
+        sizes.argument_size_in_bytes,
+        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes,
+    )
 
 
 def _bytes(found: re.Match[str]) -> float:
@@ -318,32 +315,31 @@ def _bytes(found: re.Match[str]) -> float:
 
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────
 
-COLUMNS = (
-    *("program", "GiB", "spare", "arguments", "outputs", "temporary", "resident"),
-    *("TFLOP", "GB moved", "at least", "due to", "times a step"),
-)
-
 
 def table(reports: Sequence[Report]) -> Table:
     """The reports for people: GiB, TFLOP, GB and seconds of a chip."""
     limit = reports[0].memory.limit / GIB
     table = Table(title=f"Each chip of {reports[0].topology}, which has {limit:.2f} GiB for programs")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("program", "due to") else "right")
     for found in reports:
         memory, (seconds, reason) = found.memory, found.bound
-        parts = memory.arguments, memory.outputs, memory.temporaries, memory.resident
-        table.add_row(
-            found.program,
-            f"{memory.total / GIB:.2f}",
-            memory.spare,
-            *(f"{size / GIB:.2f}" for size in parts),
-            f"{found.flops / 1e12:.3g}",
-            f"{found.traffic / 1e9:.3g}",
-            f"{seconds:.3g} s" + (" a token" if found.program == "decode" else ""),
-            reason,
-            f"{found.times:.0f}",
-        )
+        row = {
+            "program": found.program,
+            "GiB": f"{memory.total / GIB:.2f}",
+            "spare": memory.spare,
+            "arguments": f"{memory.arguments / GIB:.2f}",
+            "outputs": f"{memory.outputs / GIB:.2f}",
+            "temporary": f"{memory.temporaries / GIB:.2f}",
+            "resident": f"{memory.resident / GIB:.2f}",
+            "TFLOP": f"{found.flops / 1e12:.3g}",
+            "GB moved": f"{found.traffic / 1e9:.3g}",
+            "at least": f"{seconds:.3g} s" + (" a token" if found.program == "decode" else ""),
+            "due to": reason,
+            "times a step": f"{found.times:.0f}",
+        }
+        if not table.columns:
+            for column in row:
+                table.add_column(column, justify="left" if column in ("program", "due to") else "right")
+        table.add_row(*row.values())
     return table
 
 

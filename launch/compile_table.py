@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # for configs/ and launch/, wherever this is call
 from configs.paper import common, section3
 from launch import compile_check
 from launch.compile_check import Report, Settings
+from launch.results_tables import markdown
 from sdistill.config import TrainConfig
 from sdistill.distributed.mesh import AXES
 from sdistill.mesh_choice import GIB
@@ -101,11 +102,6 @@ def compile_missing() -> None:
 # ── The table ────────────────────────────────────────────────────────────────────────────────────
 
 UNKNOWN = "–"
-COLUMNS = (
-    *("config", "slice", "mesh", "rows", "slots", "gradient, GiB", "update, GiB"),
-    *("largest while sampling, GiB", "spare", "gradient, s at least", "decoding, ms a token at least"),
-    "step, h at least",
-)
 
 
 def table(lines: Iterable[Line]) -> str:
@@ -119,12 +115,12 @@ def table(lines: Iterable[Line]) -> str:
         if lacking := [name for name in programs_of(config) if name not in compiled]:
             missing.append(f"`{run}` ({', '.join(lacking)})")
         rows.append(_row(run, topology, config, compiled))
-    text = "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows))
+    text = markdown([*rows[0]], [[*row.values()] for row in rows])
     return text + (f"\n\nNot compiled: {'; '.join(missing)}." if missing else "")
 
 
-def _row(run: str, topology: str, config: Settings, compiled: Mapping[str, Report]) -> list[str]:
-    """What is known of a run; an estimate (≈) of gradient and sampling where nothing was compiled."""
+def _row(run: str, topology: str, config: Settings, compiled: Mapping[str, Report]) -> dict[str, str]:
+    """What is known of a run, by column; an estimate (≈) of gradient and sampling that were not compiled."""
     work, mesh = compile_check.workload_of(config), config.mesh
     assert mesh is not None  # the paper's runs name theirs
     estimates = {stage: f"≈ {sum(parts.values()) / GIB:.0f}" for stage, parts in work.estimate(mesh).items()}
@@ -142,16 +138,21 @@ def _row(run: str, topology: str, config: Settings, compiled: Mapping[str, Repor
         seconds, reason = compiled[name].bound
         return f"{seconds / unit:.1f} ({reason})"
 
-    return [
-        *(f"`{run}`", topology),
-        " × ".join(f"{axis} {size}" for axis in AXES if (size := getattr(mesh, axis)) > 1),
-        *(str(work.micro_batch_size or UNKNOWN), str(work.slots)),
-        *(gib("gradient", estimates.get("gradient", UNKNOWN)), gib("update")),
-        f"{gib(largest.program)} ({largest.program})" if largest else estimates["decoding"],
-        UNKNOWN if memory is None else memory.spare,
-        *(bound("gradient", 1), bound("decode", 1e-3)),
-        f"{compile_check.step_hours(compiled.values()):.2g}" if is_complete else UNKNOWN,
-    ]
+    sampled = f"{gib(largest.program)} ({largest.program})" if largest else estimates["decoding"]
+    return {
+        "config": f"`{run}`",
+        "slice": topology,
+        "mesh": " × ".join(f"{axis} {size}" for axis in AXES if (size := getattr(mesh, axis)) > 1),
+        "rows": str(work.micro_batch_size or UNKNOWN),
+        "slots": str(work.slots),
+        "gradient, GiB": gib("gradient", estimates.get("gradient", UNKNOWN)),
+        "update, GiB": gib("update"),
+        "largest while sampling, GiB": sampled,
+        "spare": UNKNOWN if memory is None else memory.spare,
+        "gradient, s at least": bound("gradient", 1),
+        "decoding, ms a token at least": bound("decode", 1e-3),
+        "step, h at least": f"{compile_check.step_hours(compiled.values()):.2g}" if is_complete else UNKNOWN,
+    }
 
 
 def with_table(text: str, lines: Iterable[Line]) -> str:

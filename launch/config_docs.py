@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package beside this folder
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for what is beside this folder
 
+from launch.results_tables import markdown
 from sdistill import study
 from sdistill.config import GRPOConfig, SDPOConfig, SFTConfig
 from sdistill.generate import GenerateConfig
@@ -64,12 +65,13 @@ def section(cls: type) -> str:
     source = cls.__module__.replace(".", "/")
     extends = f" It has the fields of {links(bases(cls))}, too." if bases(cls) else ""
     hints, about, own = typing.get_type_hints(cls), descriptions(cls), inspect.get_annotations(cls)
-    lines = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(cls):
-        if field.name in own:
-            cells = [f"`{field.name}`", linked_type(hints[field.name]), default(field), about[field.name]]
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return f"## {cls.__name__}\n\n{summary}{extends} (`{source}.py`)\n\n" + "\n".join(lines)
+    rows = [
+        [f"`{field.name}`", linked_type(hints[field.name]), default(field), about[field.name]]
+        for field in dataclasses.fields(cls)
+        if field.name in own
+    ]
+    table = markdown(["field", "type", "default", "meaning"], rows)
+    return f"## {cls.__name__}\n\n{summary}{extends} (`{source}.py`)\n\n{table}"
 
 
 def linked_type(hint: Any) -> str:

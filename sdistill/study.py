@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sdistill import command
 from sdistill.distributed.processes import require_one_process
-from sdistill.experiments.attribution import fixes_attribution, on_policy_attribution
+from sdistill.experiments.attribution import attribution_section
 from sdistill.experiments.config import FixesConfig, ProbesConfig, RunsConfig, StudyConfig
 from sdistill.experiments.on_policy import coverage_section, fixes_section, on_policy_section
 from sdistill.experiments.probes import probes_section
@@ -58,11 +58,11 @@ SECTIONS: dict[type[RunsConfig], dict[str, Callable[[Study], list[Measurement]]]
         "richness": richness_section,
         "sft": sft_section,
         "on_policy": on_policy_section,
-        "attribution": on_policy_attribution,
+        "attribution": attribution_section,
         "trained_richness": trained_richness_section,
         "coverage": coverage_section,
     },
-    FixesConfig: {"fixes": fixes_section, "attribution": fixes_attribution},
+    FixesConfig: {"fixes": fixes_section, "attribution": attribution_section},
     ProbesConfig: {"probes": probes_section},
 }
 

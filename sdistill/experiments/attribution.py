@@ -5,14 +5,12 @@ interval of steps, and by place and by entropy over the whole run; and the chang
 base.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sdistill.analysis.attribution import ATTRIBUTION, GROUPINGS, signal_by_group, tokens_of, word_changes
 from sdistill.analysis.measure import BASE, Cell, Results
 from sdistill.experiments.config import FixesConfig, StudyConfig
-from sdistill.experiments.on_policy import runs as on_policy_runs
 from sdistill.experiments.study import Study, name_of
 from sdistill.storage import read_responses, responses_file, responses_files
 from sdistill.types import Condition, Measurement, Response, Seed
@@ -21,23 +19,18 @@ Directories = Mapping[int, Path]
 """Seed → directory of a run."""
 
 
-def on_policy_attribution(study: Study[StudyConfig]) -> list[Measurement]:
-    """Of the runs of section 5."""
-    return _attribution(study, "on_policy", on_policy_runs(study.config, study.config.seeds[0], None))
-
-
-def fixes_attribution(study: Study[FixesConfig]) -> list[Measurement]:
-    """Of the runs of the fixes, and of plain GRPO and SDPO."""
-    return _attribution(study, "fixes", study.config.runs())
-
-
-def _attribution(study: Study[Any], section: str, conditions: Iterable[Condition]) -> list[Measurement]:
-    results, found = Results(ATTRIBUTION), list[Measurement]()
-    base = {seed: study.directory(section, BASE, seed) for seed in study.config.seeds}
+def attribution_section(study: Study[StudyConfig] | Study[FixesConfig]) -> list[Measurement]:
+    """Of the runs of section 5; or of those of the fixes, and of plain GRPO and SDPO."""
+    config, results, found = study.config, Results(ATTRIBUTION), list[Measurement]()
+    if isinstance(config, FixesConfig):
+        section, conditions = "fixes", [*config.runs()]
+    else:
+        section, conditions = "on_policy", [*config.conditions().values()]
+    base = {seed: study.directory(section, BASE, seed) for seed in config.seeds}
     for condition in conditions:
-        runs = {seed: study.directory(section, condition, seed) for seed in study.config.seeds}
+        runs = {seed: study.directory(section, condition, seed) for seed in config.seeds}
         found += _signal(results, condition, runs)
-        for split in study.config.evaluation.datasets:
+        for split in config.evaluation.datasets:
             if split != "trained":  # the problems of `trained` differ between runs
                 found += _words(results, condition, split, runs, base)
     return found
