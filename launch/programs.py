@@ -88,11 +88,8 @@ def shaped_state(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) -> Trai
 
 def _with_sharding(shapes: Shapes, shardings: Any) -> Shapes:
     """The shapes with a sharding each; one sharding may stand for all of them."""
-    if isinstance(shardings, NamedSharding):
-        shardings = jax.tree.map(lambda _: shardings, shapes)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-    )
+    shardings = jax.tree.broadcast(shardings, shapes)
+    return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, shardings)
 
 
 def _whole(*shape: int) -> jax.ShapeDtypeStruct:
@@ -103,12 +100,7 @@ def _whole(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def sampling_programs(
-    model: ModelConfig,
-    mesh: Mesh,
-    params: Shapes,
-    besides: Shapes,
-    config: SamplerConfig,
-    num_prompts: float,
+    model: ModelConfig, mesh: Mesh, params: Shapes, besides: Shapes, config: SamplerConfig, num_prompts: float
 ) -> dict[str, Program]:
     """From the training to the sampling layout, and what the engine runs while all slots are full.
 
@@ -135,8 +127,7 @@ def sampling_programs(
         rows=_with_sharding(pool.rows, NamedSharding(mesh, BATCH)),
     )
     prefix = jax.eval_shape(lambda: decoder.empty_cache(plan.prefill_rows, prompt))
-    prefix_layout = NamedSharding(mesh, PartitionSpec(None, *decoder.cache_spec()[1:]))
-    prefix = _with_sharding(prefix, prefix_layout)
+    prefix = _with_sharding(prefix, NamedSharding(mesh, PartitionSpec(None, *decoder.cache_spec()[1:])))
     stopped, forbidden = (jax.ShapeDtypeStruct((size,), bool) for size in (slots, model.vocab_size))
     admitted = plan.admit_rows
     started = jax.tree.map(lambda x: jax.ShapeDtypeStruct((admitted,), x.dtype), pool.rows)

@@ -247,8 +247,7 @@ def _force(subject: Subject, cues: Mapping[str, str]) -> Arms:
 
 def _shuffle(subject: Subject) -> Arms:
     """Responses continue from half of their thinking, with words of it in each other's places."""
-    halves = [(r, first_half(r.text)) for r in subject.plain]
-    halves = [(r, text) for r, text in halves if can_shuffle(text, WORDS)]
+    halves = [(r, text) for r in subject.plain if can_shuffle(text := first_half(r.text), WORDS)]
     neutral = subject.neutral([w for w in WORDS if subject.counts[w]])
     arms: Arms = {}
     for kind, moved in {"words": WORDS, "nothing": (), "neutral": neutral}.items():
