@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sdistill.analysis.measure import BASE, Cell, Results
-from sdistill.config import GRPOConfig, SDPOConfig
-from sdistill.experiments.config import FixesConfig, Runs, StudyConfig, evaluation_of
+from sdistill.experiments.config import FixesConfig, Runs, StudyConfig
 from sdistill.experiments.study import Study, name_of
 from sdistill.types import Condition, Measurement
 
@@ -66,8 +65,9 @@ def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
                 run = runs(config, seed, size)[condition]
                 if size is None:  # section 5 has run it
                     study.add_run(results, condition, run, study.directory("on_policy", condition, seed))
-                else:
-                    study.train(results, condition, _narrow(run))
+                else:  # the base has to be evaluated on just these problems before the first step
+                    evaluation = replace(config.evaluation, at_start=("trained",))
+                    study.train(results, condition, replace(run, evaluation=evaluation))
                 for dataset in map(name_of, config.evaluation.datasets):
                     if size is None or dataset != "trained":
                         results.alias(Cell(condition, 0, dataset), Cell(BASE, 0, dataset), seed)
@@ -80,12 +80,6 @@ def coverage_section(study: Study[StudyConfig]) -> list[Measurement]:
                 yield replace(cell, condition=replace(cell.condition, num_problems=size))
 
     return results.measurements(baselines)
-
-
-def _narrow(run: GRPOConfig | SDPOConfig) -> GRPOConfig | SDPOConfig:
-    """A run on few problems: the base has to be evaluated on just these before the first step."""
-    evaluation = evaluation_of(run, run.objective)
-    return replace(run, evaluation=replace(evaluation, at_start=("trained",)))
 
 
 def fixes_section(study: Study[FixesConfig]) -> list[Measurement]:
