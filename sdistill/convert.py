@@ -1,11 +1,10 @@
-"""Between the two forms of a model folder: Hugging Face's safetensors and an Orbax checkpoint.
+"""Converts a model folder from Hugging Face's safetensors to an Orbax checkpoint, or back.
 
     python -m sdistill.convert Qwen/Qwen3-0.6B models/qwen3_0p6b            # to Orbax
     python -m sdistill.convert models/qwen3_0p6b qwen3_0p6b --dtype bfloat16  # and back
 
-The source is a folder or, where there is a network, a name of Hugging Face's; the target takes the other
-form. Tokenizer, chat template and generation settings travel along. Weights are neither dropped nor
-renamed: the way there and back gives the same bits.
+The source is a folder or a name of Hugging Face's. The target has the other format, and copies of tokenizer,
+chat template and generation settings. Converting there and back gives the same bits.
 """
 
 import argparse
@@ -20,17 +19,17 @@ from sdistill.settings import ConfigError
 
 
 def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> str:
-    """Writes `target` as the other form of `source`.
+    """Writes `source` to `target` in the other format.
 
     Args:
-      source: A model folder of either form, or a name of Hugging Face's.
+      source: A model folder of either format, or a name of Hugging Face's.
       target: The folder to write; new or empty.
       dtype: Type of the parameters there; None for the one they have.
 
-    Returns: what was written, in words.
+    Returns: a description of what was written.
 
     Raises:
-      ConfigError: if the target holds something already, or the source is not what it says.
+      ConfigError: if the target is not empty, or the source's weights do not belong to its config.
       FileNotFoundError: if there is no such source.
     """
     source, target = find_model(source), Path(target)
@@ -40,22 +39,24 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None)
     start = time.monotonic()
     model = load_model(source, dtype=dtype)
     if is_orbax(source):
-        form = "Hugging Face safetensors"
+        format_name = "Hugging Face safetensors"
         save_pretrained(model, target)
     else:
-        form = "Orbax checkpoint"
+        format_name = "Orbax checkpoint"
         save_orbax(model, target)
     copy_text_files(source, target)
     count, seconds = model.config.parameter_count(), time.monotonic() - start
-    return f"{form}, {count:,} parameters in {dtype}, {seconds:.1f} s"
+    return f"{format_name}, {count:,} parameters in {dtype}, {seconds:.1f} s"
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m sdistill.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="model folder of either form, or a name such as Qwen/Qwen3-0.6B")
+    parser.add_argument("source", help="model folder of either format, or a name such as Qwen/Qwen3-0.6B")
     parser.add_argument("target", help="folder to write")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="type to store; default: as it is")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="type to store; default: that of the source"
+    )
     arguments = parser.parse_args()
     try:
         written = convert(arguments.source, arguments.target, dtype=arguments.dtype)

@@ -35,7 +35,7 @@ def preset(arg: str, name: str, family: str, **fields: object) -> ConfigDict:
         raise ValueError(f"unknown argument {arg!r} of the preset of {name}; known: '', 'tiny'")
     start: dict[str, object] = {"init_from": name}
     if arg == "tiny":
-        start = {"init_from": None, "model": {**TINY, **FAMILIES[family], **fields}}
+        start = {"init_from": None, "model": {**TINY, **FAMILIES[family].flags, **fields}}
     return ConfigDict(
         {
             **start,

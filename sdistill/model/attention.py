@@ -1,8 +1,7 @@
-"""Scaled dot-product attention behind one function, whatever hardware computes it.
+"""Scaled dot-product attention on any hardware.
 
-What a token sees follows from where tokens are, not from which column they stand in: those of its own
-segment, at its own or an earlier position, no further back than the window. So rows may hold several
-packed sequences, and padding on either side.
+A token sees the tokens of its own segment, at its own or an earlier position, no further back than the
+window. So rows may hold several packed sequences, and padding on either side.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from sdistill.model.cache import LayerCache
 Backend = Literal["plain", "splash", "cudnn"]
 
 LANES = 128
-"""Of a TPU's registers: the kernel's unit of length."""
+"""Of a TPU's registers; the kernel's unit of length."""
 
 
 def visible(
@@ -38,7 +37,7 @@ def visible(
 
 
 def choose_backend(wanted: str, dtype: jnp.dtype) -> Backend:
-    """What `auto` stands for on the default platform."""
+    """The backend that `auto` means on the default platform."""
     if wanted != "auto":
         return wanted  # type: ignore[return-value]
     platform = jax.default_backend()
@@ -59,17 +58,9 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Attention among the tokens of whole rows, with 1/√H scaling and float32 softmax.
 
-    Query head n uses key head n·K/N. `splash` takes the columns to be in order of position, as in every row
+    Query head n uses key head n·K/N. `splash` assumes that columns are in order of position, as in every row
     that this project makes. The outputs of padding are finite; ignore them.
-
-    Args:
-      q_BTNH: Queries.
-      k_BTKH: Keys.
-      v_BTKH: Values.
-      positions_BT: Position of each token in its own sequence.
-      segment_ids_BT: Which sequence of the row each token belongs to, from 1; 0 is padding.
-      window: Tokens that each token sees, itself included; None for all.
-      backend: What computes it.
+    `window` is the number of tokens that each token sees, itself included; None for all.
     """
     if backend == "splash":
         return _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window)
@@ -81,9 +72,9 @@ def attend(
 def attend_cached(
     q_BNH: Float[Array, "B N H"], cache: LayerCache, lengths_B: Int[Array, " B"], *, window: int | None
 ) -> Float[Array, "B N H"]:
-    """The same for the last token of each row, which sees the first `lengths_B` columns of a cache.
+    """Attention of one token per row to the first `lengths_B` columns of a cache, that token's included.
 
-    Memory-bound: every column of the cache is read once, for all query heads that share it.
+    Memory-bound: each column of the cache is read once, for all query heads that share it.
     """
     kv_heads, length = cache.values.shape[1:3]
     dtype, scale = q_BNH.dtype, q_BNH.shape[-1] ** -0.5

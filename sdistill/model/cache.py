@@ -1,7 +1,7 @@
-"""Keys and values of the tokens that rows have seen, so that decoding a token computes that token only.
+"""Cached keys and values.
 
-Token i of a row is in column i. Keys lie transposed: so both products of attention read memory in the order
-in which it lies, and on a CPU the product with keys is several times as fast.
+Token i of a row is in column i. Keys are transposed: so both products of attention read memory contiguously,
+and on a CPU the product with keys is several times as fast.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ CacheType = Literal["activations", "bfloat16", "int8"]
 
 
 class LayerCache(NamedTuple):
-    """One layer's part. Scales are there for int8 only: a number of the cache times its scale is the value.
+    """One layer's cache. Only int8 has scales: a value is the cached number times its scale.
 
     Attributes:
       keys: [B, K, H, S].
@@ -34,43 +34,43 @@ class LayerCache(NamedTuple):
 Cache = tuple[LayerCache, ...]
 
 
-def cache_of(
-    keys_BSKH: Float[Array, "B S K H"], values_BSKH: Float[Array, "B S K H"], kind: CacheType
+def make_cache(
+    keys_BSKH: Float[Array, "B S K H"], values_BSKH: Float[Array, "B S K H"], cache_type: CacheType
 ) -> LayerCache:
     """The cache of whole sequences."""
     keys_BKHS, values_BKSH = jnp.transpose(keys_BSKH, (0, 2, 3, 1)), jnp.transpose(values_BSKH, (0, 2, 1, 3))
-    if kind == "int8":
-        keys, key_scales = _rounded(keys_BKHS, axis=2)
-        values, value_scales = _rounded(values_BKSH, axis=3)
+    if cache_type == "int8":
+        keys, key_scales = _quantize(keys_BKHS, axis=2)
+        values, value_scales = _quantize(values_BKSH, axis=3)
         return LayerCache(keys, values, key_scales, value_scales)
-    dtype = keys_BSKH.dtype if kind == "activations" else jnp.dtype(kind)
+    dtype = keys_BSKH.dtype if cache_type == "activations" else jnp.dtype(cache_type)
     return LayerCache(keys_BKHS.astype(dtype), values_BKSH.astype(dtype))
 
 
-def empty_cache(config: ModelConfig, batch: int, length: int, kind: CacheType = "activations") -> Cache:
-    """A cache with room for `length` tokens a row."""
-    none = jnp.zeros((batch, length, config.num_key_value_heads, config.head_dim), config.dtype)
-    return tuple(cache_of(none, none, kind) for _ in range(config.num_hidden_layers))
+def empty_cache(config: ModelConfig, batch: int, length: int, cache_type: CacheType = "activations") -> Cache:
+    """A cache with room for `length` tokens in each row."""
+    zeros = jnp.zeros((batch, length, config.num_key_value_heads, config.head_dim), config.dtype)
+    return tuple(make_cache(zeros, zeros, cache_type) for _ in range(config.num_hidden_layers))
 
 
 def column_axes(cache: LayerCache) -> LayerCache:
-    """Which axis of each array are its columns; a tree like the cache."""
+    """The axis of each array along which its columns lie; a tree like the cache."""
     axes: list[Any] = [None if x is None else axis for x, axis in zip(cache, (3, 2, 2, 2), strict=True)]
     return LayerCache(*axes)
 
 
-def with_token(
+def append_token(
     cache: LayerCache,
     key_BKH: Float[Array, "B K H"],
     value_BKH: Float[Array, "B K H"],
     column_B: Int[Array, " B"],
 ) -> LayerCache:
-    """The cache with one more token in each row, in the column given.
+    """The cache with one more token in each row, in the given column.
 
-    Row by row, so that rows that are spread over devices stay there.
+    It is vectorised over rows, so that rows stay on their devices.
     """
-    kind: CacheType = "activations" if cache.key_scales is None else "int8"
-    new = cache_of(key_BKH[:, None], value_BKH[:, None], kind)
+    cache_type: CacheType = "activations" if cache.key_scales is None else "int8"
+    new = make_cache(key_BKH[:, None], value_BKH[:, None], cache_type)
 
     def put(buffer: jax.Array, new: jax.Array, axis: int) -> jax.Array:
         def put_row(row: jax.Array, new: jax.Array, column: jax.Array) -> jax.Array:
@@ -78,12 +78,12 @@ def with_token(
 
         return jax.vmap(put_row)(buffer, new, column_B)
 
-    joined: LayerCache = jax.tree.map(put, cache, new, column_axes(cache))
-    return joined
+    updated: LayerCache = jax.tree.map(put, cache, new, column_axes(cache))
+    return updated
 
 
-def _rounded(x: Float[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
-    """Whole numbers up to ±127, and what to multiply them by: one number a head and token."""
+def _quantize(x: Float[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+    """Integers up to ±127, and their scales, one for each head and token."""
     scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True) / 127
     rounded = jnp.round(x / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)).astype(jnp.int8)
     return rounded, jnp.squeeze(scale, axis)

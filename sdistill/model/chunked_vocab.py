@@ -89,21 +89,14 @@ def reduce_logits(
     Returns:
       The results, as a tree of `[B, T, …]`.
     """
-    return _forward(
-        reduce, logits_gradient, logits_chunk_size, hidden_BTD, head_DV, others, inputs, temperature
-    )[0]
+    arguments = hidden_BTD, head_DV, others, inputs, temperature
+    return _forward(reduce, logits_gradient, logits_chunk_size, *arguments)[0]
 
 
 def _forward(
-    reduce: Reduce,
-    logits_gradient: LogitsGradient,
-    logits_chunk_size: int,
-    hidden_BTD: Array,
-    head_DV: Array,
-    others: Models,
-    inputs: Any,
-    temperature: Array,
+    reduce: Reduce, _gradient: LogitsGradient, logits_chunk_size: int, *arguments: Any
 ) -> tuple[Any, Any]:
+    hidden_BTD, head_DV, others, inputs, temperature = arguments
     models = ((hidden_BTD, head_DV), *others)
     sharded = _shard_heads_by_ids(models)
     chunks = _Chunks.of_size(hidden_BTD, logits_chunk_size)
@@ -120,11 +113,7 @@ def _forward(
 
 
 def _backward(
-    reduce: Reduce,
-    logits_gradient: LogitsGradient,
-    logits_chunk_size: int,
-    saved: tuple[Any, ...],
-    result_gradient: Any,
+    _reduce: Reduce, logits_gradient: LogitsGradient, logits_chunk_size: int, saved: Any, result_gradient: Any
 ) -> tuple[Array | None, ...]:
     models, inputs, temperature, found = saved
     hidden_BTD, head_DV = models[0]

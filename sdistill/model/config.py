@@ -1,4 +1,4 @@
-"""What a decoder is made of, and how it is computed."""
+"""The shape of a decoder, and how it is computed."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,14 +15,13 @@ class YarnConfig:
     """RoPE scaled for longer contexts (YaRN, arXiv 2309.00071), in Hugging Face's field names.
 
     Attributes:
-      factor: How many times longer the context becomes.
+      factor: Ratio of the longer context to the original one.
       original_max_position_embeddings: Context that the unscaled weights were trained with, in tokens.
-      attention_factor: Multiplies both sine and cosine, and so the attention logits by its square; None
-        for the paper's 0.1 ln(factor) + 1.
-      beta_fast: Wavelengths that fit more often than this into the original context stay as they are.
-      beta_slow: Those that fit less often are stretched by `factor`; between the two it is a ramp.
-      sliding_layers: Whether layers with a sliding window are scaled, too. Not for Olmo-3: see
-        docs/models.md.
+      attention_factor: Multiplies sine and cosine, and so attention logits by its square; None means the
+        paper's 0.1 ln(factor) + 1.
+      beta_fast: Wavelengths that fit more often than this into the original context are not scaled.
+      beta_slow: Wavelengths that fit less often are stretched by `factor`; between the two it is a ramp.
+      sliding_layers: Whether layers with a sliding window are scaled, too; not in Olmo-3 (docs/models.md).
     """
 
     factor: float
@@ -39,14 +38,14 @@ class YarnConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a decoder is computed. Changes speed, memory and rounding, not what is computed.
+    """How a decoder is computed. Changes speed, memory and rounding, but not the function.
 
     Attributes:
-      dtype: Type of activations and matrix products; norms, RoPE and softmax are float32 always.
-      remat: What the backward pass computes again instead of keeping: nothing (`none`), all of a layer
-        but its input (`full`), or all but matrix products (`dots`).
+      dtype: Type of activations and matrix products; norms, RoPE and softmax are always float32.
+      remat: What the backward pass recomputes: nothing (`none`), all of a layer but its input (`full`), or
+        all but matrix products (`dots`).
       attention: `plain` materialises the attention weights; `splash` is the Pallas kernel for TPU and
-        `cudnn` the one for GPU (bfloat16 only); `auto` takes what suits the default platform.
+        `cudnn` the one for GPU (bfloat16 only); `auto` selects by the default platform.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -62,7 +61,7 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder. Fields that Hugging Face's `config.json` has, too, mean the same here.
+    """Shape of a decoder. Fields that are also in Hugging Face's `config.json` have the same meaning.
 
     Attributes:
       vocab_size: Rows of the embedding; at least the tokenizer's size.
@@ -77,14 +76,14 @@ class ModelConfig:
       rms_norm_eps: Added to the mean square in every norm.
       tie_word_embeddings: Whether the output head is the embedding.
       attention_bias: Whether queries, keys and values have biases (Qwen2).
-      qk_norm: What of queries and keys is RMS-normed together: one `head` (Qwen3), the whole
-        `projection` (Olmo-3), or nothing (Qwen2).
-      norm: Whether a sub-layer's `input` is normed (Qwen) or its `output` (Olmo-3).
-      layer_types: Which layers see the whole sequence and which only a window; None for all whole.
+      qk_norm: RMS norm of queries and keys over each `head` (Qwen3), over the whole `projection` (Olmo-3),
+        or none (Qwen2).
+      norm: Whether the `input` of a sub-layer is normed (pre-norm, Qwen) or its `output` (post-norm, Olmo-3).
+      layer_types: Which layers see the whole sequence and which only a window; None means all whole.
       sliding_window: Tokens that a `sliding_attention` layer sees, the current one included.
       initializer_range: Standard deviation of initial weights.
       max_position_embeddings: Longest sequence the weights are meant for, in tokens.
-      compute: How it is computed; no part of a `config.json`.
+      compute: How it is computed; not part of a `config.json`.
     """
 
     vocab_size: int
@@ -108,17 +107,9 @@ class ModelConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
-        require_positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        )
+        sizes = "vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings"
+        counts = "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
+        require_positive(self, *sizes, *counts)
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_key_value_heads={self.num_key_value_heads} must divide "
@@ -146,11 +137,11 @@ class ModelConfig:
         return jnp.dtype(self.compute.dtype)
 
     def layer_type(self, index: int) -> LayerType:
-        """What layer `index` attends to."""
+        """Type of layer `index`."""
         return "full_attention" if self.layer_types is None else self.layer_types[index]
 
     def period(self) -> int:
-        """Length of the shortest pattern of layer types whose repetition is the whole decoder.
+        """Length of the shortest pattern of layer types that, repeated, is the whole decoder.
 
         In: sliding, sliding, full, sliding, sliding, full. Out: 3.
         """

@@ -1,18 +1,19 @@
-"""The decoder: grouped-query attention, RoPE and SwiGLU, with the flags that make it Qwen2, Qwen3 or Olmo-3.
+"""The decoder: grouped-query attention, RoPE and SwiGLU, with the flags of Qwen2, Qwen3 and Olmo-3.
 
-Every parameter carries the logical names of its axes (`axes=`); `distributed.rules` says on which mesh
-axis each of them lives. Shape letters: B sequences, T query positions, S key positions, D width, F
-feed-forward width, N query heads, K key/value heads, H head width, V vocabulary.
+Shape letters: B sequences, T query positions, S key positions, D width, F feed-forward width, N query heads,
+K key/value heads, H head width, V vocabulary. Every parameter carries the logical names of its axes
+(`axes=`); `distributed.rules` maps them to mesh axes.
 
-Layers of one kind are stacked: `Decoder.layers` holds one `Layer` for each place in the repeating pattern
-of layer types (one for Qwen, four for Olmo-3), and its parameters have the repetitions as leading axis.
-Training scans over them, so that compile time and memory do not grow with depth. Decoding walks through
-them one by one, because a stacked cache would be copied at every step; `unroll` prepares the parameters.
+`Decoder.layers` holds one `Layer` for each position in the repeating pattern of layer types (one for Qwen,
+four for Olmo-3). Its parameters are stacked: their leading axis is the repetition. Training scans over the
+repetitions, so that compile time and memory do not grow with depth. Decoding loops over single layers,
+because a stacked cache would be copied at every step; `unroll` prepares the parameters for that.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +23,16 @@ from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import split_sequences
 from sdistill.model.attention import attend, attend_cached, choose_backend
-from sdistill.model.cache import Cache, CacheType, LayerCache, cache_of, with_token
+from sdistill.model.cache import Cache, CacheType, LayerCache, append_token, make_cache
 from sdistill.model.config import LayerType, ModelConfig
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(axes: str, x: Float[Array, "..."], matrix: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Activations times a matrix of parameters, in the activations' type.
+    """`jnp.einsum(axes, x, matrix)` of activations and parameters, in the activations' type.
 
-    The matrix' gradient is accumulated in float32, and so added up over devices in float32, too. Left to
-    itself, JAX would make it in the activations' type.
-
-    Args:
-      axes: As `jnp.einsum` names them, such as `btd,df->btf`.
-      x: Activations.
-      matrix: Parameters, of any float type.
+    The gradient of `matrix` is accumulated in float32, and summed over devices in float32; JAX would use the
+    activations' type.
     """
     return jnp.einsum(axes, x, matrix.astype(x.dtype))
 
@@ -69,10 +65,11 @@ def rms_norm(x: Float[Array, "..."], scale: Float[Array, "..."], eps: float) -> 
 
 
 def rope_frequencies(config: ModelConfig, layer_type: LayerType) -> tuple[np.ndarray, float]:
-    """Radians a position for each pair of a head, and what multiplies sine and cosine.
+    """Radians per position for each pair of a head, and the factor of sine and cosine.
 
-    Unscaled, or by YaRN (arXiv 2309.00071, section 3.2). The paper's ramp runs in turns of a pair; that of
-    its authors' program, and of transformers, in the pair's index, with bounds rounded outwards: as here.
+    Unscaled, or by YaRN (arXiv 2309.00071, section 3.2). The paper's ramp is linear in the turns of a pair.
+    Here, as in its authors' program and in transformers, it is linear in the pair's index, with bounds
+    rounded outwards.
     """
     half, theta, yarn = config.head_dim // 2, config.rope_theta, config.rope_scaling
     frequency_H = theta ** (-np.arange(half) / half)
@@ -80,7 +77,7 @@ def rope_frequencies(config: ModelConfig, layer_type: LayerType) -> tuple[np.nda
         return frequency_H, 1.0
 
     def pair_with(turns: float) -> float:
-        """Which pair turns so often within the original context; fractional."""
+        """The (fractional) index of the pair that makes `turns` turns within the original context."""
         return half * np.log(yarn.original_max_position_embeddings / (turns * 2 * np.pi)) / np.log(theta)
 
     first = max(np.floor(pair_with(yarn.beta_fast)), 0)
@@ -93,14 +90,14 @@ def rope_frequencies(config: ModelConfig, layer_type: LayerType) -> tuple[np.nda
 
 
 class Rope(NamedTuple):
-    """Cosine and sine of every position's rotary angles, float32."""
+    """Cosine and sine of the rotary angles at each position, float32."""
 
     cos_BTH: Float[Array, "B T H/2"]
     sin_BTH: Float[Array, "B T H/2"]
 
 
 def make_rope(config: ModelConfig, layer_type: LayerType, positions_BT: Int[Array, "B T"]) -> Rope:
-    """The angles of one kind of layer. They are float32: in bfloat16, position 257 would round to 256."""
+    """Rotations for one type of layer. Angles are float32: in bfloat16, position 257 rounds to 256."""
     frequency_H, factor = rope_frequencies(config, layer_type)
     angle_BTH = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequency_H, jnp.float32)
     return Rope(jnp.cos(angle_BTH) * factor, jnp.sin(angle_BTH) * factor)
@@ -127,7 +124,7 @@ class Attention(nnx.Module):
         self.q_DNH = nnx.Param(normal(rngs.params(), (width, heads, head)), axes=("embed", "heads", None))
         self.k_DKH = nnx.Param(normal(rngs.params(), (width, kv_heads, head)), axes=kv_axes)
         self.v_DKH = nnx.Param(normal(rngs.params(), (width, kv_heads, head)), axes=kv_axes)
-        # Layers add to the residual stream, so their outputs start smaller the more of them there are.
+        # All layers add to the residual stream: the more there are, the smaller their outputs start.
         small = jax.nn.initializers.normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
         self.o_NHD = nnx.Param(small(rngs.params(), (heads, head, width)), axes=("heads", None, "embed"))
         if config.attention_bias:
@@ -159,7 +156,7 @@ class Attention(nnx.Module):
         return apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope), v_BTKH
 
     def output(self, y_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        """Mixes the heads."""
+        """From heads to the residual stream."""
         return product("btnh,nhd->btd", y_BTNH, self.o_NHD[...])
 
 
@@ -175,7 +172,7 @@ class FeedForward(nnx.Module):
         self.down_FD = nnx.Param(small(rngs.params(), (inner, width)), axes=("mlp", "embed"))
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Applies the layer."""
+        """See the class."""
         gate_BTF = jax.nn.silu(product("btd,df->btf", x_BTD, self.gate_DF[...]))
         up_BTF = product("btd,df->btf", x_BTD, self.up_DF[...])
         return product("btf,fd->btd", gate_BTF * up_BTF, self.down_FD[...])
@@ -220,7 +217,7 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "B 1 D"], LayerCache]:
         """The same for one more token a row, and the cache with that token's key and value."""
         q_B1NH, k_B1KH, v_B1KH = self.attention.project(self._pre_norm(x_B1D, self.attention_norm_D), rope)
-        cache = with_token(cache, k_B1KH[:, 0], v_B1KH[:, 0], lengths_B)
+        cache = append_token(cache, k_B1KH[:, 0], v_B1KH[:, 0], lengths_B)
         y_BNH = attend_cached(q_B1NH[:, 0], cache, lengths_B + 1, window=self.attention.window)
         x_B1D = x_B1D + self._post_norm(self.attention.output(y_BNH[:, None]), self.attention_norm_D)
         return self._add_feed_forward(x_B1D), cache
@@ -230,21 +227,20 @@ class Layer(nnx.Module):
         return x_BTD + self._post_norm(y_BTD, self.feed_forward_norm_D)
 
     def _pre_norm(self, x_BTD: Float[Array, "B T D"], scale_D: nnx.Param) -> Float[Array, "B T D"]:
-        return (
-            rms_norm(x_BTD, scale_D[...], self.config.rms_norm_eps) if self.config.norm == "input" else x_BTD
-        )
+        return self._norm(x_BTD, scale_D) if self.config.norm == "input" else x_BTD
 
     def _post_norm(self, y_BTD: Float[Array, "B T D"], scale_D: nnx.Param) -> Float[Array, "B T D"]:
-        return (
-            rms_norm(y_BTD, scale_D[...], self.config.rms_norm_eps) if self.config.norm == "output" else y_BTD
-        )
+        return self._norm(y_BTD, scale_D) if self.config.norm == "output" else y_BTD
+
+    def _norm(self, x_BTD: Float[Array, "B T D"], scale_D: nnx.Param) -> Float[Array, "B T D"]:
+        return rms_norm(x_BTD, scale_D[...], self.config.rms_norm_eps)
 
 
 class Decoder(nnx.Module):
-    """Token ids to hidden states. The output head is applied by those who need logits, and only there.
+    """From token ids to hidden states.
 
-    Because `[B, T, V]` does not fit at real vocabularies, the model never makes it: `head()` is handed
-    to the losses and to the sampler, which decide how many positions to look at at a time.
+    Logits `[B, T, V]` do not fit in memory at real vocabularies. So losses and samplers take `head()`, and
+    apply it to as many positions at a time as they choose.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -259,10 +255,7 @@ class Decoder(nnx.Module):
             self.head_DV = nnx.Param(normal(rngs.params(), shape[::-1]), axes=("embed", "vocab"))
 
     def __call__(
-        self,
-        tokens_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        segment_ids_BT: Int[Array, "B T"],
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], segment_ids_BT: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """Final hidden states of whole sequences.
 
@@ -286,7 +279,7 @@ class Decoder(nnx.Module):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             pattern = jax.checkpoint(pattern, policy=dots if remat == "dots" else None, prevent_cse=False)
         repeats = self.config.num_hidden_layers // len(self.layers)
-        # A loop around a few small layers costs more than it saves.
+        # A loop over few layers costs more than it saves.
         x_BTD, _ = jax.lax.scan(pattern, x_BTD, stacks, unroll=repeats <= 4)
         return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps)
 
@@ -299,18 +292,18 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Final hidden states of whole sequences, and the cache to continue them from.
 
-        Every row must be one sequence from column 0 on, padded on the right.
+        Each row must be one sequence that starts at column 0; padding is on the right.
         """
         ropes, x_BTD, cache = self._ropes(positions_BT), self._embed(tokens_BT), []
         for layer in self._each_layer():
             x_BTD, k_BTKH, v_BTKH = layer(x_BTD, positions_BT, segment_ids_BT, ropes[layer.layer_type])
-            cache.append(cache_of(k_BTKH, v_BTKH, cache_type))
+            cache.append(make_cache(k_BTKH, v_BTKH, cache_type))
         return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps), tuple(cache)
 
     def decode(
         self, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], Cache]:
-        """Final hidden states of one more token a row, and the cache with it.
+        """Final hidden states of one more token per row, and the cache with that token.
 
         Args:
           tokens_B: The tokens.
@@ -325,7 +318,7 @@ class Decoder(nnx.Module):
         return rms_norm(x_B1D[:, 0], self.norm_D[...], self.config.rms_norm_eps), tuple(new_cache)
 
     def head(self) -> Float[Array, "D V"]:
-        """The matrix that turns hidden states into logits, of the activations' type."""
+        """The matrix from hidden states to logits, in the activations' type."""
         tied = self.config.tie_word_embeddings
         return (self.embedding_VD[...].T if tied else self.head_DV[...]).astype(self.config.dtype)
 
@@ -333,12 +326,12 @@ class Decoder(nnx.Module):
         return self.embedding_VD[...][tokens_BT].astype(self.config.dtype)
 
     def _ropes(self, positions_BT: Int[Array, "B T"]) -> dict[LayerType, Rope]:
-        """The rotary angles of each kind of layer, computed once instead of in every layer."""
-        kinds = sorted({layer.layer_type for layer in self.layers})
-        return {kind: make_rope(self.config, kind, positions_BT) for kind in kinds}
+        """Rotations by type of layer, computed once instead of in every layer."""
+        types = sorted({layer.layer_type for layer in self.layers})
+        return {layer_type: make_rope(self.config, layer_type, positions_BT) for layer_type in types}
 
     def _each_layer(self) -> Iterator[Layer]:
-        """The layers from first to last, each with its own slice of the parameters."""
+        """The layers from first to last, each with its slice of the stacked parameters."""
         parts = [nnx.split(layer) for layer in self.layers]
         for repeat in range(self.config.num_hidden_layers // len(self.layers)):
             for graph, stack in parts:
@@ -347,38 +340,31 @@ class Decoder(nnx.Module):
 
 
 def is_matrix(variable: nnx.Variable) -> bool:
-    """Whether it multiplies activations: matrices have a side as wide as the residual stream."""
+    """Whether a parameter multiplies activations: matrices have an axis along the residual stream."""
     return "embed" in variable.get_metadata()["axes"]
 
 
 def _stacked(layers: list[Layer]) -> Layer:
-    """One layer whose parameters are those of all the layers along a new leading axis."""
-    graph, first = nnx.split(layers[0])
+    """One layer whose parameters are those of all the layers, stacked along a new leading axis."""
+
+    def stack(*variables: nnx.Variable) -> nnx.Variable:
+        value = jnp.stack([variable[...] for variable in variables])
+        return variables[0].replace(value, axes=("layers", *variables[0].get_metadata()["axes"]))
+
+    graph, _ = nnx.split(layers[0])
     states = [nnx.split(layer)[1] for layer in layers]
-    return nnx.merge(graph, _with_axis(jax.tree.map(lambda *xs: jnp.stack(xs), first, *states[1:])))
-
-
-def _with_axis(stack: Any) -> Any:
-    """Notes the leading axis of stacked parameters in their logical axes."""
-
-    def note(variable: nnx.Variable) -> nnx.Variable:
-        return variable.replace(axes=("layers", *variable.get_metadata()["axes"]))
-
-    return jax.tree.map(note, stack, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return nnx.merge(graph, jax.tree.map(stack, *states, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
 def unroll(params: nnx.State) -> nnx.State:
-    """The same parameters with every layer on its own (a stack of one), the layout to decode with.
+    """The same parameters in the layout for decoding: every layer is a stack of its own.
 
     Slicing a stack inside the decoding loop would copy all weights for every token.
     """
     stacks = params["layers"]
     repeats = jax.tree.leaves(stacks)[0].shape[0]
-    layers = [
-        jax.tree.map(lambda x, r=r: x[r : r + 1], stacks[place])
-        for r in range(repeats)
-        for place in range(len(stacks))
-    ]
+    pairs = itertools.product(range(repeats), range(len(stacks)))
+    layers = [jax.tree.map(lambda x, r=r: x[r : r + 1], stacks[i]) for r, i in pairs]
     return nnx.State({**params, "layers": nnx.State(dict(enumerate(layers)))})
 
 
@@ -387,13 +373,13 @@ def _graph(config: ModelConfig, layers: int) -> nnx.GraphDef[Decoder]:
     def make() -> Decoder:
         model = Decoder(config, nnx.Rngs(params=0))
         if layers > config.period():  # unrolled
-            kinds = [config.layer_type(i) for i in range(layers)]
-            model.layers = nnx.List([_stacked([Layer(config, kind, nnx.Rngs(0))]) for kind in kinds])
+            types = [config.layer_type(i) for i in range(layers)]
+            model.layers = nnx.List([_stacked([Layer(config, t, nnx.Rngs(0))]) for t in types])
         return model
 
     return nnx.split(nnx.eval_shape(make), nnx.Param)[0]
 
 
 def bind(config: ModelConfig, params: nnx.State) -> Decoder:
-    """The decoder that computes with these parameters. Made for the inside of jitted functions."""
+    """The decoder with these parameters; meant for use inside jitted functions."""
     return nnx.merge(_graph(config, len(params["layers"])), params)

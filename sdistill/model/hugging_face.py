@@ -1,62 +1,73 @@
-"""The names and layouts of Hugging Face: `config.json` to ModelConfig and back, tensors to parameters.
+"""Hugging Face's names and layouts: `config.json` to ModelConfig and back, tensors to parameters and back.
 
-What a `config.json` says is read, checked, or on the list of what does not matter here; everything else
-is refused by name, because it might change the mathematics.
+Every field of a `config.json` is read, checked against the one value that is implemented, or on the list of
+fields that do not matter here. Any other is refused by name: it might change the function.
 """
 
 import dataclasses
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdistill.model.config import ModelConfig
 from sdistill.settings import ConfigError, parse
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen2": {"attention_bias": True, "qk_norm": None, "norm": "input"},
-    "qwen3": {"attention_bias": False, "qk_norm": "head", "norm": "input"},
-    "olmo3": {"attention_bias": False, "qk_norm": "projection", "norm": "output"},
-}
-"""What a `model_type` stands for."""
 
-_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "olmo3": "Olmo3ForCausalLM"}
+class Family(NamedTuple):
+    """An architecture of transformers that the decoder computes.
+
+    Attributes:
+      architecture: Its class in transformers.
+      flags: The fields of ModelConfig that define it.
+      defaults: What transformers 5.23 assumes for fields that a `config.json` lacks (class `Qwen2Config`, …).
+    """
+
+    architecture: str
+    flags: dict[str, Any]
+    defaults: dict[str, Any]
+
+
+FAMILIES = {
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        {"attention_bias": True, "qk_norm": None, "norm": "input"},
+        {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768},
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        {"attention_bias": False, "qk_norm": "head", "norm": "input"},
+        {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "head_dim": 128},
+    ),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        {"attention_bias": False, "qk_norm": "projection", "norm": "output"},
+        {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 2_048},
+    ),
+}
+"""By `model_type`."""
 
 _SAME = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "initializer_range",
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "initializer_range"),
     "max_position_embeddings",
 )
-
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "qwen2": {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768},
-    "qwen3": {
-        "rope_theta": 10_000.0,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 32_768,
-        "head_dim": 128,
-    },
-    "olmo3": {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 2_048},
-}
-"""What transformers 5.23 assumes where a `config.json` is silent (its classes `Qwen2Config`, …)."""
+"""Fields that ModelConfig has under the same name."""
 
 _REQUIRED = {"hidden_act": "silu", "attention_dropout": 0.0, "use_mrope": False, "attention_bias": False}
 """Values that the decoder implements; absent means this value."""
 
-_INERT = {
+_IGNORED = {
     *("architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "model_type", "pad_token_id"),
     *("torch_dtype", "transformers_version", "use_cache", "_name_or_path"),
 }
-"""Fields that do not change the mathematics."""
+"""Fields that do not change the function."""
+
+
+# ── config.json ──────────────────────────────────────────────────────────────────────────────────
 
 
 def from_hugging_face(path: str | Path) -> ModelConfig:
@@ -71,13 +82,14 @@ def from_hugging_face(path: str | Path) -> ModelConfig:
     family = values.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(f"{path}: model_type={family!r} is not supported, only {', '.join(FAMILIES)}")
-    rest = {name: value for name, value in values.items() if name not in _INERT}
+    # `rest` shrinks as fields are understood.
+    rest = {name: value for name, value in values.items() if name not in _IGNORED}
     for name, expected in _REQUIRED.items():
         if (found := rest.pop(name, expected)) != expected:
             raise ConfigError(f"{path}: {name}={found!r} is not supported, only {expected!r}")
-    fields = FAMILIES[family] | _DEFAULTS[family] | {"tie_word_embeddings": False}
+    fields = FAMILIES[family].flags | FAMILIES[family].defaults | {"tie_word_embeddings": False}
     fields |= {name: rest.pop(name) for name in _SAME if rest.get(name) is not None}
-    if family == "olmo3" or "num_key_value_heads" in values:  # null; where Qwen's is silent, it is 32
+    if family == "olmo3" or "num_key_value_heads" in values:  # as null; Qwen's default is 32 heads
         fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
         if type(fields.get(name)) is not int or fields[name] < 1:
@@ -92,7 +104,7 @@ def from_hugging_face(path: str | Path) -> ModelConfig:
 
 
 def stored_dtype(path: str | Path) -> str:
-    """Type of the tensors that a `config.json` comes with, float32 where it does not say."""
+    """Type of the tensors beside a `config.json`; float32 if it does not say."""
     values = _read(Path(path))
     return str(values.get("dtype") or values.get("torch_dtype") or "float32")
 
@@ -107,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _head_dim(rest: dict[str, Any], fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Given, or the family's, or width over heads."""
+    """As given, or the family's, or the width divided by the heads."""
     given = rest.pop("head_dim", None)
     if given is not None or "head_dim" in fields:
         return {"head_dim": given or fields["head_dim"]}
@@ -118,7 +130,7 @@ def _head_dim(rest: dict[str, Any], fields: Mapping[str, Any], path: Path) -> di
 
 
 def _layers(rest: dict[str, Any], fields: Mapping[str, Any], family: str, path: Path) -> dict[str, Any]:
-    """Which layers have a window. In the Qwen families only if `use_sliding_window` says so."""
+    """Types of layers, and their window. The Qwen families have one only with `use_sliding_window`."""
     types, window = rest.pop("layer_types", None), rest.pop("sliding_window", None)
     used, first = rest.pop("use_sliding_window", None), rest.pop("max_window_layers", None)
     count = fields["num_hidden_layers"]
@@ -149,15 +161,13 @@ def _rope(rest: dict[str, Any], family: str, path: Path) -> dict[str, Any]:
     nested = rest.pop("rope_parameters", None) or {}
     if "full_attention" in nested:
         sliding = {k: v for k, v in (nested.get("sliding_attention") or {}).items() if v is not None}
-        full = nested["full_attention"]
-        if sliding.get("rope_type", "default") != "default" or (
-            sliding.get("rope_theta", full.get("rope_theta")) != full.get("rope_theta")
-        ):
+        nested = nested["full_attention"]
+        theta = nested.get("rope_theta")
+        if sliding.get("rope_type", "default") != "default" or sliding.get("rope_theta", theta) != theta:
             raise ConfigError(
                 f"{path}: rope_parameters.sliding_attention={sliding} is not supported; only unscaled "
                 "windows with the rope_theta of the other layers"
             )
-        nested = full
     rope = {name: value for name, value in {**top, **nested}.items() if value is not None}
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
@@ -184,32 +194,31 @@ def to_hugging_face(config: ModelConfig, dtype: str) -> str:
       ConfigError: if no architecture of transformers is this decoder.
     """
     flags = {name: getattr(config, name) for name in ("attention_bias", "qk_norm", "norm")}
-    family = next((name for name, values in FAMILIES.items() if values == flags), None)
+    family = next((name for name, family in FAMILIES.items() if family.flags == flags), None)
     if family is None:
-        raise ConfigError(f"no Hugging Face architecture has {flags}; known: {FAMILIES}")
-    yarn = config.rope_scaling
-    if yarn is not None and config.sliding_window and yarn.sliding_layers != (family != "olmo3"):
-        raise ConfigError(f"rope_scaling.sliding_layers={yarn.sliding_layers} is not how {family} is defined")
+        known = {name: family.flags for name, family in FAMILIES.items()}
+        raise ConfigError(f"no Hugging Face architecture has {flags}; known: {known}")
     types = [config.layer_type(i) for i in range(config.num_hidden_layers)]
     values: dict[str, Any] = {
         "model_type": family,
-        "architectures": [_ARCHITECTURES[family]],
+        "architectures": [FAMILIES[family].architecture],
         "dtype": dtype,
         "hidden_act": "silu",
         "head_dim": config.head_dim,
         "layer_types": types,
         "sliding_window": config.sliding_window,
-        # Which ids begin and end a text is the tokenizer's business; transformers' defaults may be
-        # outside a small vocabulary.
+        # Which ids begin and end a text is up to the tokenizer; transformers' defaults may not exist here.
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **{name: getattr(config, name) for name in _SAME},
     }
-    values |= {name: getattr(config, name) for name in _SAME}
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    scaled = rope
-    if yarn is not None:
-        fields = {
-            k: v for k, v in dataclasses.asdict(yarn).items() if k != "sliding_layers" and v is not None
-        }
+    scaled = rope = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    if (yarn := config.rope_scaling) is not None:
+        if config.sliding_window and yarn.sliding_layers != (family != "olmo3"):
+            raise ConfigError(
+                f"rope_scaling.sliding_layers={yarn.sliding_layers} is not how {family} is defined"
+            )
+        fields = {name: value for name, value in dataclasses.asdict(yarn).items() if value is not None}
+        del fields["sliding_layers"]
         scaled = {"rope_theta": config.rope_theta, "rope_type": "yarn", **fields}
     if family == "olmo3":
         values["rope_parameters"] = {"full_attention": scaled, "sliding_attention": rope}
@@ -217,15 +226,21 @@ def to_hugging_face(config: ModelConfig, dtype: str) -> str:
         values["rope_parameters"] = scaled
         values["use_sliding_window"] = config.sliding_window is not None
         # Olmo-3 has no such field; the Qwen families count the layers before the first window.
-        values["max_window_layers"] = (
-            types.index("sliding_attention") if config.sliding_window else len(types)
-        )
+        first = types.index("sliding_attention") if config.sliding_window else len(types)
+        values["max_window_layers"] = first
     if family == "qwen3":
         values["attention_bias"] = False
     return json.dumps(values, indent=2) + "\n"
 
 
-# Our parameter of a layer → their tensor.
+# ── Tensors ──────────────────────────────────────────────────────────────────────────────────────
+
+# Our parameter → their tensor.
+_MODEL_TENSORS = {
+    "embedding_VD": "model.embed_tokens.weight",
+    "norm_D": "model.norm.weight",
+    "head_DV": "lm_head.weight",
+}
 _LAYER_TENSORS = {
     "attention.q_DNH": "self_attn.q_proj.weight",
     "attention.k_DKH": "self_attn.k_proj.weight",
@@ -250,11 +265,10 @@ _NORM_TENSORS = {
         "feed_forward_norm_D": "post_feedforward_layernorm.weight",
     },
 }
-_MODEL_TENSORS = {
-    "embedding_VD": "model.embed_tokens.weight",
-    "norm_D": "model.norm.weight",
-    "head_DV": "lm_head.weight",
-}
+# Our matrices are [in…, out…], theirs [out, in]. Our matrix → how many of its axes are inputs.
+_INPUTS = {"o_NHD": 2} | dict.fromkeys(
+    ("q_DNH", "k_DKH", "v_DKH", "gate_DF", "up_DF", "down_FD", "head_DV"), 1
+)
 
 
 def tensor_name(config: ModelConfig, path: tuple[Any, ...], repeat: int) -> str:
@@ -270,39 +284,25 @@ def tensor_name(config: ModelConfig, path: tuple[Any, ...], repeat: int) -> str:
     return f"model.layers.{repeat * config.period() + path[1]}.{theirs}"
 
 
-# We keep a matrix as [in…, out…], they as [out, in]. Our matrix → how many of its axes are inputs.
-_INPUTS = {
-    "q_DNH": 1,
-    "k_DKH": 1,
-    "v_DKH": 1,
-    "o_NHD": 2,
-    "gate_DF": 1,
-    "up_DF": 1,
-    "down_FD": 1,
-    "head_DV": 1,
-}
-
-
 def inputs(path: tuple[Any, ...]) -> int:
     """How many leading axes of our matrix are its inputs; 0 for embeddings, norms and biases.
 
-    Those are the same in both layouts, only flat in theirs.
+    Those have the same layout in theirs, but flat.
     """
     return _INPUTS.get(str(path[-1]), 0)
 
 
 def their_shape(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of their tensor for our parameter of one layer."""
-    split = inputs(path)
-    if split:
-        return int(np.prod(shape[split:])), int(np.prod(shape[:split]))
-    return shape if str(path[-1]) == "embedding_VD" else (int(np.prod(shape)),)
+    if split := inputs(path):
+        return prod(shape[split:]), prod(shape[:split])
+    return shape if path[-1] == "embedding_VD" else (prod(shape),)
 
 
 def to_theirs(path: tuple[Any, ...], value: np.ndarray) -> np.ndarray:
     """Our array of one layer in their layout, contiguous."""
     split = inputs(path)
-    theirs = value.reshape(int(np.prod(value.shape[:split])), -1).T if split else value
+    theirs = value.reshape(prod(value.shape[:split]), -1).T if split else value
     return np.ascontiguousarray(theirs).reshape(their_shape(path, value.shape))
 
 
@@ -312,19 +312,17 @@ def to_ours(path: tuple[Any, ...], value: np.ndarray, shape: tuple[int, ...]) ->
 
 
 def their_block(path: tuple[Any, ...], block: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Which block of their tensor holds a block of our parameter of one layer.
+    """The block of their tensor that holds a block of our parameter of one layer.
 
     In: `o_NHD` of shape (4, 8, 32), heads 2 to 3. Out: all 32 rows, columns 16 to 31.
     """
-    split = inputs(path)
-    if split:
+    if split := inputs(path):
         return _flat(block[split:], shape[split:]), _flat(block[:split], shape[:split])
-    return block if str(path[-1]) == "embedding_VD" else (_flat(block, shape),)
+    return block if path[-1] == "embedding_VD" else (_flat(block, shape),)
 
 
 def _flat(block: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-    """A block of several axes as one of their product; only the first may be cut."""
+    """A block of several axes as a slice of their product; only the first axis may be cut."""
     assert all(part.indices(size) == (0, size, 1) for part, size in zip(block[1:], shape[1:], strict=True))
     start, stop, _ = block[0].indices(shape[0])
-    rest = int(np.prod(shape[1:]))
-    return slice(start * rest, stop * rest)
+    return slice(start * prod(shape[1:]), stop * prod(shape[1:]))

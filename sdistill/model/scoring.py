@@ -104,8 +104,12 @@ def summarise(
       top_k: Selects the model's own K likeliest ids; of equal ones the lowest.
       top_ids_BTK: The K ids, instead of `top_k`.
     """
+
+    def summarise_chunk(logits: tuple[Array], inputs: Any, temperature: Array) -> tuple[Summary, Array]:
+        return summary_of_logits(top_k, *logits, inputs, temperature)
+
     return reduce_logits(
-        functools.partial(_summarise_chunk, top_k),
+        summarise_chunk,
         _summary_gradient,
         logits_chunk_size,
         hidden_BTD,
@@ -142,15 +146,6 @@ def summary_of_logits(
     rest_mean = moment / sum_of_shares + rest_peak - normaliser
     entropy = -sum_ids(jnp.exp(log_top) * log_top) - jnp.exp(rest - normaliser) * rest_mean
     return Summary(top, rest, chosen, entropy, top_ids), peak
-
-
-def _summarise_chunk(
-    top_k: int,
-    logits: tuple[Float[Array, "b t V"]],
-    inputs: tuple[Array, Array | None],
-    temperature: Float[Array, ""],
-) -> tuple[Summary, Float[Array, "b t"]]:
-    return summary_of_logits(top_k, *logits, inputs, temperature)
 
 
 def _summary_gradient(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -22,60 +22,55 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 def conversation(problem: Problem, content: str | None = None) -> tuple[Message, ...]:
-    """The messages that pose a problem, its last turn, the user's, saying `content` if given."""
-    if content is None:
-        return problem.messages
+    """The messages of a problem; the last turn, the user's, is replaced by `content` if given."""
     *earlier, last = problem.messages
-    return (*earlier, {**last, "content": content})
+    return problem.messages if content is None else (*earlier, {**last, "content": content})
 
 
 class Chat(Protocol):
-    """How a model is spoken to: its tokenizer, and the form of its prompts."""
+    """A model's tokenizer and the format of its prompts."""
 
     tokenizer: Tokenizer
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
-        """The prompt that asks for the next turn, as `tokenizer.encode` takes it.
-
-        Raises ConfigError if such a prompt cannot ask for this `thinking`.
-        """
+        """The prompt for the next turn, as text. ConfigError if the format excludes this `thinking`."""
         ...
 
     def prompt(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        """Ids of the prompt that asks for the next turn."""
+        """Ids of the prompt for the next turn."""
         return self.tokenizer.encode(self.render(messages, thinking=thinking))
 
 
 class SignsChat(Chat):
-    """The signs puzzle has no roles: its prompt is the last turn, and always opens the thinking."""
+    """The signs puzzle has no roles: the prompt is the last turn and an open `<think>`."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
-        """The last turn, and an open `<think>`."""
+        """See `Chat`."""
         require(thinking, "thinking=False: the signs puzzle's prompt opens the thinking; use thinking=True")
         return messages[-1]["content"] + GENERATION_PROMPT
 
 
 class TemplateChat(Chat):
-    """A Hugging Face tokenizer with its chat template. No text of a message becomes a special token."""
+    """A Hugging Face tokenizer with its chat template. No message text becomes a special token."""
 
     def __init__(self, tokenizer: HuggingFaceTokenizer, template: "ChatTemplate"):
         self.tokenizer: HuggingFaceTokenizer = tokenizer
-        self.template = template
+        self._template = template
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
-        """The rendered template; messages are escaped (`HuggingFaceTokenizer.escape`)."""
+        """See `Chat`; messages are escaped (`HuggingFaceTokenizer.escape`)."""
         escaped = [{key: self.tokenizer.escape(text) for key, text in m.items()} for m in messages]
-        return self.template.render(escaped, thinking=thinking)
+        return self._template.render(escaped, thinking=thinking)
 
 
 def open_chat(folder: str | Path) -> TemplateChat:
     """The chat of a Hugging Face model folder.
 
-    The template is `chat_template.jinja`; without that file, `chat_template` of `tokenizer_config.json`, and
-    the one named `default` if there are several.
+    The template is `chat_template.jinja`, or else `chat_template` of `tokenizer_config.json`: the one named
+    `default` if there are several.
 
     Raises:
       FileNotFoundError: if a tokenizer file is missing.
@@ -84,12 +79,12 @@ def open_chat(folder: str | Path) -> TemplateChat:
     folder = Path(folder)
     tokenizer = HuggingFaceTokenizer(folder)
     file = folder / TEMPLATE_FILE
-    if file.is_file():
-        return TemplateChat(tokenizer, ChatTemplate(file.read_text(encoding="utf-8"), file, tokenizer.named))
-    file = folder / TOKENIZER_CONFIG_FILE
-    source = read_json(file).get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    source: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+    if source is None:
+        file = folder / TOKENIZER_CONFIG_FILE
+        source = read_json(file).get("chat_template")
+        if isinstance(source, list):
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
     if not isinstance(source, str):
         raise ConfigError(
             f"{folder} has no chat template: neither {TEMPLATE_FILE} nor a (default) one in {file.name}"
@@ -100,12 +95,12 @@ def open_chat(folder: str | Path) -> TemplateChat:
 class ChatTemplate:
     """A Jinja template of a prompt, rendered as transformers renders it.
 
-    A template that listens to `enable_thinking` renders differently with it and without; it can be asked for
-    both. With any other the flag would silently do nothing, so only the value that says what its model does
-    anyway is accepted. The model thinks if the prompt ends in an open `<think>` (R1 distills); it does not if
-    the prompt ends in a closed one. If the prompt ends in neither, it thinks if the template knows `</think>`
-    from earlier turns (first release of the R1 distills, which open the thinking themselves), and else does
-    not (OLMo-3-Instruct).
+    If the template uses `enable_thinking`, prompts with and without it differ, and both can be rendered. Any
+    other template would silently ignore the flag, so only the value that is true of its model is accepted.
+    The model thinks if the prompt ends in an open `<think>` (R1 distills), and does not if it ends in a
+    closed one. If the prompt ends in neither, the model thinks if the template handles `</think>` of earlier
+    turns (the first release of the R1 distills, which open the thinking themselves), and else does not
+    (OLMo-3-Instruct).
     """
 
     def __init__(self, source: str, file: Path, variables: Mapping[str, str]):
@@ -113,10 +108,10 @@ class ChatTemplate:
 
         Args:
           source: The template.
-          file: Where it was found, for messages.
-          variables: `bos_token`, `eos_token`; those a tokenizer does not have are left undefined.
+          file: Where it was found, for errors.
+          variables: `bos_token`, `eos_token`; those the tokenizer lacks stay undefined.
 
-        Raises ConfigError if it has a syntax error or cannot render a single turn of a user.
+        Raises ConfigError if it has a syntax error or cannot render one turn of a user.
         """
         self._file, self._variables = file, dict(variables)
         try:
@@ -126,15 +121,12 @@ class ChatTemplate:
         on, off = (self._render([{"role": "user", "content": "?"}], thinking) for thinking in (True, False))
         end = on.rstrip()
         self._thinks = end.endswith(THINK_START) or (THINK_END in source and not end.endswith(THINK_END))
-        self._listens = on != off
+        self._uses_flag = on != off
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
-        """The prompt that asks for the next turn.
-
-        Raises ConfigError if the template refuses the messages or cannot be told this `thinking`.
-        """
+        """The prompt. ConfigError if the template refuses the messages or ignores this `thinking`."""
         require(
-            self._listens or thinking == self._thinks,
+            self._uses_flag or thinking == self._thinks,
             f"thinking={thinking}: the chat template of {self._file} ignores enable_thinking, and its model "
             f"{'always' if self._thinks else 'never'} thinks; use thinking={self._thinks}",
         )
@@ -154,7 +146,7 @@ class ChatTemplate:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What transformers gives a template: no access to Python, and a few functions."""
+    """The environment that transformers gives a template: no access to Python, and a few functions."""
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)

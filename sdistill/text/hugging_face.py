@@ -20,34 +20,34 @@ MARK = "\ufdd0"
 """Keeps two characters apart until they are encoded: a Unicode noncharacter, which no text should hold."""
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
-"""What an added token may ask for that `encode` does not do."""
+"""Options of an added token that `encode` does not implement."""
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`, with what the files beside it say about its tokens.
+    """A `tokenizer.json`, with the special tokens that the files beside it name.
 
-    `encode` gives the ids that transformers gives, so the string of an added token (`<|im_end|>`) becomes
-    that token. Text from outside goes through `escape` first, and then it never does.
+    `encode` gives the ids that transformers gives: the string of an added token (`<|im_end|>`) becomes that
+    token. In text from outside, `escape` prevents that.
 
     Attributes:
-      named: The strings that `tokenizer_config.json` has for `bos_token`, `eos_token` and `pad_token`.
+      named: The strings of `bos_token`, `eos_token` and `pad_token` in `tokenizer_config.json`.
     """
 
     def __init__(self, folder: str | Path):
         """Reads a model folder.
 
-        `stop_ids` are those of `generation_config.json`; without any, the `eos_token` of
-        `tokenizer_config.json`; without it, those of `config.json`. `eos_id` is that `eos_token` if it is
-        one of them, else the first.
+        `stop_ids` come from the first that has any: `generation_config.json`, the `eos_token` of
+        `tokenizer_config.json`, `config.json`. `eos_id` is that `eos_token` if it is one of them, else the
+        first of them.
 
         Raises:
           FileNotFoundError: if there is no `tokenizer.json` or no `tokenizer_config.json`.
-          ConfigError: if a file is damaged or contradicts another, if an added token asks for what is not
-            supported, or if nothing says which token ends a response.
+          ConfigError: if a file is damaged or contradicts another, if an added token has an option that is
+            not supported, or if nothing says which token ends a response.
         """
         folder = Path(folder)
         data, settings = read_json(folder / TOKENIZER_FILE), read_json(folder / TOKENIZER_CONFIG_FILE)
-        # Text is neither cut nor filled up here, whatever was set when the file was written.
+        # No truncation or padding, whatever was set when the file was written.
         data |= {"truncation": None, "padding": None}
         try:
             self._whole = Tokenizer.from_str(json.dumps(data))
@@ -85,8 +85,8 @@ class HuggingFaceTokenizer:
             flags = [flag for flag in _FLAGS if token[flag]]
             require(not flags, f"{name} has {', '.join(flags)}, which is not supported")
             require(len(content) > 1, f"{name} is a single character, which cannot be escaped")
-            # Only for what the checks above do not know of: pre-tokenizers that look at a text's beginning,
-            # models that look whole words up.
+            # Finds what the checks above miss: pre-tokenizers that treat a text's beginning differently, and
+            # models that look up whole words.
             sample = f"a{content}a"
             same = self.encode(sample) == self._whole.encode(sample, add_special_tokens=False).ids
             require(
@@ -101,13 +101,13 @@ class HuggingFaceTokenizer:
             )
 
     def escape(self, content: str) -> str:
-        """Text from outside (a user's, a system prompt, a sampled response) made safe to stand in a prompt.
+        """Makes text from outside (a user's, a system prompt, a sampled response) safe in a prompt.
 
-        A mark goes after every character that an added token begins with; `encode` takes it out again. So
-        no added token can begin in `content`, however a template trims it and whatever it puts after it.
+        Puts a mark after every character that an added token begins with; `encode` removes it. So no added
+        token can begin in `content`, however a template trims it and whatever follows it.
         In: `1 < 2<|im_end|>`. Out, with ¦ for the mark: `1 <¦ 2<¦|im_end|>`.
 
-        Thinking tags pass: demonstrations carry them by design, as in the released code.
+        Thinking tags stay: demonstrations carry them by design, as in the released code.
 
         Raises ValueError if the mark itself is in the text.
         """
@@ -118,7 +118,7 @@ class HuggingFaceTokenizer:
         return self._start_of_added.sub(rf"\g<0>{MARK}", content)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, its added tokens recognised, no special token added, marks of `escape` taken out.
+        """Ids of a text: added tokens are recognised, marks of `escape` removed, no special token is added.
 
         Raises ValueError if the text holds half of a surrogate pair, which has no bytes.
         """
@@ -132,12 +132,12 @@ class HuggingFaceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens are dropped, as are spare embedding rows, and thinking tags kept.
+        """Text of ids, without special tokens and spare embedding rows, with thinking tags.
 
-        A mark that the ids spell becomes U+FFFD, as broken bytes do, so that the text can be escaped.
+        A mark spelled by the ids becomes U+FFFD, as broken bytes do, so that the text can be escaped.
         """
-        spoken = [int(i) for i in ids if i not in self._silent]
-        return str(self._whole.decode(spoken, skip_special_tokens=False)).replace(MARK, "\ufffd")
+        visible = [int(i) for i in ids if i not in self._silent]
+        return str(self._whole.decode(visible, skip_special_tokens=False)).replace(MARK, "\ufffd")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -153,12 +153,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _any_of(strings: Iterable[str]) -> str:
-    """A regular expression for any of these strings, the first that fits; for none, one that never fits."""
+    """A regular expression for any of the strings, the first that matches; without any, it never matches."""
     return "|".join(map(re.escape, strings)) or "(?!)"
 
 
 def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """The special tokens that have a name; they are stored as strings or as objects."""
+    """The named special tokens, which are stored as strings or as objects."""
     values = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token")}
     return {
         name: value["content"] if isinstance(value, dict) else value
@@ -168,7 +168,7 @@ def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _stop_ids(folder: Path, named: int | None, vocab_size: int) -> tuple[int, ...]:
-    """Ids that end a response, from the first of three places that has any."""
+    """Ids that end a response, from the first of three places with any."""
 
     def configured(name: str) -> Any:
         return read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None

@@ -1,4 +1,4 @@
-"""Ending responses at strings, which may be spread over tokens in more than one way."""
+"""Ends responses at strings, however those are split into tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sdistill.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class StopStrings:
-    """Says how many ids to keep when one of the strings has come: up to the token that completes it.
+    """A stop function: cuts a response after the token that completes one of the strings.
 
     Attributes:
       tokenizer: Of the model.
@@ -31,13 +31,13 @@ class StopStrings:
             )
 
     def __call__(self, ids: Sequence[int], seen: int) -> int | None:
-        """How many ids to keep, or None if none of the strings is there.
+        """How many ids to keep, or None if none of the strings has occurred.
 
         Args:
           ids: The response so far.
-          seen: How many of them an earlier call has looked at.
+          seen: How many of them an earlier call has searched.
         """
-        # Every token of text adds at least a byte: a string that ends in a new one is no longer.
+        # A token of text has at least one byte: a string that ends in a new token spans no more tokens.
         back = max((len(string.encode()) for string in self.strings), default=0)
         start = max(0, seen - back)
         if not self._found(ids[start:]):

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small protocol; here SentencePiece, and what holds for all of them."""
+"""The protocol of tokenizers, the SentencePiece one, and checks for all of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ import sentencepiece
 from sdistill.settings import require
 
 SIGNS_TOKENIZER = Path(__file__).parent / "assets" / "signs.model"
-"""The shipped tokenizer of the signs puzzle; `configs/signs/tokenizer.py` makes it."""
+"""The shipped tokenizer of the signs puzzle, made from `configs/signs/tokenizer.py`."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of the code needs of a tokenizer.
+    """A tokenizer.
 
     Attributes:
-      vocab_size: The highest id and one; a model's embedding may have more rows, never fewer.
-      pad_id: Fills rows up; stands for no text.
+      vocab_size: The highest id plus one; a model's embedding may have more rows, never fewer.
+      pad_id: Padding; has no text.
       bos_id: Begins a text, None if nothing does. `encode` never adds it: chat templates write it.
       eos_id: Ends the responses we make for training; the first choice among `stop_ids`.
       stop_ids: Each of them ends a response when the model samples it.
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
     stop_ids: tuple[int, ...]
 
     def __hash__(self) -> int:
-        """Of the object: what is known of a tokenizer's tokens is kept."""
+        """Of the object: texts of its tokens are cached."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -62,7 +62,7 @@ class SentencePieceTokenizer:
         self.stop_ids: tuple[int, ...] = (self.eos_id,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Raises ValueError that quotes the first word outside the vocabulary."""
+        """Ids of a text. ValueError quotes the first word outside the vocabulary."""
         ids: list[int] = self._processor.encode(text)
         if (unknown := self._processor.unk_id()) in ids:
             word = next((w for w in text.split(" ") if unknown in self._processor.encode(w)), text)
@@ -70,7 +70,7 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; those that stand for none (control, unknown, spare embedding rows) are dropped."""
+        """Text of ids, without those that have none (control, unknown, spare embedding rows)."""
         unknown = self._processor.unk_id()
         known = [int(i) for i in ids if i < self.vocab_size and i != unknown]
         return str(self._processor.decode(known))

@@ -101,50 +101,57 @@ def with_prefix(cache, prefix):
     return jax.tree.map(put, cache, prefix, tuple(column_axes(layer) for layer in cache))
 
 
+@functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.QUICKLY)
+def prefill(config, params, tokens, lengths):
+    columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    model = bind(config, params)
+    hidden, cache = model.prefill(tokens, columns, (columns < lengths[:, None]).astype(int))
+    return hidden @ model.head(), cache
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.QUICKLY)
+def decode(config, params, tokens, cache, lengths):
+    model = bind(config, params)
+    hidden, cache = model.decode(tokens, cache, lengths)
+    return hidden @ model.head(), cache
+
+
 @pytest.mark.parametrize("config", [tiny.CONFIG, OLMO], ids=["whole", "windows"])
-@pytest.mark.parametrize("prefilled", [1, 5, 11])
-def test_prefill_and_steps_with_a_cache_are_the_full_forward(config, prefilled):
+def test_prefill_and_steps_with_a_cache_are_the_full_forward(config):
     """Rows of different lengths, in a cache that is longer; what lies beyond their length is not seen."""
     params, tokens = tiny.parameters(config), jnp.asarray([SEQUENCES[3], SEQUENCES[3][::-1]])
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
     full = logits(config, params, tokens, positions, jnp.ones((2, 12), int))
-    model = bind(config, unroll(params))
-
-    @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
-    def start(tokens, lengths):
-        columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, cache = model.prefill(tokens, columns, (columns < lengths[:, None]).astype(int))
-        return hidden @ model.head(), cache
-
-    @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
-    def step(tokens, cache, lengths):
-        hidden, cache = model.decode(tokens, cache, lengths)
-        return hidden @ model.head(), cache
-
-    lengths = np.array([prefilled, max(prefilled - 3, 1)])
-    output, prefix = start(tokens[:, :prefilled], lengths)
-    cache = with_prefix(jax.tree.map(lambda x: x + 7, empty_cache(config, 2, 15)), prefix)
-    for row, length in enumerate(lengths):
-        np.testing.assert_allclose(output[row, :length], full[row, :length], atol=2e-5)
-    while lengths.max() < 12:
-        output, cache = step(tokens[np.arange(2), lengths], cache, lengths)
-        np.testing.assert_allclose(output, full[np.arange(2), lengths], atol=2e-5)
-        lengths += 1
+    params = unroll(params)
+    for prefilled in (1, 5, 11):
+        lengths = np.array([prefilled, max(prefilled - 3, 1)])
+        output, prefix = prefill(config, params, tokens.at[:, prefilled:].set(17), lengths)
+        cache = with_prefix(jax.tree.map(lambda x: x + 7, empty_cache(config, 2, 15)), prefix)
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(output[row, :length], full[row, :length], atol=2e-5)
+        while lengths.max() < 12:
+            output, cache = decode(config, params, tokens[np.arange(2), lengths], cache, lengths)
+            np.testing.assert_allclose(output, full[np.arange(2), lengths], atol=2e-5)
+            lengths += 1
 
 
-@pytest.mark.parametrize(("kind", "width"), [("bfloat16", 2), ("int8", 1)])
-def test_a_smaller_cache_gives_nearly_the_same(kind, width):
+@pytest.mark.parametrize(("cache_type", "width"), [("bfloat16", 2), ("int8", 1)])
+def test_a_smaller_cache_gives_nearly_the_same(cache_type, width):
     """To 2 % of the spread of logits; int8 has its scales besides."""
     params, tokens = tiny.parameters(), jnp.asarray([SEQUENCES[3]])
     full = logits(tiny.CONFIG, params, tokens, jnp.arange(12)[None], jnp.ones((1, 12), int))
-    model = bind(tiny.CONFIG, unroll(params))
-    prefix = model.prefill(tokens[:, :6], jnp.arange(6)[None], jnp.ones((1, 6), int), kind)[1]
-    cache = with_prefix(empty_cache(tiny.CONFIG, 1, 12, kind), prefix)
+    params = unroll(params)
+
+    @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
+    def prefix(tokens):
+        columns = jnp.arange(6)[None]
+        return bind(tiny.CONFIG, params).prefill(tokens, columns, jnp.ones((1, 6), int), cache_type)[1]
+
+    cache = with_prefix(empty_cache(tiny.CONFIG, 1, 12, cache_type), prefix(tokens[:, :6]))
     assert cache[0].keys.nbytes == cache[0].values.nbytes == width * 1 * 2 * 8 * 12
-    step = jax.jit(model.decode, compiler_options=tiny.QUICKLY)
     for t in range(6, 12):
-        hidden, cache = step(tokens[:, t], cache, jnp.asarray([t]))
-        error = np.abs(hidden @ model.head() - full[:, t]).max()
+        output, cache = decode(tiny.CONFIG, params, tokens[:, t], cache, jnp.asarray([t]))
+        error = np.abs(output - full[:, t]).max()
         assert 0 < error < 0.02 * np.std(full)
 
 
