@@ -23,7 +23,7 @@ from sdistill.divergence.chunked import chunked_token_divergence
 from sdistill.fixes import fork_weights
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind
-from sdistill.model.scoring import TokenScores, score_tokens
+from sdistill.model.scoring import TokenScores, summarise
 
 MAX_LOG_RATIO = 20.0  # keeps importance ratios finite
 
@@ -321,9 +321,9 @@ def grpo_loss(
     student = bind(model, params)
     hidden_BTD = _perturbed(response_hidden(student, batch.student), perturbation_BTD)
     ids_BT, mask_BT = response_ids(batch.student), batch.student.response_mask
-    scores = score_tokens(
+    scores = summarise(
         hidden_BTD, student.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
-    )
+    ).scores()
 
     # Clipped surrogate.
     log_ratio_BT = scores.log_prob_BT - batch.rollout_log_probs
@@ -357,7 +357,8 @@ def cross_entropy_loss(
     """Weighted cross-entropy of the targets, in nats."""
     decoder = bind(model, params)
     hidden_BSD = decoder(batch.tokens, batch.positions, batch.segment_ids)
-    scores = score_tokens(hidden_BSD, decoder.head(), batch.targets, logits_chunk_size=logits_chunk_size)
+    head_DV = decoder.head()
+    scores = summarise(hidden_BSD, head_DV, batch.targets, logits_chunk_size=logits_chunk_size).scores()
     loss = weighted_sum(-scores.log_prob_BT, batch.token_weights)
     mask_BS = (batch.token_weights > 0).astype(jnp.float32)
     metrics = {"loss": _is_sum(loss), "entropy": masked_sum(scores.entropy_BT, mask_BS)}
@@ -382,9 +383,9 @@ def score_responses(
     decoder = bind(model, params)
     hidden_BTD = response_hidden(decoder, sequences)
     ids_BT = response_ids(sequences)
-    return score_tokens(
+    return summarise(
         hidden_BTD, decoder.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
-    )
+    ).scores()
 
 
 def _perturbed(

@@ -78,9 +78,7 @@ def chunked_token_divergence(
             functools.partial(_compare, config),
             functools.partial(_compare_gradient, config),
             logits_chunk_size,
-            student_hidden_BTD,
-            student_head_DV,
-            (teacher,),
+            ((student_hidden_BTD, student_head_DV), teacher),
             ids_BT,
             jnp.float32(temperature),
         )

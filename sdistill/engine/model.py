@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import BATCH, RESHARDING, SAMPLING, constrain, parameter_shardings, spec_of
-from sdistill.model.cache import Cache, CacheType, column_axes, empty_cache
+from sdistill.model.cache import Cache, CacheType, column_axes, empty_cache, quantize
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind, is_matrix, unroll
 
@@ -113,9 +113,7 @@ class CachedDecoder:
 
     def prefill(self, params: nnx.State, tokens_QP: Int[Array, "Q P"], lengths_Q: Int[Array, " Q"]) -> Cache:
         """See `SamplingModel`."""
-        positions_QP = jnp.broadcast_to(jnp.arange(tokens_QP.shape[1]), tokens_QP.shape)
-        segment_ids_QP = (positions_QP < lengths_Q[:, None]).astype(jnp.int32)
-        return self._bound(params, tokens_QP).prefill(tokens_QP, positions_QP, segment_ids_QP, self.cache)[1]
+        return self._bound(params, tokens_QP).prefill(tokens_QP, lengths_Q, self.cache)[1]
 
     def decode(
         self, params: nnx.State, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]
@@ -152,9 +150,7 @@ class Int8Matrix(NamedTuple):
     @classmethod
     def of(cls, matrix: Float[Array, "..."], axis: int) -> "Int8Matrix":
         """Rounds a matrix, with a scale for each column along the axis."""
-        scales = jnp.max(jnp.abs(matrix.astype(jnp.float32)), axis=axis, keepdims=True) / 127
-        values = jnp.round(matrix / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny))
-        return cls(values.astype(jnp.int8), scales)
+        return cls(*quantize(matrix, axis))
 
     def to(self, dtype: jnp.dtype) -> Float[Array, "..."]:
         """The matrix, but for rounding."""

@@ -36,10 +36,10 @@ def visible(
     return seen_BTS if window is None else seen_BTS & (distance_BTS < window)
 
 
-def choose_backend(wanted: str, dtype: jnp.dtype) -> Backend:
+def choose_backend(wanted: Literal["auto", Backend], dtype: jnp.dtype) -> Backend:
     """The backend that `auto` means on the default platform."""
     if wanted != "auto":
-        return wanted  # type: ignore[return-value]
+        return wanted
     platform = jax.default_backend()
     if platform == "tpu":
         return "splash"
@@ -54,7 +54,7 @@ def attend(
     segment_ids_BT: Int[Array, "B T"],
     *,
     window: int | None,
-    backend: Backend,
+    backend: Literal["auto", Backend],
 ) -> Float[Array, "B T N H"]:
     """Attention among the tokens of whole rows, with 1/√H scaling and float32 softmax.
 
@@ -62,6 +62,7 @@ def attend(
     that this project makes. The outputs of padding are finite; ignore them.
     `window` is the number of tokens that each token sees, itself included; None for all.
     """
+    backend = choose_backend(backend, q_BTNH.dtype)
     if backend == "splash":
         return _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window)
     mask_B1TT = visible(positions_BT, segment_ids_BT, window)[:, None]
@@ -143,7 +144,7 @@ def _splash_kernel(length: int, heads: int, window: int | None, num_shards: int)
     shape = (length, length)
     mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
     halves = np.arange(length, dtype=np.int32).reshape(2 * num_shards, -1)
-    mask.q_sequence = np.concatenate([halves[half] for half in _balanced_halves(num_shards)])
+    mask.q_sequence = halves[_balanced_halves(num_shards)].ravel()
     block_q, block_kv = (
         next(size for size in (512, 256, 128) if n % size == 0) for n in (length // num_shards, length)
     )
@@ -171,8 +172,6 @@ def _balanced_halves(num_shards: int) -> list[int]:
     image from the back. In: 2 shards, halves 0 to 3. Out: 0, 3 for the first device and 2, 1 for the second;
     even halves come first.
     """
-    if num_shards == 1:
-        return [0, 1]
     pairs = [sorted((i, 2 * num_shards - 1 - i), key=lambda half: half % 2) for i in range(num_shards)]
     return [half for pair in pairs for half in pair]
 
@@ -182,11 +181,7 @@ def _balance(x: Shaped[Array, "B t ..."], num_shards: int, inverse: bool = False
     halves = []
     for parity, part in enumerate(jnp.split(x, 2, axis=1)):
         # No two even halves go to the same device, and no two odd ones.
-        routes = [
-            (half // 2, slot // 2)
-            for slot, half in enumerate(_balanced_halves(num_shards))
-            if half % 2 == parity
-        ]
+        routes = [(half // 2, to) for to, half in enumerate(_balanced_halves(num_shards)[parity::2])]
         if inverse:
             routes = [(target, source) for source, target in routes]
         halves.append(jax.lax.ppermute(part, "context", routes))

@@ -4,6 +4,7 @@ Token i of a row is in column i. Keys are transposed: so both products of attent
 and on a CPU the product with keys is several times as fast.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,14 +17,7 @@ CacheType = Literal["activations", "bfloat16", "int8"]
 
 
 class LayerCache(NamedTuple):
-    """One layer's cache. Only int8 has scales: a value is the cached number times its scale.
-
-    Attributes:
-      keys: [B, K, H, S].
-      values: [B, K, S, H].
-      key_scales: [B, K, S], or None.
-      value_scales: Likewise.
-    """
+    """One layer's cache. Only int8 has scales: a value is the cached number times its scale."""
 
     keys: Num[Array, "B K H S"]
     values: Num[Array, "B K S H"]
@@ -40,9 +34,9 @@ def make_cache(
     """The cache of whole sequences."""
     keys_BKHS, values_BKSH = jnp.transpose(keys_BSKH, (0, 2, 3, 1)), jnp.transpose(values_BSKH, (0, 2, 1, 3))
     if cache_type == "int8":
-        keys, key_scales = _quantize(keys_BKHS, axis=2)
-        values, value_scales = _quantize(values_BKSH, axis=3)
-        return LayerCache(keys, values, key_scales, value_scales)
+        keys, key_scales = quantize(keys_BKHS, axis=2)
+        values, value_scales = quantize(values_BKSH, axis=3)
+        return LayerCache(keys, values, key_scales.squeeze(2), value_scales.squeeze(3))
     dtype = keys_BSKH.dtype if cache_type == "activations" else jnp.dtype(cache_type)
     return LayerCache(keys_BKHS.astype(dtype), values_BKSH.astype(dtype))
 
@@ -73,17 +67,15 @@ def append_token(
     new = make_cache(key_BKH[:, None], value_BKH[:, None], cache_type)
 
     def put(buffer: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        def put_row(row: jax.Array, new: jax.Array, column: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(row, new.astype(row.dtype), column, axis - 1)
-
-        return jax.vmap(put_row)(buffer, new, column_B)
+        put_row = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
+        return jax.vmap(put_row)(buffer, new.astype(buffer.dtype), column_B)
 
     updated: LayerCache = jax.tree.map(put, cache, new, column_axes(cache))
     return updated
 
 
-def _quantize(x: Float[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
-    """Integers up to ±127, and their scales, one for each head and token."""
-    scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True) / 127
-    rounded = jnp.round(x / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)).astype(jnp.int8)
-    return rounded, jnp.squeeze(scale, axis)
+def quantize(x: Float[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+    """Integers up to ±127, and the scales along `axis` that they are multiplied by."""
+    scales = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True) / 127
+    rounded = jnp.round(x / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny))
+    return rounded.astype(jnp.int8), scales

@@ -60,46 +60,43 @@ def reduce_logits(
     reduce: Reduce,
     logits_gradient: LogitsGradient,
     logits_chunk_size: int,
-    hidden_BTD: Float[Array, "B T D"],
-    head_DV: Float[Array, "D V"],
-    others: Models,
+    models: Models,
     inputs: Any,
     temperature: Float[Array, ""],
 ) -> Any:
     """Applies `reduce` to chunks of the logits `hidden @ head`.
 
-    Products accumulate in float32 whatever the inputs are, and so do both gradients. Only `hidden_BTD` and
-    `head_DV` have gradients.
+    Products accumulate in float32 whatever the inputs are, and so do both gradients. Only the first model has
+    gradients.
 
     Args:
-      reduce: From float32 logits `[B, t, V]`, the model's and then those of `others`, the chunk's part of
-        `inputs`, and `temperature`, to a tree of results and a tree of residuals for the backward pass,
-        all `[B, t, …]`.
-      logits_gradient: The gradient with respect to the model's logits of a tile, from all models' logits
-        `[B, t, v]` there, the tile's part of `inputs`, `temperature`, the same part of the results and
-        residuals and of the results' gradient, and a function from ids to columns of the tile: v for ids of
-        other tiles.
+      reduce: From float32 logits `[B, t, V]` of each model, the chunk's part of `inputs`, and `temperature`,
+        to a tree of results and a tree of residuals for the backward pass, all `[B, t, …]`.
+      logits_gradient: The gradient with respect to the first model's logits of a tile, from all models'
+        logits `[B, t, v]` there, the tile's part of `inputs`, `temperature`, the same part of the results
+        and residuals and of the results' gradient, and a function from ids to columns of the tile: v for
+        ids of other tiles.
       logits_chunk_size: Largest number of positions of each row in a chunk.
-      hidden_BTD: Final hidden states.
-      head_DV: From hidden states to logits.
-      others: Hidden states `[B, T, E]` and heads `[E, V]` of other models.
+      models: Final hidden states `[B, T, D]` and head `[D, V]` of each; D may differ.
       inputs: Tree of `[B, T, …]`.
       temperature: For `reduce` and `logits_gradient`.
 
     Returns:
       The results, as a tree of `[B, T, …]`.
     """
-    arguments = hidden_BTD, head_DV, others, inputs, temperature
-    return _forward(reduce, logits_gradient, logits_chunk_size, *arguments)[0]
+    return _forward(reduce, logits_gradient, logits_chunk_size, models, inputs, temperature)[0]
 
 
 def _forward(
-    reduce: Reduce, _gradient: LogitsGradient, logits_chunk_size: int, *arguments: Any
+    reduce: Reduce,
+    _gradient: LogitsGradient,
+    logits_chunk_size: int,
+    models: Models,
+    inputs: Any,
+    temperature: Array,
 ) -> tuple[Any, Any]:
-    hidden_BTD, head_DV, others, inputs, temperature = arguments
-    models = ((hidden_BTD, head_DV), *others)
     sharded = _shard_heads_by_ids(models)
-    chunks = _Chunks.of_size(hidden_BTD, logits_chunk_size)
+    chunks = _Chunks.of_size(models[0][0], logits_chunk_size)
     padded = chunks.pad(([hidden for hidden, _ in sharded], inputs))
 
     def step(_: None, index: Array) -> tuple[None, Any]:
@@ -114,9 +111,9 @@ def _forward(
 
 def _backward(
     _reduce: Reduce, logits_gradient: LogitsGradient, logits_chunk_size: int, saved: Any, result_gradient: Any
-) -> tuple[Array | None, ...]:
+) -> tuple[Any, None, None]:
     models, inputs, temperature, found = saved
-    hidden_BTD, head_DV = models[0]
+    (hidden_BTD, head_DV), *others = models
     sharded = _shard_heads_by_ids(models)
     heads = [head for _, head in sharded]
     dtype = jnp.result_type(hidden_BTD, head_DV)
@@ -148,8 +145,8 @@ def _backward(
     head_gradient = constrain(jnp.zeros(head_DV.shape, jnp.float32), PartitionSpec("fsdp", IDS))
     start = jnp.zeros_like(padded[0][0]), head_gradient
     (hidden_gradient, head_gradient), _ = jax.lax.scan(block_step, start, jnp.arange(blocks.number))
-    hidden_gradient = hidden_gradient[:, : blocks.length]
-    return hidden_gradient, head_gradient.astype(head_DV.dtype), None, None, None
+    of_model = hidden_gradient[:, : blocks.length], head_gradient.astype(head_DV.dtype)
+    return (of_model, *[None for _ in others]), None, None
 
 
 reduce_logits.defvjp(_forward, _backward)

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import split_sequences
-from sdistill.model.attention import attend, attend_cached, choose_backend
+from sdistill.model.attention import attend, attend_cached
 from sdistill.model.cache import Cache, CacheType, LayerCache, append_token, make_cache
 from sdistill.model.config import LayerType, ModelConfig
 
@@ -155,10 +155,6 @@ class Attention(nnx.Module):
             k_BTKH = rms_norm(k_BTKH, self.k_norm[...], config.rms_norm_eps)
         return apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope), v_BTKH
 
-    def output(self, y_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        """From heads to the residual stream."""
-        return product("btnh,nhd->btd", y_BTNH, self.o_NHD[...])
-
 
 class FeedForward(nnx.Module):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
@@ -200,17 +196,9 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """The new residual stream of whole sequences, and their keys and values."""
         q_BTNH, k_BTKH, v_BTKH = self.attention.project(self._pre_norm(x_BTD, self.attention_norm_D), rope)
-        y_BTNH = attend(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            positions_BT,
-            segment_ids_BT,
-            window=self.attention.window,
-            backend=choose_backend(self.config.compute.attention, x_BTD.dtype),
-        )
-        x_BTD = x_BTD + self._post_norm(self.attention.output(y_BTNH), self.attention_norm_D)
-        return self._add_feed_forward(x_BTD), k_BTKH, v_BTKH
+        window, backend = self.attention.window, self.config.compute.attention
+        y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, positions_BT, segment_ids_BT, window=window, backend=backend)
+        return self._add_sub_layers(x_BTD, y_BTNH), k_BTKH, v_BTKH
 
     def decode(
         self, x_B1D: Float[Array, "B 1 D"], rope: Rope, cache: LayerCache, lengths_B: Int[Array, " B"]
@@ -219,10 +207,14 @@ class Layer(nnx.Module):
         q_B1NH, k_B1KH, v_B1KH = self.attention.project(self._pre_norm(x_B1D, self.attention_norm_D), rope)
         cache = append_token(cache, k_B1KH[:, 0], v_B1KH[:, 0], lengths_B)
         y_BNH = attend_cached(q_B1NH[:, 0], cache, lengths_B + 1, window=self.attention.window)
-        x_B1D = x_B1D + self._post_norm(self.attention.output(y_BNH[:, None]), self.attention_norm_D)
-        return self._add_feed_forward(x_B1D), cache
+        return self._add_sub_layers(x_B1D, y_BNH[:, None]), cache
 
-    def _add_feed_forward(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def _add_sub_layers(
+        self, x_BTD: Float[Array, "B T D"], y_BTNH: Float[Array, "B T N H"]
+    ) -> Float[Array, "B T D"]:
+        """Adds the output of attention, from its heads, and then that of feed-forward."""
+        y_BTD = product("btnh,nhd->btd", y_BTNH, self.attention.o_NHD[...])
+        x_BTD = x_BTD + self._post_norm(y_BTD, self.attention_norm_D)
         y_BTD = self.feed_forward(self._pre_norm(x_BTD, self.feed_forward_norm_D))
         return x_BTD + self._post_norm(y_BTD, self.feed_forward_norm_D)
 
@@ -284,16 +276,11 @@ class Decoder(nnx.Module):
         return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps)
 
     def prefill(
-        self,
-        tokens_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        segment_ids_BT: Int[Array, "B T"],
-        cache_type: CacheType = "activations",
+        self, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"], cache_type: CacheType = "activations"
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final hidden states of whole sequences, and the cache to continue them from.
-
-        Each row must be one sequence that starts at column 0; padding is on the right.
-        """
+        """Final hidden states of sequences padded on the right, and the cache to continue them from."""
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        segment_ids_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
         ropes, x_BTD, cache = self._ropes(positions_BT), self._embed(tokens_BT), []
         for layer in self._each_layer():
             x_BTD, k_BTKH, v_BTKH = layer(x_BTD, positions_BT, segment_ids_BT, ropes[layer.layer_type])

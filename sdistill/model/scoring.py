@@ -1,13 +1,11 @@
 """Log-probabilities, entropies and the likeliest ids, from hidden states: what losses need of logits."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import BATCH, IDS
@@ -62,24 +60,6 @@ class Summary(NamedTuple):
         return jnp.concatenate([self.top_BTK, self.rest_BT[..., None]], axis=-1)
 
 
-def score_tokens(
-    hidden_BTD: Float[Array, "B T D"],
-    head_DV: Float[Array, "D V"],
-    ids_BT: Int[Array, "B T"],
-    *,
-    logits_chunk_size: int,
-    temperature: float | Float[Array, ""] = 1.0,
-) -> TokenScores:
-    """Scores of the given ids; arguments as in `summarise`.
-
-    The log-probability is differentiable in `hidden_BTD` and `head_DV`; the entropy is not.
-    """
-    summary = summarise(
-        hidden_BTD, head_DV, ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
-    )
-    return summary.scores()
-
-
 def summarise(
     hidden_BTD: Float[Array, "B T D"],
     head_DV: Float[Array, "D V"],
@@ -112,9 +92,7 @@ def summarise(
         summarise_chunk,
         _summary_gradient,
         logits_chunk_size,
-        hidden_BTD,
-        head_DV,
-        (),
+        ((hidden_BTD, head_DV),),
         (ids_BT, top_ids_BTK),
         jnp.float32(temperature),
     )
@@ -188,38 +166,30 @@ def add(
 def top_ids_of(logits: Float[Array, "b t V"], top_k: int) -> Int[Array, "b t K"]:
     """Ids of the K largest logits, largest first, of equals the lowest id first.
 
-    To sort sharded logits, XLA would gather them on every device. Here each device takes the largest of its
-    own part of the vocabulary, and those are merged. Without a mesh, XLA's partitioner has to say what the
-    parts are, which the compiler for TPU cannot do.
+    To sort sharded logits, XLA would gather them on every device. So under a mesh each device takes the
+    largest of its own part of the vocabulary, and those are merged.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _top_ids_as_laid_out(logits, top_k)
+        return _top(logits, top_k)[1]
     rows, ids = _axes_or_none(mesh, BATCH[0], len(logits)), _axes_or_none(mesh, IDS, logits.shape[-1])
-    local = functools.partial(_merged_top_ids, top_k, ids)
+
+    def merged(logits: Float[Array, "b t v"]) -> Int[Array, "b t K"]:
+        values, local_ids = _top(logits, min(top_k, logits.shape[-1]))
+        if ids is None:
+            return local_ids
+        local_ids += jax.lax.axis_index(ids) * logits.shape[-1]
+        values, all_ids = (jax.lax.all_gather(x, ids, axis=2, tiled=True) for x in (values, local_ids))
+        return jnp.take_along_axis(all_ids, jax.lax.top_k(values, top_k)[1], axis=-1)
+
     whole, parts = PartitionSpec(rows, None, None), PartitionSpec(rows, None, ids)
-    return jax.shard_map(local, in_specs=parts, out_specs=whole, check_vma=False)(logits)
+    return jax.shard_map(merged, in_specs=parts, out_specs=whole, check_vma=False)(logits)
 
 
 def _axes_or_none(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-    """The axes, if the mesh can split `size` elements along them; else None."""
-    return None if size % math.prod(mesh.shape[axis] for axis in axes) else axes
-
-
-def _merged_top_ids(top_k: int, axes: Any, logits: Float[Array, "b t v"]) -> Int[Array, "b t K"]:
-    """The ids over all devices along the axes, from the logits of each."""
-    values, ids = _top(logits, min(top_k, logits.shape[-1]))
-    if axes is None:
-        return ids
-    ids += jax.lax.axis_index(axes) * logits.shape[-1]
-    values, ids = (jax.lax.all_gather(x, axes, axis=x.ndim - 1, tiled=True) for x in (values, ids))
-    return jnp.take_along_axis(ids, jax.lax.top_k(values, top_k)[1], axis=-1)
-
-
-@functools.partial(custom_partitioning, static_argnums=(1,))
-def _top_ids_as_laid_out(logits: Float[Array, "b t V"], top_k: int) -> Int[Array, "b t K"]:
-    """The ids, from logits that are sharded as XLA decides."""
-    return _top(logits, top_k)[1]
+    """The axes, if the mesh splits `size` elements into several equal parts along them; else None."""
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    return axes if parts > 1 and size % parts == 0 else None
 
 
 def _top(x: Float[Array, "b t V"], k: int) -> tuple[Float[Array, "b t K"], Int[Array, "b t K"]]:
@@ -240,15 +210,3 @@ def _top(x: Float[Array, "b t V"], k: int) -> tuple[Float[Array, "b t K"], Int[A
     candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)
     values, columns = jax.lax.top_k(candidates.reshape(*x.shape[:-1], k * width), k)
     return values, jnp.take_along_axis(chosen, columns // width, axis=-1) * width + columns % width
-
-
-def _partition_top(top_k: int, mesh: Any, arguments: Any, result: Any) -> Any:
-    """The partitioned computation; see `jax.experimental.custom_partitioning`."""
-    logits = arguments[0]
-    *rows, vocabulary = [*logits.sharding.spec, *[None] * len(logits.shape)][: len(logits.shape)]
-    local = functools.partial(_merged_top_ids, top_k, vocabulary)
-    whole, parts = PartitionSpec(*rows, None), PartitionSpec(*rows, vocabulary)
-    return mesh, local, NamedSharding(mesh, whole), (NamedSharding(mesh, parts),)
-
-
-_top_ids_as_laid_out.def_partition(partition=_partition_top, sharding_rule="... v -> ... k")

@@ -103,9 +103,8 @@ def with_prefix(cache, prefix):
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.QUICKLY)
 def prefill(config, params, tokens, lengths):
-    columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     model = bind(config, params)
-    hidden, cache = model.prefill(tokens, columns, (columns < lengths[:, None]).astype(int))
+    hidden, cache = model.prefill(tokens, lengths)
     return hidden @ model.head(), cache
 
 
@@ -144,8 +143,7 @@ def test_a_smaller_cache_gives_nearly_the_same(cache_type, width):
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
     def prefix(tokens):
-        columns = jnp.arange(6)[None]
-        return bind(tiny.CONFIG, params).prefill(tokens, columns, jnp.ones((1, 6), int), cache_type)[1]
+        return bind(tiny.CONFIG, params).prefill(tokens, jnp.asarray([6]), cache_type)[1]
 
     cache = with_prefix(empty_cache(tiny.CONFIG, 1, 12, cache_type), prefix(tokens[:, :6]))
     assert cache[0].keys.nbytes == cache[0].values.nbytes == width * 1 * 2 * 8 * 12
@@ -166,8 +164,7 @@ def test_unrolled_layers_are_the_same_model(config):
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICKLY)
     def hidden(params):
-        inputs = jnp.asarray([SEQUENCES[3]]), jnp.arange(12)[None], jnp.ones((1, 12), int)
-        return bind(config, params).prefill(*inputs)[0]
+        return bind(config, params).prefill(jnp.asarray([SEQUENCES[3]]), jnp.asarray([12]))[0]
 
     np.testing.assert_allclose(hidden(unrolled), hidden(params), atol=1e-5)
 

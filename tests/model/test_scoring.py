@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.special import logsumexp
 
-from sdistill.model.scoring import score_tokens, summarise, top_ids_of
+from sdistill.model.scoring import summarise, top_ids_of
 
 B, T, D, V = 3, 5, 6, 40
 RNG = np.random.default_rng(0)
@@ -32,9 +32,9 @@ def exact(hidden, head, ids=IDS, temperature=1.0):
 
 def assert_exact(head, ids, chunk, temperature, tolerance=1e-6):
     def total(hidden, head):
-        scores = score_tokens(
+        scores = summarise(
             hidden, head, jnp.asarray(ids), logits_chunk_size=chunk, temperature=temperature
-        )
+        ).scores()
         return jnp.sum(scores.log_prob_BT * WEIGHTS), scores
 
     (_, scores), gradients = jit(jax.value_and_grad(total, (0, 1), has_aux=True))(HIDDEN, head)
@@ -65,18 +65,24 @@ def test_the_gradient_of_the_head_adds_up_in_float32():
     """A thousand equal parts in bfloat16: a sum in bfloat16 would stop growing long before."""
     hidden, head = jnp.ones((1, 1000, 1), jnp.bfloat16), jnp.zeros((1, 2), jnp.bfloat16)
     ids = jnp.zeros((1, 1000), jnp.int32)
-    gradient = jit(jax.grad(lambda w: score_tokens(hidden, w, ids, logits_chunk_size=1).log_prob_BT.sum()))(
-        head
-    )
+
+    def total(head):
+        return summarise(hidden, head, ids, logits_chunk_size=1).scores().log_prob_BT.sum()
+
+    gradient = jit(jax.grad(total))(head)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(gradient, np.float32), [[500, -500]])
 
 
 def test_entropy_has_no_gradient():
-    gradient = jit(
-        jax.grad(lambda w: score_tokens(HIDDEN, w, jnp.asarray(IDS), logits_chunk_size=2).entropy_BT.sum())
-    )(HEAD)
+    def total(head):
+        return summarise(HIDDEN, head, jnp.asarray(IDS), logits_chunk_size=2).scores().entropy_BT.sum()
+
+    gradient = jit(jax.grad(total))(HEAD)
     assert not np.any(gradient)
+
+
+summary_of = jit(summarise, static_argnames=("logits_chunk_size", "top_k"))
 
 
 @given(
@@ -89,9 +95,8 @@ def test_entropy_has_no_gradient():
 )
 def test_a_summary_is_the_distribution(logits, k):
     """Of logits as they are: the head is the identity."""
-    found = jit(summarise, static_argnames=("logits_chunk_size", "top_k"))(
-        jnp.asarray(logits), jnp.eye(V), jnp.zeros((2, 1), jnp.int32), logits_chunk_size=1, top_k=k
-    )
+    ids = jnp.zeros((2, 1), jnp.int32)
+    found = summary_of(jnp.asarray(logits), jnp.eye(V), ids, logits_chunk_size=1, top_k=k)
     order = np.argsort(-logits, axis=-1, kind="stable")
     log_p = logits - logsumexp(logits.astype(np.float64), axis=-1, keepdims=True)
     np.testing.assert_array_equal(found.ids_BTK, order[..., :k])
