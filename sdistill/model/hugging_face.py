@@ -6,7 +6,7 @@ fields that do not matter here. Any other is refused by name: it might change th
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 
 from sdistill.model.config import ModelConfig
 from sdistill.settings import ConfigError, parse
+from sdistill.text.hugging_face import read_json
 
 
 class Family(NamedTuple):
@@ -78,7 +79,7 @@ def from_hugging_face(path: str | Path) -> ModelConfig:
       ConfigError: naming the field, for a model that this decoder would compute wrongly.
     """
     path = Path(path)
-    values = _read(path)
+    values = read_json(path)
     family = values.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(f"{path}: model_type={family!r} is not supported, only {', '.join(FAMILIES)}")
@@ -105,17 +106,8 @@ def from_hugging_face(path: str | Path) -> ModelConfig:
 
 def stored_dtype(path: str | Path) -> str:
     """Type of the tensors beside a `config.json`; float32 if it does not say."""
-    values = _read(Path(path))
+    values = read_json(Path(path))
     return str(values.get("dtype") or values.get("torch_dtype") or "float32")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a model folder")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:  # no JSON, or no object
-        raise ConfigError(f"{path} is damaged: {error}") from error
 
 
 def _head_dim(rest: dict[str, Any], fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -265,10 +257,13 @@ _NORM_TENSORS = {
         "feed_forward_norm_D": "post_feedforward_layernorm.weight",
     },
 }
-# Our matrices are [in…, out…], theirs [out, in]. Our matrix → how many of its axes are inputs.
-_INPUTS = {"o_NHD": 2} | dict.fromkeys(
-    ("q_DNH", "k_DKH", "v_DKH", "gate_DF", "up_DF", "down_FD", "head_DV"), 1
-)
+# Our parameter → which of our axes make up each axis of their tensor; norms and biases are flat there.
+_AXES = {
+    **dict.fromkeys(("q_DNH", "k_DKH", "v_DKH"), ((1, 2), (0,))),
+    **dict.fromkeys(("gate_DF", "up_DF", "down_FD", "head_DV"), ((1,), (0,))),
+    "o_NHD": ((2,), (0, 1)),
+    "embedding_VD": ((0,), (1,)),
+}
 
 
 def tensor_name(config: ModelConfig, path: tuple[Any, ...], repeat: int) -> str:
@@ -284,44 +279,38 @@ def tensor_name(config: ModelConfig, path: tuple[Any, ...], repeat: int) -> str:
     return f"model.layers.{repeat * config.period() + path[1]}.{theirs}"
 
 
-def inputs(path: tuple[Any, ...]) -> int:
-    """How many leading axes of our matrix are its inputs; 0 for embeddings, norms and biases.
-
-    Those have the same layout in theirs, but flat.
-    """
-    return _INPUTS.get(str(path[-1]), 0)
+def their_axes(path: tuple[Any, ...], ndim: int) -> tuple[tuple[int, ...], ...]:
+    """For each axis of their tensor, which axes of our parameter of one layer make it up."""
+    return _AXES.get(path[-1], (tuple(range(ndim)),))
 
 
-def their_shape(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def their_shape(path: tuple[Any, ...], shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of their tensor for our parameter of one layer."""
-    if split := inputs(path):
-        return prod(shape[split:]), prod(shape[:split])
-    return shape if path[-1] == "embedding_VD" else (prod(shape),)
+    return tuple(prod(shape[axis] for axis in axes) for axes in their_axes(path, len(shape)))
 
 
 def to_theirs(path: tuple[Any, ...], value: np.ndarray) -> np.ndarray:
     """Our array of one layer in their layout, contiguous."""
-    split = inputs(path)
-    theirs = value.reshape(prod(value.shape[:split]), -1).T if split else value
-    return np.ascontiguousarray(theirs).reshape(their_shape(path, value.shape))
+    order = [axis for axes in their_axes(path, value.ndim) for axis in axes]
+    return np.ascontiguousarray(value.transpose(order)).reshape(their_shape(path, value.shape))
 
 
-def to_ours(path: tuple[Any, ...], value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def to_ours(path: tuple[Any, ...], value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Their tensor, or a block of it, as ours of this shape; a view where possible."""
-    return (value.T if inputs(path) else value).reshape(shape)
+    order = [axis for axes in their_axes(path, len(shape)) for axis in axes]
+    return value.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
-def their_block(path: tuple[Any, ...], block: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+def their_block(path: tuple[Any, ...], block: Sequence[slice], shape: Sequence[int]) -> tuple[slice, ...]:
     """The block of their tensor that holds a block of our parameter of one layer.
 
     In: `o_NHD` of shape (4, 8, 32), heads 2 to 3. Out: all 32 rows, columns 16 to 31.
     """
-    if split := inputs(path):
-        return _flat(block[split:], shape[split:]), _flat(block[:split], shape[:split])
-    return block if path[-1] == "embedding_VD" else (_flat(block, shape),)
+    groups = their_axes(path, len(shape))
+    return tuple(_flat([block[a] for a in axes], [shape[a] for a in axes]) for axes in groups)
 
 
-def _flat(block: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
+def _flat(block: Sequence[slice], shape: Sequence[int]) -> slice:
     """A block of several axes as a slice of their product; only the first axis may be cut."""
     assert all(part.indices(size) == (0, size, 1) for part, size in zip(block[1:], shape[1:], strict=True))
     start, stop, _ = block[0].indices(shape[0])

@@ -6,8 +6,8 @@ read and written by the process that owns them, also in buckets. Both come with 
 
 import contextlib
 import functools
-import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from huggingface_hub import split_state_dict_into_shards_factory
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -290,35 +291,35 @@ def save_pretrained(model: Decoder, path: str | Path, *, shard_bytes: int = 5 * 
       shard_bytes: Tensors are spread over files of at most this size (or of one tensor).
     """
     params = nnx.state(model, nnx.Param)
-    flat, tensors = dict(nnx.to_flat_state(params)), list(_tensors_of(model.config, params))
-    sizes = [int(np.prod(t.shape)) * flat[t.path][...].dtype.itemsize for t in tensors]
-    shards = _shards(sizes, shard_bytes)
-    count = max(shards) + 1
-    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    files = files if count > 1 else [WEIGHTS_FILE]
+    flat = dict(nnx.to_flat_state(params))
+    tensors = {tensor.name: tensor for tensor in _tensors_of(model.config, params)}
+    files = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: math.prod(tensor.shape) * flat[tensor.path][...].dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
 
-    def on_host(tensor: _Tensor) -> np.ndarray:
+    def on_host(name: str) -> np.ndarray:
+        tensor = tensors[name]
         value = flat[tensor.path][...]
         part = on_every_host(value if tensor.layer is None else value[tensor.layer])
         return to_theirs(tensor.path, np.asarray(part))
 
     if is_writer():
         with replace_model(path) as folder:
-            for shard, group in itertools.groupby(
-                zip(shards, tensors, strict=True), key=lambda pair: pair[0]
-            ):
-                temporary = folder / f".{files[shard]}.tmp"
-                content = {tensor.name: on_host(tensor) for _, tensor in group}
-                save_file(content, temporary, metadata={"format": "pt"})
-                finish(temporary, folder / files[shard])
-            if count > 1:
-                names = {tensor.name: files[shard] for tensor, shard in zip(tensors, shards, strict=True)}
-                index = {"metadata": {"total_size": sum(sizes)}, "weight_map": names}
+            for file, names in files.filename_to_tensors.items():
+                temporary = folder / f".{file}.tmp"
+                save_file({name: on_host(name) for name in names}, temporary, metadata={"format": "pt"})
+                finish(temporary, folder / file)
+            if files.is_sharded:
+                index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
                 write_atomically(folder / INDEX_FILE, (json.dumps(index, indent=2) + "\n").encode())
             _write_config(model, folder)
     else:
-        for tensor in tensors:  # takes part in gathering each of them
-            on_host(tensor)
+        for names in files.filename_to_tensors.values():
+            for name in names:  # takes part in gathering each of them
+                on_host(name)
     wait_for_all("the model is saved")
 
 
@@ -327,14 +328,3 @@ def _write_config(model: Decoder, folder: Path) -> None:
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     write_atomically(folder / CONFIG_FILE, to_hugging_face(model.config, dtype).encode())
-
-
-def _shards(sizes: list[int], limit: int) -> list[int]:
-    """The number of the file that each tensor goes to, in order."""
-    numbers, number, filled = [], 0, 0
-    for size in sizes:
-        if filled and filled + size > limit:
-            number, filled = number + 1, 0
-        numbers.append(number)
-        filled += size
-    return numbers

@@ -143,7 +143,7 @@ class HuggingFaceTokenizer:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder; FileNotFoundError or ConfigError names the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a Hugging Face tokenizer folder")
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: not a model folder")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the JSON or of the UTF-8
