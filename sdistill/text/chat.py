@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,16 +54,54 @@ class SignsChat(Chat):
 
 
 class TemplateChat(Chat):
-    """A Hugging Face tokenizer with its chat template. No message text becomes a special token."""
+    """A Hugging Face tokenizer with its chat template, rendered as transformers renders it.
 
-    def __init__(self, tokenizer: HuggingFaceTokenizer, template: "ChatTemplate"):
+    No message text becomes a special token: messages are escaped (`HuggingFaceTokenizer.escape`).
+
+    If the template uses `enable_thinking`, prompts with and without it differ, and both can be rendered. Any
+    other template would silently ignore the flag, so only the value that is true of its model is accepted.
+    The model thinks if the prompt ends in an open `<think>` (R1 distills), and does not if it ends in a
+    closed one. If the prompt ends in neither, the model thinks if the template handles `</think>` of earlier
+    turns (the first release of the R1 distills, which open the thinking themselves), and else does not
+    (OLMo-3-Instruct).
+    """
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer, template: str, file: Path):
+        """Compiles a Jinja template, which was found in `file`.
+
+        Raises ConfigError if it has a syntax error or cannot render one turn of a user.
+        """
         self.tokenizer: HuggingFaceTokenizer = tokenizer
-        self._template = template
+        self._file = file
+        try:
+            self._template = _environment().from_string(template)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"chat template of {file}, line {error.lineno}: {error.message}") from error
+        on, off = (self._render([{"role": "user", "content": "?"}], thinking) for thinking in (True, False))
+        end = on.rstrip()
+        self._thinks = end.endswith(THINK_START) or (THINK_END in template and not end.endswith(THINK_END))
+        self._uses_flag = on != off
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
-        """See `Chat`; messages are escaped (`HuggingFaceTokenizer.escape`)."""
-        escaped = [{key: self.tokenizer.escape(text) for key, text in m.items()} for m in messages]
-        return self._template.render(escaped, thinking=thinking)
+        """The prompt. ConfigError if the template refuses the messages or ignores this `thinking`."""
+        require(
+            self._uses_flag or thinking == self._thinks,
+            f"thinking={thinking}: the chat template of {self._file} ignores enable_thinking, and its model "
+            f"{'always' if self._thinks else 'never'} thinks; use thinking={self._thinks}",
+        )
+        return self._render(messages, thinking)
+
+    def _render(self, messages: Sequence[Message], thinking: bool) -> str:
+        try:
+            return self._template.render(
+                messages=[{key: self.tokenizer.escape(text) for key, text in m.items()} for m in messages],
+                add_generation_prompt=True,
+                enable_thinking=thinking,
+                tools=None,
+                **self.tokenizer.named,  # tokens that the tokenizer lacks stay undefined
+            )
+        except (jinja2.TemplateError, TypeError) as error:  # the second from Python in the template
+            raise ConfigError(f"chat template of {self._file}: {error}") from error
 
 
 def open_chat(folder: str | Path) -> TemplateChat:
@@ -79,70 +117,17 @@ def open_chat(folder: str | Path) -> TemplateChat:
     folder = Path(folder)
     tokenizer = HuggingFaceTokenizer(folder)
     file = folder / TEMPLATE_FILE
-    source: Any = file.read_text(encoding="utf-8") if file.is_file() else None
-    if source is None:
+    template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+    if template is None:
         file = folder / TOKENIZER_CONFIG_FILE
-        source = read_json(file).get("chat_template")
-        if isinstance(source, list):
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if not isinstance(source, str):
+        template = read_json(file).get("chat_template")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, str):
         raise ConfigError(
             f"{folder} has no chat template: neither {TEMPLATE_FILE} nor a (default) one in {file.name}"
         )
-    return TemplateChat(tokenizer, ChatTemplate(source, file, tokenizer.named))
-
-
-class ChatTemplate:
-    """A Jinja template of a prompt, rendered as transformers renders it.
-
-    If the template uses `enable_thinking`, prompts with and without it differ, and both can be rendered. Any
-    other template would silently ignore the flag, so only the value that is true of its model is accepted.
-    The model thinks if the prompt ends in an open `<think>` (R1 distills), and does not if it ends in a
-    closed one. If the prompt ends in neither, the model thinks if the template handles `</think>` of earlier
-    turns (the first release of the R1 distills, which open the thinking themselves), and else does not
-    (OLMo-3-Instruct).
-    """
-
-    def __init__(self, source: str, file: Path, variables: Mapping[str, str]):
-        """Compiles a template.
-
-        Args:
-          source: The template.
-          file: Where it was found, for errors.
-          variables: `bos_token`, `eos_token`; those the tokenizer lacks stay undefined.
-
-        Raises ConfigError if it has a syntax error or cannot render one turn of a user.
-        """
-        self._file, self._variables = file, dict(variables)
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"chat template of {file}, line {error.lineno}: {error.message}") from error
-        on, off = (self._render([{"role": "user", "content": "?"}], thinking) for thinking in (True, False))
-        end = on.rstrip()
-        self._thinks = end.endswith(THINK_START) or (THINK_END in source and not end.endswith(THINK_END))
-        self._uses_flag = on != off
-
-    def render(self, messages: Sequence[Message], *, thinking: bool) -> str:
-        """The prompt. ConfigError if the template refuses the messages or ignores this `thinking`."""
-        require(
-            self._uses_flag or thinking == self._thinks,
-            f"thinking={thinking}: the chat template of {self._file} ignores enable_thinking, and its model "
-            f"{'always' if self._thinks else 'never'} thinks; use thinking={self._thinks}",
-        )
-        return self._render(messages, thinking)
-
-    def _render(self, messages: Sequence[Message], thinking: bool) -> str:
-        try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
-                tools=None,
-                **self._variables,
-            )
-        except (jinja2.TemplateError, TypeError) as error:  # the second from Python in the template
-            raise ConfigError(f"chat template of {self._file}: {error}") from error
+    return TemplateChat(tokenizer, template, file)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -151,12 +136,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def strftime_now(form: str) -> str:
-        return datetime.now().strftime(form)
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's escapes HTML
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    environment.globals |= {
+        "raise_exception": raise_exception,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+    }
     return environment

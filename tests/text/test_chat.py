@@ -1,5 +1,6 @@
 import datetime
 import json
+import types
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from sdistill.settings import ConfigError
 from sdistill.tasks.problem import Problem
-from sdistill.text.chat import ChatTemplate, SignsChat, TemplateChat, conversation, open_chat
+from sdistill.text.chat import SignsChat, TemplateChat, conversation, open_chat
 from sdistill.text.hugging_face import MARK, THINKING_TAGS
 from tests.text.folders import (
     ALWAYS,
@@ -32,7 +33,8 @@ def chats(tmp_path_factory):
 
 
 def template(source, **variables):
-    return ChatTemplate(source, "model/chat_template.jinja", variables)
+    tokenizer = types.SimpleNamespace(named=variables, escape=str)
+    return TemplateChat(tokenizer, source, "model/chat_template.jinja")
 
 
 def added(ids):
@@ -200,7 +202,7 @@ def test_no_content_changes_the_special_tokens_of_a_prompt(chats, name, thinking
 @pytest.mark.parametrize("space", ["", " "])
 def test_contents_that_a_template_puts_side_by_side_form_no_token(chats, token, space):
     source = "{% for m in messages %}{{ m.content | trim }}{% endfor %}"
-    chat = TemplateChat(chats["never"].tokenizer, template(source))
+    chat = TemplateChat(chats["never"].tokenizer, source, "model/chat_template.jinja")
     for cut in range(len(token) + 1):
         parts = [token[:cut] + space, space + token[cut:]]
         messages = [{"role": "user", "content": part} for part in parts]
