@@ -110,7 +110,7 @@ def _compare(
     temperature: Float[Array, ""],
 ) -> tuple[Comparison, tuple[Array, ...]]:
     """A chunk with `full` support. Residuals: normalisers (peaks and logarithms) and the sum of slopes."""
-    (s, s_peak), (t, t_peak) = (summary_of_logits(0, x, (ids, None), temperature) for x in logits)
+    (s, s_peak), (t, t_peak) = (summary_of_logits(x, ids, None, temperature) for x in logits)
     normalisers = s_peak, s.rest_BT, t_peak, t.rest_BT
     log_s, log_t = _log_probs(logits, temperature, normalisers)
     loss = sum_ids(divergence_terms(log_s, log_t, config))

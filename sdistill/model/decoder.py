@@ -251,10 +251,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Final hidden states of whole sequences.
 
-        Args:
-          tokens_BT: Ids.
-          positions_BT: Position of each token in its own sequence.
-          segment_ids_BT: Which sequence of the row each token belongs to, from 1; 0 is padding.
+        Positions count within a sequence. Segment ids number the sequences of a row from 1; 0 is padding.
         """
         ropes = self._ropes(positions_BT)
         x_BTD = split_sequences(self._embed(tokens_BT))
@@ -292,11 +289,8 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B D"], Cache]:
         """Final hidden states of one more token per row, and the cache with that token.
 
-        Args:
-          tokens_B: The tokens.
-          cache: Keys and values of the tokens before, with room for one more. Columns beyond a row's length
-            are not read.
-          lengths_B: How many tokens of each row came before.
+        The cache has room for it, and keys and values of the `lengths_B` tokens before; later columns are not
+        read.
         """
         ropes, x_B1D, new_cache = self._ropes(lengths_B[:, None]), self._embed(tokens_B[:, None]), []
         for layer, layer_cache in zip(self._each_layer(), cache, strict=True):

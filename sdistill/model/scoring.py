@@ -86,7 +86,7 @@ def summarise(
     """
 
     def summarise_chunk(logits: tuple[Array], inputs: Any, temperature: Array) -> tuple[Summary, Array]:
-        return summary_of_logits(top_k, *logits, inputs, temperature)
+        return summary_of_logits(logits[0], inputs[0], inputs[1], temperature, top_k)
 
     return reduce_logits(
         summarise_chunk,
@@ -99,13 +99,13 @@ def summarise(
 
 
 def summary_of_logits(
-    top_k: int,
     logits: Float[Array, "b t V"],
-    inputs: tuple[Array, Array | None],
+    chosen_ids: Int[Array, "b t"],
+    top_ids: Int[Array, "b t K"] | None,
     temperature: Float[Array, ""],
+    top_k: int = 0,
 ) -> tuple[Summary, Float[Array, "b t"]]:
     """The summary of a chunk of logits, and as residual for the backward pass the largest of them."""
-    chosen_ids, top_ids = inputs
     if top_ids is None:
         top_ids = top_ids_of(logits, top_k) if top_k else jnp.zeros((*chosen_ids.shape, 0), jnp.int32)
     peak = jnp.max(logits, axis=-1)

@@ -49,7 +49,7 @@ from sdistill.model.hugging_face import (
 from sdistill.settings import ConfigError
 from sdistill.storage import finish, write_atomically
 
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DTYPES = ("F32", "BF16", "F16")
 
 
 def new_model(config: ModelConfig, seed: int) -> Decoder:
