@@ -116,13 +116,11 @@ class ModelConfig:
             f"num_attention_heads={self.num_attention_heads}",
         )
         require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+        count = self.num_hidden_layers
+        types = ("full_attention",) * count if self.layer_types is None else self.layer_types
+        require(len(types) == count, f"layer_types has {len(types)} entries, num_hidden_layers={count}")
         require(
-            self.layer_types is None or len(self.layer_types) == self.num_hidden_layers,
-            f"layer_types has {len(self.layer_types or ())} entries, "
-            f"num_hidden_layers={self.num_hidden_layers}",
-        )
-        require(
-            ("sliding_attention" in (self.layer_types or ())) == (self.sliding_window is not None),
+            ("sliding_attention" in types) == (self.sliding_window is not None),
             f"sliding_window={self.sliding_window} goes with 'sliding_attention' in layer_types and only "
             "with it",
         )

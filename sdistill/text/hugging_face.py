@@ -63,7 +63,9 @@ class HuggingFaceTokenizer:
 
         vocabulary = self._whole.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.named = _named_tokens(settings)
+        names = (name for name in ("bos_token", "eos_token", "pad_token") if settings.get(name) is not None)
+        tokens = {name: settings[name] for name in names}  # strings or objects
+        self.named = {n: t["content"] if isinstance(t, dict) else t for n, t in tokens.items()}
         for name, token in self.named.items():
             require(token in vocabulary, f"{name}={token!r} of {folder} is not in its {TOKENIZER_FILE}")
         ids = {name: vocabulary[token] for name, token in self.named.items()}
@@ -155,16 +157,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def _any_of(strings: Iterable[str]) -> str:
     """A regular expression for any of the strings, the first that matches; without any, it never matches."""
     return "|".join(map(re.escape, strings)) or "(?!)"
-
-
-def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """The named special tokens, which are stored as strings or as objects."""
-    values = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token")}
-    return {
-        name: value["content"] if isinstance(value, dict) else value
-        for name, value in values.items()
-        if value is not None
-    }
 
 
 def _stop_ids(folder: Path, named: int | None, vocab_size: int) -> tuple[int, ...]:
