@@ -10,11 +10,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sdistill.analysis.measure import BASE
-from sdistill.report import comparison, drawing, prose, tables
+from sdistill.report import comparison, drawing, figures, prose, tables
 from sdistill.report.claims import Claim, Outcome
-from sdistill.report.figures import FIGURES
-from sdistill.report.findings import RANKED_ON
 from sdistill.report.lookup import HEADINGS, Index
 from sdistill.report.page import run_page
 from sdistill.report.runs import Run
@@ -30,7 +27,7 @@ def write_report(run: Run) -> Path:
     """Writes a run's page and its files into its directory; returns the path of the page."""
     index, folder = run.index, run.path / FILES
     sections = prose.shown_sections(index)
-    plots = [plot for section in sections if section in index.sections for plot in FIGURES[section]]
+    plots = [plot for section in sections if section in index.sections for plot in figures.FIGURES[section]]
     svgs = export_figures({plot.__name__: plot(index) for plot in plots}, folder)
     for section in sections:
         export_tables(section_tables(section, index), f"{section}-", folder)
@@ -43,7 +40,10 @@ def write_report(run: Run) -> Path:
 def write_comparison(runs: Sequence[Run], out: Path) -> Path:
     """Writes a page about several runs, and its files, into `out`; returns the path of the page."""
     sections = comparison.section_comparisons(runs)
-    svgs = export_figures(comparison.draw_comparison(runs, list(sections)), out / FILES)
+    values = {
+        s: {run.name: comparison.last_values(run.index, s, "accuracy") for run in runs} for s in sections
+    }
+    svgs = export_figures({section: figures.runs(found) for section, found in values.items()}, out / FILES)
     contents = {"runs": comparison.run_tables(runs), **sections}
     for section, found in contents.items():
         export_tables(found, f"{section}-", out / FILES)
@@ -52,10 +52,10 @@ def write_comparison(runs: Sequence[Run], out: Path) -> Path:
     return out / PAGE
 
 
-def export_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, str]:
+def export_figures(drawn: Mapping[str, Figure], folder: Path) -> dict[str, str]:
     """Writes figures as `name.svg` and `name.pdf`; returns them as SVG elements for a page."""
     svgs = {}
-    for name, figure in figures.items():
+    for name, figure in drawn.items():
         svgs[name] = drawing.to_svg(figure)
         figure.set_layout_engine("none")  # the layout is final, and finding it takes as long as drawing
         write_atomically(folder / f"{name}.svg", f'<?xml version="1.0"?>\n{svgs[name]}'.encode())
@@ -83,10 +83,6 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     return Table("claims", columns, rows)
 
 
-COLUMNS = {"condition", "data", *tables.DIGITS} - {"num_epistemic_substrings"}
-RANKING_COLUMNS = COLUMNS | {"rank", f"{RANKED_ON} accuracy", "minus base", "minus SDPO"}
-
-
 def print_tables(run: Run, console: Console) -> None:
     """Prints the tables of every section that was run, then the verdicts on the claims."""
     for section in prose.shown_sections(run.index):
@@ -101,31 +97,23 @@ def print_tables(run: Run, console: Console) -> None:
 
 
 def print_section(section: str, index: Index, console: Console) -> None:
-    """Prints the values of one section and their differences to its reference, ± half the interval."""
-    references = (BASE, Condition("base", prompt="none"))
-    titles = {tables.RANKING, tables.VALUES, *map(tables.minus, references)}
+    """Prints the tables of one section that a terminal has room for, numbers ± half their interval."""
     for table in section_tables(section, index):
-        known = RANKING_COLUMNS if table.title == tables.RANKING else COLUMNS
-        is_whole = table.columns == tables.PROBE_COLUMNS or table.title == tables.BY_GROUP["class"]
-        columns = [i for i, column in enumerate(table.columns) if is_whole or column in known]
-        has_numbers = any(isinstance(row[i], Cell) for row in table.rows for i in columns)
-        if has_numbers and (is_whole or table.title in titles):
-            title = f"\n{HEADINGS[section]}: {table.title[0].lower()}{table.title[1:]}"
-            console.print(Text(title, style="bold"))
-            console.print(_rich_table(table, columns))
-
-
-def _rich_table(table: Table, columns: Sequence[int]) -> RichTable:
-    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for i in columns:
-        is_number = any(isinstance(row[i], Cell) for row in table.rows)
-        header = table.columns[i].removeprefix("num_").replace("_per_", "\nper ")
-        shown.add_column(header, justify="right" if is_number else "left", no_wrap=True)
-    for rows, style in ((table.rows, None), (table.foot, "dim")):
-        shown.add_section()
-        for row in rows:
-            shown.add_row(*(_text(row[i]) for i in columns), style=style)
-    return shown
+        columns = [i for i, column in enumerate(table.columns) if column in table.printed]
+        numeric = [i for i in columns if any(isinstance(row[i], Cell) for row in table.rows)]
+        if not numeric:
+            continue
+        shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for i in columns:
+            header = table.columns[i].removeprefix("num_").replace("_per_", "\nper ")
+            shown.add_column(header, justify="right" if i in numeric else "left", no_wrap=True)
+        for rows, style in ((table.rows, None), (table.foot, "dim")):
+            shown.add_section()
+            for row in rows:
+                shown.add_row(*(_text(row[i]) for i in columns), style=style)
+        title = f"\n{HEADINGS[section]}: {table.title[0].lower()}{table.title[1:]}"
+        console.print(Text(title, style="bold"))
+        console.print(shown)
 
 
 def _text(cell: str | Condition | Cell) -> Text:

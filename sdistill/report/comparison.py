@@ -3,17 +3,16 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from flax.traverse_util import flatten_dict
 
 from sdistill.analysis.measure import DIFFERENCES, by_problem
 from sdistill.analysis.statistics import paired_bootstrap
-from sdistill.report import figures, page, prose
-from sdistill.report.claims import Claim, separate_difference
-from sdistill.report.lookup import HEADINGS, PAPER, UNITS, Index, Point, name
-from sdistill.report.page import badge, escape
+from sdistill.report import prose
+from sdistill.report.claims import separate_difference
+from sdistill.report.lookup import HEADINGS, UNITS, Index, Point
+from sdistill.report.page import render
 from sdistill.report.runs import Run
 from sdistill.report.tables import Row, Table, cell, detectable_rows
 from sdistill.report.traces import Packed
@@ -75,21 +74,13 @@ def run_tables(runs: Sequence[Run]) -> list[Table]:
         seeds = ", ".join(map(str, run.index.seeds)) or "none"
         commit, jax = (str(environment.get(key, "–")) for key in ("commit", "jax"))
         rows.append([run.name, seeds, sections, commit[:12], jax])
-    settings = [_flat(run.settings.get("config.json", {})) for run in runs]
+    settings = [flatten_dict(run.settings.get("config.json", {}), sep=".") for run in runs]
     keys = sorted({key for values in settings for key in values})
     all_settings = {key: [str(values.get(key, "–")) for values in settings] for key in keys}
     changed: list[Row] = [[key, *values] for key, values in all_settings.items() if len(set(values)) > 1]
     tables = [Table("The runs", ["run", "seeds", "sections", "commit", "jax"], rows)]
     tables.append(Table("Settings that differ", ["setting", *(run.name for run in runs)], changed))
     return tables if changed else tables[:1]
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level. In: {"a": {"b": 1}, "c": [2]}. Out: {"a.b": 1, "c": [2]}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items() if isinstance(settings, Mapping) else ():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def section_comparisons(runs: Sequence[Run]) -> dict[str, list[Table]]:
@@ -133,13 +124,6 @@ def _metric_table(
     return Table(prose.capitalized(UNITS[metric]), columns, rows, detectable_rows(columns, rows, minus))
 
 
-def draw_comparison(runs: Sequence[Run], sections: Sequence[str]) -> dict[str, Figure]:
-    """Section → figure of the accuracies of all runs."""
-    return {
-        s: figures.runs({run.name: last_values(run.index, s, "accuracy") for run in runs}) for s in sections
-    }
-
-
 def comparison_page(
     runs: Sequence[Run], tables: Mapping[str, Sequence[Table]], traces: Packed, svgs: Mapping[str, str]
 ) -> str:
@@ -151,43 +135,26 @@ def comparison_page(
       traces: Responses of all.
       svgs: Section → its figure.
     """
-    parts = {"runs": page.section("runs", "Runs", "".join(map(page.table, tables["runs"])))}
-    if any(prose.studies_paper(run.index) for run in runs):
-        parts["claims"] = page.section("claims", "Claims", _claims(runs))
-    caption = "Accuracy at the last step of each run, with 95 % intervals over problems within its seeds."
-    for section, svg in svgs.items():
-        body = (
-            page.figure(svg, caption)
-            + page.read("comparison.html")
-            + "".join(map(page.table, tables[section]))
-        )
-        parts[section] = page.section(section, HEADINGS[section], body)
-    parts["traces"] = page.traces_section(traces)
-    summary = ""
-    for run in runs:
-        sentence = (
-            prose.headline(run.claims) if prose.studies_paper(run.index) else "Fixes on harder problems:"
-        )
-        summary += page.summary(f"{run.name}: {sentence}", page.items(prose.fixes_findings(run.index)))
-    about = f"Differences are of each other run minus {runs[0].name}."
-    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
-    return page.document(f"{len(runs)} runs compared", about, summary, notes, parts, traces)
-
-
-def _claims(runs: Sequence[Run]) -> str:
-    """A row for each claim, a column for each run."""
-    head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
-    rows, section = "", ""
-    for claims in zip(*(run.claims for run in runs), strict=True):
-        if claims[0].section != section:
-            section = claims[0].section
-            rows += f'<tr><th colspan="{len(runs) + 1}" scope="colgroup">{escape(PAPER[section])}</th></tr>'
-        cells = "".join(f"<td>{_verdict(claim)}</td>" for claim in claims)
-        rows += f"<tr><td>{escape(prose.capitalized(claims[0].text))}</td>{cells}</tr>"
-    head = f'<thead><tr><th scope="col">Claim</th>{head}</tr></thead>'
-    return page.scrolling("region", "Claims", f'<table class="matrix">{head}<tbody>{rows}</tbody></table>')
-
-
-def _verdict(claim: Claim) -> str:
-    texts = [f"{name(e.comparison.condition)}: {prose.measured(e)}" for e in claim.evidence]
-    return badge(claim.outcome) + "".join(f"<small>{escape(text)}</small>" for text in texts)
+    about_paper = [prose.studies_paper(run.index) for run in runs]
+    sentences = [
+        prose.headline(run.claims) if is_about else "Fixes on harder problems:"
+        for run, is_about in zip(runs, about_paper, strict=True)
+    ]
+    return render(
+        {"runs": ("Runs", "runs.html")}
+        | ({"claims": ("Claims", "claims_of_runs.html")} if any(about_paper) else {})
+        | {section: (HEADINGS[section], "section_of_runs.html") for section in svgs}
+        | {"traces": ("Traces", "viewer.html")},
+        traces,
+        title=f"{len(runs)} runs compared",
+        about=f"Differences are of each other run minus {runs[0].name}.",
+        summaries=[
+            (f"{run.name}: {sentence}", prose.fixes_findings(run.index))
+            for run, sentence in zip(runs, sentences, strict=True)
+        ],
+        notes=[f"{run.name}: {note}" for run in runs for note in run.notes],
+        runs=runs,
+        claims_of_runs=list(zip(*(run.claims for run in runs), strict=True)),
+        tables=tables,
+        svgs=svgs,
+    )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,19 +16,8 @@ from sdistill.report.lookup import FIXES, SDPO, Index, Point, arm_name, name, ra
 from sdistill.types import Condition, Measurement
 
 VALUES = "Values at the last step"
-RANKING = f"Ranked by accuracy on {RANKED_ON}, problems harder than those trained on"
 TRAINING = "Training metrics at the last step"
 DETECTABLE = "detectable difference"
-PROBE_COLUMNS = (
-    "condition",
-    "control",
-    "accuracy",
-    "of control",
-    "difference",
-    "would find",
-    "longer by",
-    "n",
-)
 BY_GROUP = {
     "class": "By class of token, at the last steps",
     "tenth": "By tenth of the response, over all steps",
@@ -40,6 +30,7 @@ DIGITS = {
     "num_epistemic_substrings": 2,
     "bits_per_response": 2,
 }
+PRINTED = {"condition", "data", *DIGITS} - {"num_epistemic_substrings"}
 ORDER = ("accuracy", "pass@", "maj@", "length", "num_epistemic", "finished", "bits_per")
 OTHERS = " and others"  # the interval is over seeds too
 
@@ -67,12 +58,16 @@ class Table:
       rows: Texts, conditions and `Cell`s, one for each column.
       foot: For each data set the smallest difference between rows, or from zero in a table of differences,
         that these measurements would probably show (see `minimum_detectable`).
+      printed: The columns that the terminal shows; without any, it leaves the table out.
+      is_above: Whether a page shows it above the figures of its section, and not folded below them.
     """
 
     title: str
     columns: Sequence[str]
     rows: list[Row]
     foot: list[Row] = field(default_factory=list)
+    printed: Collection[str] = ()
+    is_above: bool = False
 
 
 def cell(p: Point | None, metric: str = "") -> str | Cell:
@@ -104,7 +99,7 @@ def section_tables(section: str, index: Index) -> list[Table]:
         groups.setdefault(title, []).append(m)
     for title in sorted(groups, key=lambda t: (t == TRAINING, t != VALUES)):
         if shown := _best_pooled(groups[title]):
-            tables.append(_tabulate(title, shown, seeds(mine), paired=title not in (VALUES, TRAINING)))
+            tables.append(_tabulate(title, shown, seeds(mine)))
     return tables
 
 
@@ -117,15 +112,11 @@ def _best_pooled(measurements: Sequence[Measurement]) -> list[Measurement]:
     return [m for m in measurements if best[m.condition] in (None, m.seed)]
 
 
-def _tabulate(
-    title: str, measurements: Sequence[Measurement], all_seeds: list[int], *, paired: bool
-) -> Table:
+def _tabulate(title: str, measurements: Sequence[Measurement], all_seeds: list[int]) -> Table:
     """One row for each condition, data set and seed, at its last step; a column for each metric."""
     rows: dict[tuple[Condition, str, str], dict[str, Measurement]] = {}
-    for m in measurements:
-        row = rows.setdefault((m.condition, m.dataset, str(m.seed)), {})
-        if m.metric not in row or m.step >= row[m.metric].step:
-            row[m.metric] = m
+    for m in sorted(measurements, key=lambda m: m.step):
+        rows.setdefault((m.condition, m.dataset, str(m.seed)), {})[m.metric] = m
 
     def place(metric: str) -> tuple[int, str]:
         return next((i for i, start in enumerate(ORDER) if metric.startswith(start)), len(ORDER)), metric
@@ -136,15 +127,15 @@ def _tabulate(
         row = rows[condition, dataset, seed]
         step = max(m.step for m in row.values())
         at_step = {metric: m for metric, m in row.items() if m.step == step}
-        numbers = {
-            metric: Cell(m.value, m.ci_low, m.ci_high, DIGITS.get(metric, 3)) for metric, m in at_step.items()
-        }
-        cells: Row = [numbers.get(metric, "") for metric in metrics]
+        numbers = {k: Cell(m.value, m.ci_low, m.ci_high, DIGITS.get(k, 3)) for k, m in at_step.items()}
         n = str(max((m.n for m in at_step.values() if m.n is not None), default=""))
         names = ", ".join(map(str, all_seeds)) if seed in ("all", "any") and all_seeds else seed
+        cells = [numbers.get(metric, "") for metric in metrics]
         body.append([condition, dataset, str(step), *cells, n, names + OTHERS * (seed == "any")])
     columns = ["condition", "data", "step", *metrics, "n", "seeds"]
-    return Table(title, columns, body, detectable_rows(columns, body, metrics if paired else ()))
+    foot = detectable_rows(columns, body, () if title in (VALUES, TRAINING) else metrics)
+    is_printed = title in (VALUES, minus(BASE), minus(Condition("base", prompt="none")))
+    return Table(title, columns, body, foot, printed=PRINTED if is_printed else ())
 
 
 def detectable_rows(columns: Sequence[str], rows: Sequence[Row], differences: Collection[str]) -> list[Row]:
@@ -166,16 +157,14 @@ def _detectable(columns: Sequence[str], rows: Sequence[Row], differences: Collec
     """Of differences the widest; of values the two widest, as if they were independent."""
     found: Row = []
     for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
-        bounded = [(c.low, c.high, c.digits) for c in cells if isinstance(c, Cell)]
-        widths = [high - low for low, high, _ in bounded if low is not None and high is not None]
-        first, second, *_ = [*sorted(widths, reverse=True), 0.0, 0.0]
-        if column in differences:
-            width = second = first
-        else:
-            width = math.hypot(first, second)
+        numbers = [c for c in cells if isinstance(c, Cell)]
+        widths = [c.high - c.low for c in numbers if c.low is not None and c.high is not None]
+        count = 1 if column in differences else 2
+        widest = sorted(widths, reverse=True)[:count]
         # A single problem has an interval of no width; a single row of values has no other to compare with.
-        is_defined = second > 1e-9
-        found.append(Cell(minimum_detectable(0.0, width), digits=bounded[-1][2]) if is_defined else "")
+        is_defined = len(widest) == count and widest[-1] > 1e-9
+        width = math.hypot(*widest)
+        found.append(Cell(minimum_detectable(0.0, width), digits=numbers[0].digits) if is_defined else "")
     return found
 
 
@@ -198,37 +187,37 @@ def _ranking_tables(index: Index) -> list[Table]:
         body.append([*row, ", ".join(f"{p.value:.2f}" for p in points if p)])
     if not body:
         return []
+    title = f"Ranked by accuracy on {RANKED_ON}, problems harder than those trained on"
     head = ["rank", "condition", *columns, f"{RANKED_ON} by seed"]
-    foot = _detectable(head, body, [title for title, (*_, baseline) in columns.items() if baseline])
-    return [Table(RANKING, head, body, [["", DETECTABLE, *foot[2:]]])]
+    foot = _detectable(head, body, ["minus base", "minus SDPO"])
+    return [Table(title, head, body, [["", DETECTABLE, *foot[2:]]], printed=head[:5], is_above=True)]
 
 
 def _attribution_tables(index: Index) -> list[Table]:
     """Signal and divergence by groups of tokens; and the words that were compared with the base."""
     conditions, tables = index.conditions(ATTRIBUTION), []
+    columns = ["condition", "group", "share of tokens", "share of signal", "divergence", "n"]
     for grouping, title in BY_GROUP.items():
         body: list[Row] = []
-        for c in conditions:
-            for group in GROUPINGS[grouping]:
-                key = {"group": f"{grouping}:{group}"}
-                found = [index.last(ATTRIBUTION, c, "train", measure, **key) for measure in MEASURES]
-                body += [[c, group, *map(cell, found), str(found[0].n)]] if found[0] else []
-        columns = ["condition", "group", "share of tokens", "share of signal", "divergence", "n"]
-        tables.append(Table(title, columns, body))
+        for c, group in itertools.product(conditions, GROUPINGS[grouping]):
+            of = (ATTRIBUTION, c, "train")
+            found = [index.last(*of, measure, group=f"{grouping}:{group}") for measure in MEASURES]
+            body += [[c, group, *map(cell, found), str(found[0].n)]] if found[0] else []
+        tables.append(Table(title, columns, body, printed=columns if grouping == "class" else ()))
     words: list[Row] = []
     datasets = sorted({m.dataset for m in index.sections.get(ATTRIBUTION, ())} - {"train"})
-    for c in conditions:
-        for dataset in datasets:
-            for w in words_of(index, c, dataset):
-                numbers = (cell(w.base), cell(w.change), Cell(w.p, digits=4), Cell(w.z, digits=1))
-                words.append([c, dataset, w.word, "list" if w.listed else "data", *numbers, str(w.change.n)])
-    head = ["condition", "data", "word", "from", "base", "change", "adjusted p", "z", "n"]
-    tables.append(Table("Words that rise and fall", head, words))
+    for c, dataset in itertools.product(conditions, datasets):
+        for w in words_of(index, c, dataset):
+            numbers = (cell(w.base), cell(w.change), Cell(w.p, digits=4), Cell(w.z, digits=1))
+            words.append([c, dataset, w.word, "list" if w.listed else "data", *numbers, str(w.change.n)])
+    columns = ["condition", "data", "word", "from", "base", "change", "adjusted p", "z", "n"]
+    tables.append(Table("Words that rise and fall", columns, words))
     return [table for table in tables if table.rows]
 
 
 def _probe_tables(index: Index) -> list[Table]:
     """A table of each probe: a row for each model and control."""
+    columns = ["condition", "control", "accuracy", "of control", "difference", "would find", "longer by", "n"]
     tables = []
     for probe in probes_made(index):
         rows: list[Row] = []
@@ -236,26 +225,20 @@ def _probe_tables(index: Index) -> list[Table]:
             accuracies = map(cell, (c.ours, c.theirs, c.difference))
             others = (Cell(c.difference.detectable), cell(c.length, "length"), str(c.ours.n))
             rows.append([c.model, arm_name(c.control), *accuracies, *others])
-        title = arm_name(probe.arm)
-        tables.append(Table(title[0].upper() + title[1:], PROBE_COLUMNS, rows))
+        tables.append(Table(arm_name(probe.arm).capitalize(), columns, rows, printed=columns, is_above=True))
     return [table for table in tables if table.rows]
 
 
 def to_csv(table: Table) -> str:
     """The table as CSV, the smallest detectable differences last; a number's bounds follow it."""
-    rows = [*table.rows, *table.foot]
-    numeric = [any(isinstance(row[i], Cell) for row in rows) for i in range(len(table.columns))]
-    lines: list[list[object]] = [[]]
-    for column, is_number in zip(table.columns, numeric, strict=True):
-        lines[0] += [column, f"{column} low", f"{column} high"] if is_number else [column]
-    for row in rows:
-        lines.append([])
-        for content, is_number in zip(row, numeric, strict=True):
-            if isinstance(content, Cell):
-                lines[-1] += [content.value, content.low, content.high]
-            else:
-                text = content.label if isinstance(content, Condition) else content
-                lines[-1] += [text, "", ""] if is_number else [text]
+    columns: list[Sequence[object]] = []
+    for head, *cells in zip(table.columns, *table.rows, *table.foot, strict=True):
+        texts = [c.label if isinstance(c, Condition) else c for c in cells]
+        if any(isinstance(c, Cell) for c in texts):
+            numbers = [(c.value, c.low, c.high) if isinstance(c, Cell) else (c, "", "") for c in texts]
+            columns += zip((head, f"{head} low", f"{head} high"), *numbers, strict=True)
+        else:
+            columns.append([head, *texts])
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(lines)
+    csv.writer(stream, lineterminator="\n").writerows(zip(*columns, strict=True))
     return stream.getvalue()
