@@ -74,11 +74,11 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     """One row for each difference that decides a claim; one for a claim without any."""
     rows: list[Row] = []
     for claim in claims:
-        start = (claim.section, claim.text, str(claim.outcome))
-        for e in claim.evidence:
-            numbers = (tables.cell(e.point), Cell(e.point.detectable))
-            rows.append([*start, prose.compared(e), *numbers, "yes" if e.paired else "no"])
-        rows += [] if claim.evidence else [[*start, "", "", "", ""]]
+        numbers: list[Row] = [
+            [prose.compared(e), tables.cell(e.point), Cell(e.point.detectable), "yes" if e.paired else "no"]
+            for e in claim.evidence
+        ]
+        rows += [[claim.section, claim.text, str(claim.outcome), *row] for row in numbers or [[""] * 4]]
     columns = ["section", "claim", "verdict", "comparison", "difference", "detectable", "paired"]
     return Table("claims", columns, rows)
 

@@ -12,6 +12,7 @@ other way refutes it. There is no correction for the number of claims.
 """
 
 import enum
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -167,19 +168,18 @@ def _difference(index: Index, c: Comparison, seed: Seed, step: int | None) -> Ev
     return None if p is None else Evidence(c, separate_difference(p, right[p.step]), paired=False)
 
 
+# ── Rules ────────────────────────────────────────────────────────────────────────────────────────
+
+Finding = tuple[tuple[Evidence, ...], tuple[Evidence, ...], str]
+"""Deciding differences, further ones, and a note."""
+Rule = Callable[[Index], Finding]
+
+
 def _measured(index: Index, comparisons: Iterable[Comparison]) -> tuple[Evidence, ...]:
     return tuple(e for c in comparisons if (e := difference(index, c)))
 
 
-# ── Rules ────────────────────────────────────────────────────────────────────────────────────────
-
-Finding = tuple[Sequence[Evidence], Sequence[Evidence], str]
-"""Deciding differences, further ones, and a note."""
-Rule = Callable[[Index], Finding]
-NOTHING: Finding = ((), (), "")
-
-
-def _compare(*deciding: Comparison, also: tuple[Comparison, ...] = ()) -> Rule:
+def _compare(*deciding: Comparison, also: Sequence[Comparison] = ()) -> Rule:
     """The rule of a claim that comparisons decide; those not measured are left out."""
 
     def rule(index: Index) -> Finding:
@@ -193,21 +193,19 @@ def _compare(*deciding: Comparison, also: tuple[Comparison, ...] = ()) -> Rule:
     return rule
 
 
-def is_informative(c: Condition) -> bool:
-    """Whether a prompt says something about the problem, in a form that the model has learned to read.
-
-    The form of an answer alone says nothing, and nothing in the corpus is like a solution that breaks off.
-    """
-    whole = ("none", "answer", "regenerated", "solution")
-    return c.prompt in whole or (c.prompt == "partial" and bool(c.fraction))
-
-
 def informative_by_bits(index: Index, section: str = "richness", model: Condition = BASE) -> list[Condition]:
-    """Informative prompts under which a model was measured, from poor to rich in measured bits."""
+    """Informative prompts under which a model was measured, from poor to rich in measured bits.
+
+    A prompt is informative if it says something about the problem in a form that the model has learned to
+    read. The form of an answer alone says nothing, and nothing in the corpus is like a solution that breaks
+    off.
+    """
     bits = {replace(model, prompt="none"): 0.0}  # by definition, whether or not it was written down
     for c in index.conditions(section):
         point = index.last(section, c, "walk", "bits_per_response")
-        if point and is_informative(c) and replace(c, prompt=None, fraction=None) == model:
+        is_whole = c.prompt in ("none", "answer", "regenerated", "solution")
+        is_informative = is_whole or (c.prompt == "partial" and c.fraction)
+        if point and is_informative and replace(c, prompt=None, fraction=None) == model:
             bits[c] = point.value
     return sorted(bits, key=lambda c: bits[c])
 
@@ -218,14 +216,13 @@ def _falls_with_richness(metric: str) -> Rule:
     def rule(index: Index) -> Finding:
         order = informative_by_bits(index)
         pairs = [(order[-1], order[0]), *((b, a) for a, b in itertools.pairwise(order))]
-        comparisons = [Comparison("richness", c, "walk", "below", metric, baseline) for c, baseline in pairs]
-        found = _measured(index, comparisons)
+        found = _measured(index, (richness(c, "walk", "below", metric, base) for c, base in pairs))
         if len(order) < 3 or len(found) < len(pairs):
-            return NOTHING
+            return (), (), ""
         whole, *steps = found
-        rises = [e for e in steps if e.outcome is Outcome.NOT_REPRODUCED]
+        rises = tuple(e for e in steps if e.outcome is Outcome.NOT_REPRODUCED)
         note = "Order by measured bits: " + " < ".join(map(name, order)) + "."
-        return (whole, *rises), [e for e in steps if e not in rises], note
+        return (whole, *rises), tuple(e for e in steps if e not in rises), note
 
     return rule
 
@@ -234,94 +231,83 @@ def _narrow_gain(index: Index) -> Finding:
     """SDPO on few problems against base on the same problems, at its best step."""
     best: tuple[Evidence, ...] = ()
     for run in index.coverage_runs("sdpo"):
-        if run.num_problems is None or run.num_problems > NARROW:
-            continue
-        gain = Comparison("coverage", run, "trained", "above")
-        fall = replace(gain, metric="length", claimed="below")
-        for point in index.curve("coverage", run, "trained", "accuracy"):
-            found = [difference(index, c, point.step) for c in (gain, fall) if point.step]
+        both = (coverage(run, "trained", "above"), coverage(run, "trained", "below", "length"))
+        points = index.curve("coverage", run, "trained", "accuracy")
+        for step in (p.step for p in points if p.step and (run.num_problems or math.inf) <= NARROW):
+            found = [difference(index, c, step) for c in both]
             pair = tuple(e for e in found if e and e.point.low != e.point.high)  # not of a single problem
             if len(pair) == 2 and (not best or pair[0].point.value > best[0].point.value):
                 best = pair
     return best, (), "Best step for accuracy, chosen afterwards: the gain is overstated." if best else ""
 
 
-def _across_coverage(method: str, *, with_all: bool) -> Rule:
-    """The fewest training problems against the most, out of distribution."""
+def _few_against_most(method: str, *, whole: bool) -> Rule:
+    """The fewest training problems against the most, or against the whole set, out of distribution."""
 
     def rule(index: Index) -> Finding:
-        runs = [c for c in index.coverage_runs(method) if with_all or c.num_problems is not None]
-        if len(runs) < 2 or (with_all and runs[-1].num_problems is not None):
-            return NOTHING
-        return _compare(Comparison("coverage", runs[0], "k4", "below", baseline=runs[-1]))(index)
+        runs = index.coverage_runs(method)
+        most = [c for c in runs[1:] if (c.num_problems is None) == whole][-1:]
+        return _measured(index, (coverage(runs[0], "k4", "below", baseline=c) for c in most)), (), ""
 
     return rule
 
 
-def _full_set_falls(index: Index) -> Finding:
-    """SDPO on all training problems against base, out of distribution."""
-    runs = [c for c in index.coverage_runs("sdpo") if c.num_problems is None]
-    return _measured(index, [Comparison("coverage", c, "k4", "below") for c in runs]), (), ""
-
-
+richness, sft, on_policy, coverage = (
+    functools.partial(Comparison, section) for section in ("richness", "sft", "on_policy", "coverage")
+)
 NONE, ONLY_ANSWER, WHOLE = (replace(BASE, prompt=prompt) for prompt in ("none", "answer", "solution"))
 CLAIMS: Mapping[str, Mapping[str, Rule]] = {
     "richness": {
         "epistemic words fall as the context gets richer": _falls_with_richness("num_epistemic"),
         "responses get shorter as the context gets richer": _falls_with_richness("length"),
         "accuracy rises with richness: no context < answer only ≤ full solution": _compare(
-            Comparison("richness", ONLY_ANSWER, "walk", "above", baseline=NONE),
-            Comparison("richness", WHOLE, "walk", "not below", baseline=ONLY_ANSWER),
+            richness(ONLY_ANSWER, "walk", "above", baseline=NONE),
+            richness(WHOLE, "walk", "not below", baseline=ONLY_ANSWER),
         ),
     },
     "sft": {
         "SFT on guided responses lowers accuracy": _compare(
-            Comparison("sft", SFT[1], "k3", "below"),
-            also=(
-                Comparison("sft", SFT[1], "k4", "below"),
-                Comparison("sft", SFT[1], "k3", "below", "num_epistemic"),
-            ),
+            sft(SFT[1], "k3", "below"),
+            also=[sft(SFT[1], "k4", "below"), sft(SFT[1], "k3", "below", "num_epistemic")],
         ),
         "SFT on unguided responses does not lower accuracy": _compare(
-            Comparison("sft", SFT[0], "k3", "not below"), also=(Comparison("sft", SFT[0], "k4", "not below"),)
+            sft(SFT[0], "k3", "not below"), also=[sft(SFT[0], "k4", "not below")]
         ),
     },
     "on_policy": {
-        "GRPO raises accuracy": _compare(Comparison("on_policy", GRPO, "k3", "above")),
-        "GRPO raises accuracy out of distribution": _compare(Comparison("on_policy", GRPO, "k4", "above")),
+        "GRPO raises accuracy": _compare(on_policy(GRPO, "k3", "above")),
+        "GRPO raises accuracy out of distribution": _compare(on_policy(GRPO, "k4", "above")),
         "SDPO with c = s lowers accuracy out of distribution": _compare(
-            Comparison("on_policy", SOLUTION, "k4", "below"),
-            also=(Comparison("on_policy", SOLUTION, "k3", "below"),),
+            on_policy(SOLUTION, "k4", "below"), also=[on_policy(SOLUTION, "k3", "below")]
         ),
         "SDPO with c = s∖think lowers accuracy out of distribution": _compare(
-            Comparison("on_policy", ANSWER, "k4", "below"),
-            also=(Comparison("on_policy", ANSWER, "k3", "below"),),
+            on_policy(ANSWER, "k4", "below"), also=[on_policy(ANSWER, "k3", "below")]
         ),
         "SDPO with c = s is worse than with c = s∖think out of distribution": _compare(
-            Comparison("on_policy", SOLUTION, "k4", "below", baseline=ANSWER),
-            also=(Comparison("on_policy", SOLUTION, "k3", "below", baseline=ANSWER),),
+            on_policy(SOLUTION, "k4", "below", baseline=ANSWER),
+            also=[on_policy(SOLUTION, "k3", "below", baseline=ANSWER)],
         ),
         "SDPO shortens responses, with c = s and with c = s∖think": _compare(
-            Comparison("on_policy", SOLUTION, "k3", "below", "length"),
-            Comparison("on_policy", ANSWER, "k3", "below", "length"),
+            *(on_policy(c, "k3", "below", "length") for c in (SOLUTION, ANSWER))
         ),
         "SDPO leaves fewer epistemic words, with c = s and with c = s∖think": _compare(
-            Comparison("on_policy", SOLUTION, "k3", "below", "num_epistemic"),
-            Comparison("on_policy", ANSWER, "k3", "below", "num_epistemic"),
+            *(on_policy(c, "k3", "below", "num_epistemic") for c in (SOLUTION, ANSWER))
         ),
         "a frozen teacher is at least as good as an EMA teacher out of distribution": _compare(
-            Comparison("on_policy", SOLUTION, "k4", "not below", baseline=SOLUTION_EMA),
-            Comparison("on_policy", ANSWER, "k4", "not below", baseline=ANSWER_EMA),
+            on_policy(SOLUTION, "k4", "not below", baseline=SOLUTION_EMA),
+            on_policy(ANSWER, "k4", "not below", baseline=ANSWER_EMA),
         ),
     },
     "coverage": {
         f"SDPO on at most {NARROW} problems gains on these problems while shortening": _narrow_gain,
         "SDPO on few problems is worse out of distribution than on many, the full set left out": (
-            _across_coverage("sdpo", with_all=False)
+            _few_against_most("sdpo", whole=False)
         ),
-        "SDPO on the full set falls below base out of distribution": _full_set_falls,
+        "SDPO on the full set falls below base out of distribution": _compare(
+            coverage(ANSWER, "k4", "below")
+        ),
         "GRPO on few problems is worse out of distribution than on the full set": (
-            _across_coverage("grpo", with_all=True)
+            _few_against_most("grpo", whole=True)
         ),
     },
 }
@@ -329,8 +315,5 @@ CLAIMS: Mapping[str, Mapping[str, Rule]] = {
 
 def judge(index: Index) -> list[Claim]:
     """Every claim with its verdict, in the paper's order; one without measurements is not measured."""
-    claims = [(section, text, rule(index)) for section in CLAIMS for text, rule in CLAIMS[section].items()]
-    return [
-        Claim(section, text, tuple(evidence), tuple(also), note)
-        for section, text, (evidence, also, note) in claims
-    ]
+    rules = [(section, text, rule) for section, found in CLAIMS.items() for text, rule in found.items()]
+    return [Claim(section, text, *rule(index)) for section, text, rule in rules]

@@ -16,7 +16,7 @@ from sdistill.report.page import render
 from sdistill.report.runs import Run
 from sdistill.report.tables import Row, Table, cell, detectable_rows
 from sdistill.report.traces import Packed
-from sdistill.storage import read_responses
+from sdistill.storage import read_responses, responses_files
 from sdistill.types import Condition
 
 Key = tuple[Condition, str]  # condition, data set
@@ -34,15 +34,14 @@ def last_values(index: Index, section: str, metric: str) -> dict[Key, Point]:
 def kept_values(run: Path, section: str, key: Key, step: int) -> Values:
     """Of every seed whose responses a run's directory holds; empty if they cannot be read."""
     (condition, dataset), values = key, Values()
-    for path in sorted(
-        (run / "runs" / section / condition.label).glob(f"seed*/{dataset}*-{step:06d}.jsonl.gz")
-    ):
-        seed = path.parent.name.removeprefix("seed")
-        if path.name.rpartition("-")[0].removesuffix("_test") == dataset and seed.isdecimal():
-            try:
-                values[int(seed)] = by_problem(read_responses(path))
-            except (EOFError, OSError, zlib.error, ValueError, TypeError, LookupError):
-                return {}  # cut short, or of another version
+    for folder in (run / "runs" / section / condition.label).glob("seed[0-9]*"):
+        files = responses_files(folder)
+        path = files.get((f"{dataset}_test", step)) or files.get((dataset, step))
+        try:
+            if path:
+                values[int(folder.name.removeprefix("seed"))] = by_problem(read_responses(path))
+        except (EOFError, OSError, zlib.error, ValueError, TypeError, LookupError):
+            return {}  # cut short, or of another version
     return values
 
 
@@ -53,34 +52,30 @@ def contrast(metric: str, first: tuple[Point, Values], second: tuple[Point, Valu
       The difference; and whether it is paired by problem and seed. If not, the runs count as independent.
     """
     (their_point, theirs), (our_point, ours) = first, second
-    seeds = sorted(set(ours) & set(theirs))
-    tables = [values[seed][metric] for seed in seeds for values in (ours, theirs)]
-    problems = [p for p in tables[0] if all(p in table for table in tables)] if tables else []
+    pairs = [(ours[seed][metric], theirs[seed][metric]) for seed in sorted(set(ours) & set(theirs))]
+    problems = (
+        [p for p in pairs[0][0] if all(p in values for pair in pairs for values in pair)] if pairs else []
+    )
     if not problems:
         return separate_difference(our_point, their_point), False
-    left, right = (
-        np.asarray([[values[seed][metric][p] for p in problems] for seed in seeds])
-        for values in (ours, theirs)
-    )
-    return Point(our_point.step, *paired_bootstrap(left - right)), True
+    differences_SP = np.asarray([[left[p] - right[p] for p in problems] for left, right in pairs])
+    return Point(our_point.step, *paired_bootstrap(differences_SP)), True
 
 
 def run_tables(runs: Sequence[Run]) -> list[Table]:
     """The runs, and which of their settings differ."""
-    rows: list[Row] = []
+    names, rows = [run.name for run in runs], list[Row]()
     for run in runs:
         environment = run.settings.get("environment.json", {})
         sections = ", ".join(s for s in HEADINGS if s in run.index.sections) or "none"
         seeds = ", ".join(map(str, run.index.seeds)) or "none"
         commit, jax = (str(environment.get(key, "–")) for key in ("commit", "jax"))
         rows.append([run.name, seeds, sections, commit[:12], jax])
-    settings = [flatten_dict(run.settings.get("config.json", {}), sep=".") for run in runs]
-    keys = sorted({key for values in settings for key in values})
-    all_settings = {key: [str(values.get(key, "–")) for values in settings] for key in keys}
-    changed: list[Row] = [[key, *values] for key, values in all_settings.items() if len(set(values)) > 1]
     tables = [Table("The runs", ["run", "seeds", "sections", "commit", "jax"], rows)]
-    tables.append(Table("Settings that differ", ["setting", *(run.name for run in runs)], changed))
-    return tables if changed else tables[:1]
+    settings = [flatten_dict(run.settings.get("config.json", {}), sep=".") for run in runs]
+    values = {key: [str(found.get(key, "–")) for found in settings] for key in sorted(set().union(*settings))}
+    changed: list[Row] = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
+    return [*tables, Table("Settings that differ", ["setting", *names], changed)] if changed else tables
 
 
 def section_comparisons(runs: Sequence[Run]) -> dict[str, list[Table]]:
@@ -98,27 +93,26 @@ def section_comparisons(runs: Sequence[Run]) -> dict[str, list[Table]]:
             if any(key in points for points in others)
         }
         if kept:
-            tables[section] = [_metric_table(metric, runs, values[metric], kept) for metric in DIFFERENCES]
+            names = [run.name for run in runs]
+            tables[section] = [_metric_table(metric, names, values[metric], kept) for metric in DIFFERENCES]
     return tables
 
 
 def _metric_table(
     metric: str,
-    runs: Sequence[Run],
+    names: Sequence[str],
     values: Sequence[Mapping[Key, Point]],
     kept: Mapping[Key, Sequence[Values]],
 ) -> Table:
     """One row for each condition and data set: the values and the differences to the first run."""
     rows: list[Row] = []
     for key, kept_of_runs in kept.items():
-        (first, first_kept), *others = zip([v.get(key) for v in values], kept_of_runs, strict=True)
-        found = [
-            contrast(metric, (first, first_kept), (p, k)) if first and p else (None, False) for p, k in others
-        ]
-        paired = "yes" if all(paired for _, paired in found) else "no"
-        cells = [cell(p, metric) for p in (first, *(p for p, _ in others), *(p for p, _ in found))]
-        rows.append([*key, *cells, paired])
-    names = [run.name for run in runs]
+        points = [found.get(key) for found in values]
+        (first, theirs), *others = zip(points, kept_of_runs, strict=True)
+        found = [contrast(metric, (first, theirs), (p, ours)) if first and p else None for p, ours in others]
+        paired = "yes" if all(x and x[1] for x in found) else "no"
+        differences = [x[0] if x else None for x in found]
+        rows.append([*key, *(cell(p, metric) for p in (*points, *differences)), paired])
     minus = [f"{other} minus {names[0]}" for other in names[1:]]
     columns = ["condition", "data", *names, *minus, "paired"]
     return Table(prose.capitalized(UNITS[metric]), columns, rows, detectable_rows(columns, rows, minus))

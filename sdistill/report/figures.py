@@ -106,8 +106,7 @@ def on_policy(index: Index) -> Figure:
     cells = (("accuracy", "k3"), ("accuracy", "k4"), ("length", "k3"), ("num_epistemic", "k3"))
     for axes, (metric, dataset) in zip(panels, cells, strict=True):
         _curves(axes, index, "on_policy", lines, dataset, metric)
-        heading = drawing.title(metric, dataset)
-        drawing.finish(axes, heading, "training step", from_zero=metric != "accuracy")
+        drawing.finish(axes, drawing.title(metric, dataset), "training step", from_zero=metric != "accuracy")
     return drawing.legend(figure, 3)
 
 
@@ -201,8 +200,7 @@ def coverage(index: Index) -> Figure:
         size: (to_hex(SIZES(i / max(1, len(sizes) - 1))), drawing.MARKERS[i % len(drawing.MARKERS)], "-")
         for i, size in enumerate(sizes)
     }
-    cells_of_methods = itertools.product(runs, cells)
-    for axes, (method, (metric, dataset)) in zip(panels, cells_of_methods, strict=True):
+    for axes, (method, (metric, dataset)) in zip(panels, itertools.product(runs, cells), strict=True):
         of_method = {c: (lines[_size(c)], _size(c)) for c in runs[method]}
         _curves(axes, index, "coverage", of_method, dataset, metric)
         heading = f"{method.upper()}: {drawing.title(metric, dataset)}"
@@ -218,8 +216,7 @@ def fixes(index: Index) -> Figure:
     plain SDPO; open marks: a fix on top of either, in its colour.
     """
     order = list(findings.standings(index))
-    datasets = (RANKED_ON, "k3", RANKED_ON, RANKED_ON)
-    cells = tuple(zip(("accuracy", "accuracy", "length", "num_epistemic"), datasets, strict=True))
+    cells = [("accuracy", RANKED_ON), ("accuracy", "k3"), ("length", RANKED_ON), ("num_epistemic", RANKED_ON)]
     figure, panels = drawing.panels(1, len(cells), 11.2, 1.4 + 0.32 * max(len(order), 6))
     for axes, (metric, dataset) in zip(panels, cells, strict=True):
         for y, c in enumerate(order):

@@ -17,11 +17,8 @@ def standings(index: Index) -> dict[Condition, str]:
 
     A rank is `3`, or `2–5` where the intervals of conditions overlap, so that they cannot be told apart.
     """
-    found = []
-    for c in index.conditions(FIXES):
-        p = index.last(FIXES, c, RANKED_ON, "accuracy")
-        if p and p.low is not None and p.high is not None:
-            found.append((p.value, p.low, p.high, c))
+    points = [(c, index.last(FIXES, c, RANKED_ON, "accuracy")) for c in index.conditions(FIXES)]
+    found = [(p.value, p.low, p.high, c) for c, p in points if p and p.low is not None and p.high is not None]
     ranks = {}
     for _, low, high, c in sorted(found, key=lambda x: -x[0]):
         best = 1 + sum(other_low > high for _, other_low, _, _ in found)
@@ -35,12 +32,10 @@ def sides(index: Index, baseline: Condition) -> dict[str, list[Condition]]:
 
     Returns: Under `above`, `level` and `below`, conditions in the order of their standing.
     """
-    found: dict[str, list[Condition]] = {"above": [], "level": [], "below": []}
-    for c in standings(index):
-        p = index.difference(FIXES, c, RANKED_ON, "accuracy", baseline)
-        if p and p.side:
-            found[p.side].append(c)
-    return found
+    points = {c: index.difference(FIXES, c, RANKED_ON, "accuracy", baseline) for c in standings(index)}
+    return {
+        side: [c for c, p in points.items() if p and p.side == side] for side in ("above", "level", "below")
+    }
 
 
 @dataclass(frozen=True)
@@ -90,14 +85,15 @@ def contrast(
     index: Index, model: Condition, arm: Arm, control: Arm, of: Condition | None = None
 ) -> Contrast | None:
     """An arm against a control, which may be another model's (`of`); None if one was not made."""
-    found = [
-        index.difference(PROBES, arm.of(model), _dataset(index), metric, control.of(of or model))
+    other = of or model
+    difference, length = (
+        index.difference(PROBES, arm.of(model), _dataset(index), metric, control.of(other))
         for metric in ("accuracy", "length")
-    ]
-    ours, theirs = accuracy(index, model, arm), accuracy(index, of or model, control)
-    if ours is None or theirs is None or found[0] is None:
+    )
+    ours, theirs = accuracy(index, model, arm), accuracy(index, other, control)
+    if ours is None or theirs is None or difference is None:
         return None
-    return Contrast(model, arm, control, ours, theirs, found[0], found[1])
+    return Contrast(model, arm, control, ours, theirs, difference, length)
 
 
 def contrasts(index: Index, probe: Probe) -> list[Contrast]:

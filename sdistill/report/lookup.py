@@ -39,7 +39,6 @@ ANSWER, ANSWER_EMA, SOLUTION, SOLUTION_EMA = (
 )
 ON_POLICY = (GRPO, ANSWER, ANSWER_EMA, SOLUTION, SOLUTION_EMA)
 """The trained models of section 5."""
-
 METHODS = {"base": "base", "sft": "SFT", "grpo": "GRPO", "sdpo": "SDPO"}
 CONTEXTS = {"none": "none", "answer": "s∖think", "solution": "s"}
 PROMPTS = {
@@ -51,6 +50,14 @@ PROMPTS = {
     "regenerated": "regenerated (ỹ)",
     "solution": "full solution (s)",
 }
+EXPECTED = {
+    "richness": [Condition("base", prompt=prompt) for prompt in PROMPTS if not prompt.startswith("partial")],
+    "sft": [BASE, *SFT],
+    "on_policy": [BASE, *ON_POLICY],
+    "coverage": [BASE],
+    FIXES: [BASE, GRPO, SDPO],
+}
+"""Section → conditions whose absence a report points out."""
 FIX_NAMES = {
     "pointwise_clip": "pointwise clip",
     "marker_mask": "marker mask",

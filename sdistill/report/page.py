@@ -11,7 +11,7 @@ import jinja2
 
 from sdistill.analysis.probes import PROBES
 from sdistill.report import prose
-from sdistill.report.claims import MARGIN, Claim
+from sdistill.report.claims import MARGIN, Claim, Outcome
 from sdistill.report.figures import FIGURES, caption
 from sdistill.report.lookup import HEADINGS, name
 from sdistill.report.runs import SETTINGS, Run
@@ -27,7 +27,13 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-TEMPLATES.globals |= {"prose": prose, "name": name, "HEADINGS": HEADINGS, "MARGIN": MARGIN}
+TEMPLATES.globals |= {
+    "prose": prose,
+    "name": name,
+    "HEADINGS": HEADINGS,
+    "MARGIN": MARGIN,
+    "Outcome": Outcome,
+}
 TEMPLATES.tests["numeric"] = lambda cell: isinstance(cell, Cell)
 TEMPLATES.filters["text"] = lambda cell: name(cell) if isinstance(cell, Condition) else cell
 
@@ -75,6 +81,7 @@ def run_page(run: Run, traces: Packed, svgs: Mapping[str, str]) -> str:
         parts = {"claims": ("Claims", "claims.html"), **parts}
         parts["built-in"] = ("What is built in, and what is measured", "built_in.html")
     parts["settings"] = ("Settings", "settings.html")
+    outcomes = [claim.outcome for claim in run.claims]
     tables: dict[str, list[Table]] = {section: section_tables(section, index) for section in sections}
     return render(
         parts,
@@ -85,6 +92,7 @@ def run_page(run: Run, traces: Packed, svgs: Mapping[str, str]) -> str:
         notes=run.notes,
         index=index,
         claims=run.claims,
+        tally={outcome: outcomes.count(outcome) for outcome in Outcome if outcome in outcomes},
         scales=_scales(run.claims),
         tables=tables,
         figures={

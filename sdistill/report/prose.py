@@ -1,28 +1,15 @@
 """The sentences of a report: verdicts, findings, and what is missing."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from sdistill.analysis.attribution import ATTRIBUTION
 from sdistill.analysis.measure import BASE
-from sdistill.analysis.probes import PROBES, Probe
-from sdistill.report import findings
+from sdistill.report import findings, lookup
 from sdistill.report.claims import Claim, Evidence, Outcome
-from sdistill.report.lookup import (
-    FIXES,
-    GRPO,
-    ON_POLICY,
-    PAPER,
-    SDPO,
-    SFT,
-    UNITS,
-    Index,
-    Point,
-    arm_name,
-    name,
-)
+from sdistill.report.lookup import HEADINGS, ON_POLICY, PAPER, SDPO, UNITS, Index, Point, arm_name, name
 from sdistill.report.tables import DIGITS
-from sdistill.types import Condition
 
 DATASETS = {
     "walk": "",
@@ -70,24 +57,18 @@ def studies_paper(index: Index) -> bool:
 def shown_sections(index: Index) -> list[str]:
     """The sections of a report: the paper's if the run is about them; others if they were measured."""
     paper = [*PAPER, ATTRIBUTION] if studies_paper(index) else []
-    return paper + [s for s in (FIXES, PROBES, ATTRIBUTION) if s in index.sections and s not in paper]
+    return paper + [s for s in HEADINGS if s in index.sections and s not in paper]
 
 
 def missing(section: str, index: Index) -> list[str]:
     """Sentences on what a section lacks."""
     if section not in index.sections:
         return ["Not measured in this run."]
-    prompts = ("none", "other_problem", "answer", "regenerated", "solution")
-    expected: dict[str, Sequence[Condition]] = {
-        "richness": [Condition("base", prompt=prompt) for prompt in prompts],
-        "sft": [BASE, *SFT],
-        "on_policy": [BASE, *ON_POLICY],
-        "coverage": [BASE],
-        FIXES: [BASE, GRPO, SDPO],
-        ATTRIBUTION: ON_POLICY if studies_paper(index) else [],
-    }
+    expected = (
+        ON_POLICY if section == ATTRIBUTION and studies_paper(index) else lookup.EXPECTED.get(section, ())
+    )
     conditions = index.conditions(section)
-    lacking = [name(c) for c in expected.get(section, ()) if c not in conditions]
+    lacking = [name(c) for c in expected if c not in conditions]
     if section == "coverage":
         lacking += [method.upper() for method in ("sdpo", "grpo") if not index.coverage_runs(method)]
     notes = [f"Not measured in this run: {', '.join(lacking)}."] if lacking else []
@@ -99,22 +80,14 @@ def missing(section: str, index: Index) -> list[str]:
 # ── Claims ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def counts(claims: Sequence[Claim]) -> dict[Outcome, int]:
-    """How many claims have each outcome; outcomes that none has are left out."""
-    found = {outcome: sum(claim.outcome is outcome for claim in claims) for outcome in Outcome}
-    return {outcome: count for outcome, count in found.items() if count}
-
-
 def headline(claims: Sequence[Claim]) -> str:
     """How many claims held, in one sentence."""
-    found = counts(claims)
-    measured = len(claims) - found.get(Outcome.NOT_MEASURED, 0)
+    outcomes = [claim.outcome for claim in claims]
+    measured = len(claims) - outcomes.count(Outcome.NOT_MEASURED)
     if not measured:
         return "Nothing that the paper claims was measured in this run."
-    outcomes = (Outcome.REPRODUCED, Outcome.NOT_REPRODUCED, Outcome.INCONCLUSIVE)
-    held, contrary, unclear = (
-        f"{n} {'is' if n == 1 else 'are'}" for n in (found.get(o, 0) for o in outcomes)
-    )
+    shown = (Outcome.REPRODUCED, Outcome.NOT_REPRODUCED, Outcome.INCONCLUSIVE)
+    held, contrary, unclear = (f"{n} {'is' if n == 1 else 'are'}" for n in map(outcomes.count, shown))
     return (
         f"Of {measured} measured claims of the paper, {held} reproduced on this run, {contrary} not, and "
         f"{unclear} inconclusive."
@@ -173,33 +146,29 @@ def fixes_findings(index: Index) -> list[str]:
 
 def probe_findings(index: Index) -> list[str]:
     """The result of each probe against its controls, and how large an effect could have been missed."""
-    made = findings.probes_made(index)
-    lines = [line for probe in made for line in _of_probe(index, probe)]
-    every = [
-        (c.difference.detectable or math.inf, c) for probe in made for c in findings.contrasts(index, probe)
-    ]
+    every: list[findings.Contrast] = []
+    lines = []
+    for probe in findings.probes_made(index):
+        found, arm = findings.contrasts(index, probe), arm_name(probe.arm)
+        every += found
+        for control in dict.fromkeys(c.control for c in found):
+            parts = "; ".join(f"{name(c.model)} {_change(c)}" for c in found if c.control == control)
+            lines.append(f"{capitalized(arm)}, against {arm_name(control)}: {parts}.")
+        for model in findings.probed_models(index):
+            result = findings.recovered(index, model, probe)
+            if result and not probe.arm.intervention.startswith(OF_SOME):
+                size = f"{abs(100 * result[1]):.0f} %"
+                back = f"{size} of that comes back" if result[1] >= 0 else f"another {size} of that is lost"
+                lost = f"{name(model)} has lost {number(result[0], 3)} against the base"
+                lines.append(f"{lost}; with “{arm}” {back}.")
     if every:
-        fine = sum(detectable <= FINE for detectable, _ in every)
-        widest, c = max(every, key=lambda x: x[0])
+        finds = [c.difference.detectable or math.inf for c in every]
+        c, widest = max(zip(every, finds, strict=True), key=lambda x: x[1])
         least = f"{name(c.model)}, {arm_name(c.arm)}, against {arm_name(c.control)}"
         lines.append(
-            f"{fine} of {len(every)} comparisons would probably have found a difference of {FINE:.2f}; the "
-            f"least certain ({least}) one of {number(widest, 3)}."
+            f"{sum(x <= FINE for x in finds)} of {len(every)} comparisons would probably have found a "
+            f"difference of {FINE:.2f}; the least certain ({least}) one of {number(widest, 3)}."
         )
-    return lines
-
-
-def _of_probe(index: Index, probe: Probe) -> list[str]:
-    found, arm, lines = findings.contrasts(index, probe), arm_name(probe.arm), []
-    for control in dict.fromkeys(c.control for c in found):
-        parts = "; ".join(f"{name(c.model)} {_change(c)}" for c in found if c.control == control)
-        lines.append(f"{capitalized(arm)}, against {arm_name(control)}: {parts}.")
-    for model in () if probe.arm.intervention.startswith(OF_SOME) else findings.probed_models(index):
-        if result := findings.recovered(index, model, probe):
-            lost, share = result
-            size = f"{abs(100 * share):.0f} %"
-            back = f"{size} of that comes back" if share >= 0 else f"another {size} of that is lost"
-            lines.append(f"{name(model)} has lost {number(lost, 3)} against the base; with “{arm}” {back}.")
     return lines
 
 
@@ -215,13 +184,12 @@ def probe_words(index: Index) -> list[str]:
     """The words that each arm is about, with how often the model says them in a response."""
     lines = []
     arms = dict.fromkeys(arm for probe in findings.probes_made(index) for arm in (probe.arm, *probe.controls))
-    for model in findings.probed_models(index):
-        for arm in arms:
-            found = {word: n for word, n in findings.words_of_arm(index, model, arm).items() if n}
+    for model, arm in itertools.product(findings.probed_models(index), arms):
+        if found := {word: n for word, n in findings.words_of_arm(index, model, arm).items() if n}:
             ranked = sorted(found.items(), key=lambda item: -item[1])
             listed = ", ".join(f"{word} {number(n, 2)}" for word, n in ranked)
             total = f"together {number(sum(found.values()), 2)} per response"
-            lines += [f"{name(model)}, {arm_name(arm)}: {listed}; {total}."] if found else []
+            lines.append(f"{name(model)}, {arm_name(arm)}: {listed}; {total}.")
     return lines
 
 
@@ -232,14 +200,12 @@ def word_changes(index: Index) -> list[str]:
     """Of each condition and data set the words that rise and that fall beyond chance, the largest first."""
     datasets = sorted({m.dataset for m in index.sections.get(ATTRIBUTION, ()) if m.metric == "word_change"})
     lines = []
-    for dataset in datasets:
-        for c in index.conditions(ATTRIBUTION):
-            found = findings.words_of(index, c, dataset)
-            changed = [w for w in found if w.p < LEVEL]
-            rise = _listed("rise", [w for w in changed if w.change.value > 0])
-            fall = _listed("fall", [w for w in changed if w.change.value <= 0])
+    for dataset, c in itertools.product(datasets, index.conditions(ATTRIBUTION)):
+        if found := findings.words_of(index, c, dataset):
+            rise = _listed("rise", [w for w in found if w.p < LEVEL and w.change.value > 0])
+            fall = _listed("fall", [w for w in found if w.p < LEVEL and w.change.value <= 0])
             text = "; ".join(filter(None, (rise, fall))) or "no word beyond chance"
-            lines += [f"{name(c)}, {dataset}: {text}."] if found else []
+            lines.append(f"{name(c)}, {dataset}: {text}.")
     return lines
 
 
@@ -252,11 +218,8 @@ def _listed(verb: str, words: Sequence[findings.Word]) -> str:
 
 def signal_missing(index: Index) -> list[str]:
     """A sentence on the runs whose words were compared and whose tokens were not kept."""
-    of_tokens = ("train", "signal")
-    lacking = [
-        name(c)
-        for c in index.conditions(ATTRIBUTION)
-        if not index.curve(ATTRIBUTION, c, *of_tokens, group="class:epistemic")
-    ]
+    of, group = ("train", "signal"), "class:epistemic"
+    found = index.conditions(ATTRIBUTION)
+    lacking = [name(c) for c in found if not index.last(ATTRIBUTION, c, *of, group=group)]
     why = "run without `attribution`, or nothing to learn"
     return [f"Signal by token not measured ({why}): {', '.join(lacking)}."] if lacking else []

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class Run:
         return judge(self.index)
 
 
-def read_run(path: Path) -> Run:
-    """Reads a run's directory.
+def read_run(path: Path, name: str = "") -> Run:
+    """Reads a run's directory, whose name is that of the run unless another is given.
 
     Raises:
       FileNotFoundError: if it is not one: it has neither results nor runs.
@@ -63,17 +63,17 @@ def read_run(path: Path) -> Run:
     if unknown:
         notes.append(f"Sections that this version does not know, and does not show: {', '.join(unknown)}.")
     settings = {}
-    for name in SETTINGS:
+    for file in SETTINGS:
         try:
-            settings[name] = json.loads((path / name).read_text(encoding="utf-8"))
-            if not isinstance(settings[name], dict):
+            found = json.loads((path / file).read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
                 raise ValueError("not an object with fields")
+            settings[file] = found
         except FileNotFoundError:
-            notes.append(f"No {name} in this run.")
+            notes.append(f"No {file} in this run.")
         except ValueError as error:
-            settings.pop(name, None)
-            notes.append(f"{name} could not be read: {error}.")
-    return Run(path.resolve().name, path, Index(measurements), settings, tuple(notes))
+            notes.append(f"{file} could not be read: {error}.")
+    return Run(name or path.resolve().name, path, Index(measurements), settings, tuple(notes))
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -86,14 +86,13 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     if len(set(parts)) < len(parts):
         raise ValueError(f"{', '.join(map(str, paths))}: name each run once")
     depth = next(d for d in itertools.count(1) if len({part[-d:] for part in parts}) == len(parts))
-    runs = [read_run(path) for path in paths]
-    return [replace(run, name="/".join(part[-depth:])) for run, part in zip(runs, parts, strict=True)]
+    return [read_run(path, "/".join(part[-depth:])) for path, part in zip(paths, parts, strict=True)]
 
 
 def _read_measurements(path: Path, notes: list[str]) -> list[Measurement]:
     """The measurements; notes say which lines were left out."""
-    lines = path.read_bytes().split(b"\n")  # text may hold characters that `str.splitlines` splits at
-    complete, rest = lines[:-1], lines[-1]  # every line that was written whole ends with a newline
+    # Every whole line ends with a newline; text may hold characters that `str.splitlines` splits at.
+    *complete, rest = path.read_bytes().split(b"\n")
     measurements, other_seeds = [], set()
     for number, line in enumerate(complete, 1):
         try:

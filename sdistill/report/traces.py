@@ -10,7 +10,6 @@ import base64
 import gzip
 import itertools
 import json
-import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sdistill.analysis.epistemic import WORDS, count_words
 from sdistill.analysis.measure import BASE
 from sdistill.report.lookup import HEADINGS, ON_POLICY, SFT, name, rank
 from sdistill.report.runs import Run
+from sdistill.storage import responses_files
 from sdistill.types import Condition
 
 MAX_TRACES = 20_000  # in a page
@@ -30,7 +30,6 @@ MAX_CHARACTERS = 60_000_000  # read in all: what a browser decompresses and pars
 MAX_RESPONSE = 400_000  # characters of one response
 TRAIN = "train"  # files of rollouts are named after it
 REQUIRED = {"problem", "text", "correct", "length"}
-FILE = re.compile(r"/seed(\d+)/([^/]+)-(\d+)\.jsonl\.gz$")
 Row = dict[str, Any]
 """A response as it is on disk (`types.Response`); another version may have written it."""
 
@@ -69,20 +68,20 @@ def sources(run: Run) -> list[Source]:
     """The files to show: for each condition and data set the last step of the lowest seed."""
     measured = (m.condition for found in run.index.sections.values() for m in found)
     conditions = {c.label: c for c in (BASE, *SFT, *ON_POLICY, *measured)}
-    best: dict[tuple[str, str, str], Source] = {}
-    for path in sorted((run.path / "runs").glob("*/*/seed*/*.jsonl.gz")):
-        if match := FILE.search(path.as_posix()):
-            (section, label), dataset, seed, step = path.parts[-4:-2], match[2], int(match[1]), int(match[3])
-            found = Source(run.name, section, label, dataset, seed, step, path, conditions.get(label))
-            kept = best.get((section, label, dataset), found)
-            best[section, label, dataset] = min(found, kept, key=lambda s: (s.seed, -s.step))
+    folders = (run.path / "runs").glob("*/*/seed[0-9]*")
+    last: dict[tuple[str, str, str], Source] = {}
+    for folder in sorted(folders, key=lambda folder: -int(folder.name[4:])):
+        section, label, seed = folder.parts[-3:]
+        for (dataset, step), path in responses_files(folder).items():  # by step
+            of = (run.name, section, label, dataset, int(seed[4:]), step, path)
+            last[section, label, dataset] = Source(*of, conditions.get(label))
     order = [section for section in HEADINGS if section != ATTRIBUTION]
 
     def place(s: Source) -> tuple[Any, ...]:
         known = (0, rank(s.condition)) if s.condition else (1, s.label)
         return order.index(s.section), known, s.dataset == TRAIN, s.dataset
 
-    return sorted((source for source in best.values() if source.section in order), key=place)
+    return sorted((source for source in last.values() if source.section in order), key=place)
 
 
 def read_rows(path: Path, characters: int) -> tuple[list[Row], bool, bool]:
@@ -119,17 +118,14 @@ def embed(runs: Sequence[Run]) -> Packed:
             limit = min(limit or len(rows), max(1, len({row["problem"] for row in rows}) - 1))
         if broken:
             cut.append(source.path.relative_to(source.path.parents[4]).as_posix())
-    notes = (
-        (f"Cut short, or of another version, and read as far as possible: {', '.join(cut)}.",) if cut else ()
-    )
+    note = f"Cut short, or of another version, and read as far as possible: {', '.join(cut)}."
     while True:
         kept = [
             (source, rows[:rollouts] if source.dataset == TRAIN else first_problems(rows, limit))
             for source, rows in read
         ]
-        problems = max(
-            (len({r["problem"] for r in rows}) for s, rows in kept if s.dataset != TRAIN), default=0
-        )
+        evaluated = [{row["problem"] for row in rows} for s, rows in kept if s.dataset != TRAIN]
+        problems = max(map(len, evaluated), default=0)
         sampled = max((len(rows) for s, rows in kept if s.dataset == TRAIN), default=0)
         count, is_smallest = sum(len(rows) for _, rows in kept), max(problems, sampled) <= 1
         share = MAX_TRACES / max(count, 1)
@@ -137,7 +133,7 @@ def embed(runs: Sequence[Run]) -> Packed:
             data = gzip.compress(json.dumps(pack(kept), separators=(",", ":")).encode(), 6, mtime=0)
             share = MAX_BYTES / len(data)
             if share >= 1 or is_smallest:
-                return Packed(base64.b64encode(data).decode(), count, limit, notes)
+                return Packed(base64.b64encode(data).decode(), count, limit, (note,) if cut else ())
         limit, rollouts = (max(1, int(0.97 * share * n)) for n in (problems, sampled))
 
 
