@@ -139,7 +139,7 @@ def comparison_page(
         | ({"claims": ("Claims", "claims_of_runs.html")} if any(about_paper) else {})
         | {section: (HEADINGS[section], "section_of_runs.html") for section in svgs}
         | {"traces": ("Traces", "viewer.html")},
-        traces,
+        traces=traces,
         title=f"{len(runs)} runs compared",
         about=f"Differences are of each other run minus {runs[0].name}.",
         summaries=[

@@ -256,16 +256,13 @@ def probes(index: Index) -> Figure:
     return figure
 
 
-OTHER_LINES: Sequence[Line] = [
-    (colour, marker, dash)
-    for dash, markers in (("--", "DPX"), ("-.", "DPX"), (":", "dpx"))
-    for colour, marker in zip((GREEN, PINK, SKY), markers, strict=True)
-]
-
-
 def _attribution_lines(index: Index) -> dict[Condition, Line]:
     """Condition → how it is drawn, in the paper's order."""
-    others = itertools.cycle(OTHER_LINES)
+    others = itertools.cycle(
+        (colour, marker, dash)
+        for dash, markers in (("--", "DPX"), ("-.", "DPX"), (":", "dpx"))
+        for colour, marker in zip((GREEN, PINK, SKY), markers, strict=True)
+    )
     return {c: next(others) if c.fix else drawing.line(c) for c in index.conditions(ATTRIBUTION)}
 
 

@@ -27,17 +27,6 @@ def standings(index: Index) -> dict[Condition, str]:
     return ranks
 
 
-def sides(index: Index, baseline: Condition) -> dict[str, list[Condition]]:
-    """Ranked conditions by the side of zero on which their difference of accuracy to `baseline` lies.
-
-    Returns: Under `above`, `level` and `below`, conditions in the order of their standing.
-    """
-    points = {c: index.difference(FIXES, c, RANKED_ON, "accuracy", baseline) for c in standings(index)}
-    return {
-        side: [c for c, p in points.items() if p and p.side == side] for side in ("above", "level", "below")
-    }
-
-
 @dataclass(frozen=True)
 class Contrast:
     """An arm of a probe against a control, on one model.

@@ -1,6 +1,7 @@
 """The pages, made of the templates in `assets`, which escape whatever comes from a run."""
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,18 @@ import jinja2
 
 from sdistill.analysis.probes import PROBES
 from sdistill.report import prose
-from sdistill.report.claims import MARGIN, Claim, Outcome
+from sdistill.report.claims import MARGIN, Claim
 from sdistill.report.figures import FIGURES, caption
 from sdistill.report.lookup import HEADINGS, name
 from sdistill.report.runs import SETTINGS, Run
-from sdistill.report.tables import Cell, Table, section_tables
+from sdistill.report.tables import Cell, section_tables
 from sdistill.report.traces import Packed
 from sdistill.types import Condition
 
 ASSETS = Path(__file__).parent / "assets"
+STYLE = "".join((ASSETS / file).read_text(encoding="utf-8") for file in ("report.css", "viewer.css"))
+SCRIPT = (ASSETS / "viewer.js").read_text(encoding="utf-8")
+DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(ASSETS),
     autoescape=True,
@@ -27,39 +31,31 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+TEMPLATES.tests["numeric"] = lambda cell: isinstance(cell, Cell)
+TEMPLATES.filters |= {
+    "text": lambda cell: name(cell) if isinstance(cell, Condition) else cell,
+    "caption": caption,
+    "json": functools.partial(json.dumps, indent=1, ensure_ascii=False),
+}
 TEMPLATES.globals |= {
+    "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{DIGEST}'",
+    "style": STYLE,
+    "script": SCRIPT,
     "prose": prose,
     "name": name,
-    "HEADINGS": HEADINGS,
-    "MARGIN": MARGIN,
-    "Outcome": Outcome,
+    "section_tables": section_tables,
+    **{"HEADINGS": HEADINGS, "FIGURES": FIGURES, "SETTINGS": SETTINGS, "MARGIN": MARGIN},
 }
-TEMPLATES.tests["numeric"] = lambda cell: isinstance(cell, Cell)
-TEMPLATES.filters["text"] = lambda cell: name(cell) if isinstance(cell, Condition) else cell
 
 
-def render(parts: Mapping[str, tuple[str, str]], traces: Packed, **values: Any) -> str:
+def render(parts: Mapping[str, tuple[str, str]], **values: Any) -> str:
     """A whole page, whose policy lets it run its own script and load nothing.
 
     Args:
       parts: Id of each part → its name in the contents, and its template.
-      traces: Responses.
       values: What `report.html` and the templates of the parts need besides.
     """
-    style, script = _read("report.css") + _read("viewer.css"), _read("viewer.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return TEMPLATES.get_template("report.html").render(
-        values,
-        parts=parts,
-        traces=traces,
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-    )
-
-
-def _read(asset: str) -> str:
-    return (ASSETS / asset).read_text(encoding="utf-8")
+    return TEMPLATES.get_template("report.html").render(values, parts=parts)
 
 
 def run_page(run: Run, traces: Packed, svgs: Mapping[str, str]) -> str:
@@ -81,30 +77,17 @@ def run_page(run: Run, traces: Packed, svgs: Mapping[str, str]) -> str:
         parts = {"claims": ("Claims", "claims.html"), **parts}
         parts["built-in"] = ("What is built in, and what is measured", "built_in.html")
     parts["settings"] = ("Settings", "settings.html")
-    outcomes = [claim.outcome for claim in run.claims]
-    tables: dict[str, list[Table]] = {section: section_tables(section, index) for section in sections}
     return render(
         parts,
-        traces,
+        traces=traces,
         title=title,
         about=f"Run {run.name}, seeds: {', '.join(map(str, index.seeds)) or 'none'}.",
         summaries=summaries,
         notes=run.notes,
+        run=run,
         index=index,
-        claims=run.claims,
-        tally={outcome: outcomes.count(outcome) for outcome in Outcome if outcome in outcomes},
         scales=_scales(run.claims),
-        tables=tables,
-        figures={
-            section: [(svgs[plot.__name__], caption(plot)) for plot in FIGURES[section]]
-            for section in sections
-            if tables[section]
-        },
-        settings={
-            title: json.dumps(run.settings[file], indent=1, ensure_ascii=False)
-            for file, title in SETTINGS.items()
-            if file in run.settings
-        },
+        svgs=svgs,
     )
 
 

@@ -8,7 +8,7 @@ from sdistill.analysis.attribution import ATTRIBUTION
 from sdistill.analysis.measure import BASE
 from sdistill.report import findings, lookup
 from sdistill.report.claims import Claim, Evidence, Outcome
-from sdistill.report.lookup import HEADINGS, ON_POLICY, PAPER, SDPO, UNITS, Index, Point, arm_name, name
+from sdistill.report.lookup import FIXES, HEADINGS, ON_POLICY, PAPER, SDPO, UNITS, Index, Point, name
 from sdistill.report.tables import DIGITS
 
 DATASETS = {
@@ -46,9 +46,6 @@ def capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-# ── Sections ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def studies_paper(index: Index) -> bool:
     """Whether the run is about the paper's claims, and not about the fixes or the probes alone."""
     return not index.sections or any(section in PAPER for section in index.sections)
@@ -64,9 +61,8 @@ def missing(section: str, index: Index) -> list[str]:
     """Sentences on what a section lacks."""
     if section not in index.sections:
         return ["Not measured in this run."]
-    expected = (
-        ON_POLICY if section == ATTRIBUTION and studies_paper(index) else lookup.EXPECTED.get(section, ())
-    )
+    of_paper = section == ATTRIBUTION and studies_paper(index)
+    expected = ON_POLICY if of_paper else lookup.EXPECTED.get(section, ())
     conditions = index.conditions(section)
     lacking = [name(c) for c in expected if c not in conditions]
     if section == "coverage":
@@ -75,9 +71,6 @@ def missing(section: str, index: Index) -> list[str]:
     if not any(m.seed == "all" for m in index.sections[section]):
         notes.append("Not pooled over seeds: no verdict, no figure; the tables show single seeds.")
     return notes
-
-
-# ── Claims ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def headline(claims: Sequence[Claim]) -> str:
@@ -130,18 +123,16 @@ def remarks(e: Evidence) -> str:
     return "; ".join(found)
 
 
-# ── Fixes and probes ─────────────────────────────────────────────────────────────────────────────
-
-
 def fixes_findings(index: Index) -> list[str]:
-    """How each condition compares with the base and with SDPO on harder problems; empty if none does."""
+    """How ranked conditions compare with the base and with SDPO on harder problems, in their order."""
     words = {"above": "Better than", "level": "Not told apart from", "below": "Worse than"}
-    return [
-        f"{words[side]} {name(baseline)}: {', '.join(map(name, conditions))}."
-        for baseline in (BASE, SDPO)
-        for side, conditions in findings.sides(index, baseline).items()
-        if conditions
-    ]
+    lines = []
+    for baseline, (side, word) in itertools.product((BASE, SDPO), words.items()):
+        of = (findings.RANKED_ON, "accuracy", baseline)
+        points = {c: index.difference(FIXES, c, *of) for c in findings.standings(index)}
+        listed = [name(c) for c, p in points.items() if p and p.side == side]
+        lines += [f"{word} {name(baseline)}: {', '.join(listed)}."] if listed else []
+    return lines
 
 
 def probe_findings(index: Index) -> list[str]:
@@ -149,11 +140,11 @@ def probe_findings(index: Index) -> list[str]:
     every: list[findings.Contrast] = []
     lines = []
     for probe in findings.probes_made(index):
-        found, arm = findings.contrasts(index, probe), arm_name(probe.arm)
+        found, arm = findings.contrasts(index, probe), lookup.arm_name(probe.arm)
         every += found
         for control in dict.fromkeys(c.control for c in found):
             parts = "; ".join(f"{name(c.model)} {_change(c)}" for c in found if c.control == control)
-            lines.append(f"{capitalized(arm)}, against {arm_name(control)}: {parts}.")
+            lines.append(f"{capitalized(arm)}, against {lookup.arm_name(control)}: {parts}.")
         for model in findings.probed_models(index):
             result = findings.recovered(index, model, probe)
             if result and not probe.arm.intervention.startswith(OF_SOME):
@@ -164,7 +155,7 @@ def probe_findings(index: Index) -> list[str]:
     if every:
         finds = [c.difference.detectable or math.inf for c in every]
         c, widest = max(zip(every, finds, strict=True), key=lambda x: x[1])
-        least = f"{name(c.model)}, {arm_name(c.arm)}, against {arm_name(c.control)}"
+        least = f"{name(c.model)}, {lookup.arm_name(c.arm)}, against {lookup.arm_name(c.control)}"
         lines.append(
             f"{sum(x <= FINE for x in finds)} of {len(every)} comparisons would probably have found a "
             f"difference of {FINE:.2f}; the least certain ({least}) one of {number(widest, 3)}."
@@ -189,11 +180,8 @@ def probe_words(index: Index) -> list[str]:
             ranked = sorted(found.items(), key=lambda item: -item[1])
             listed = ", ".join(f"{word} {number(n, 2)}" for word, n in ranked)
             total = f"together {number(sum(found.values()), 2)} per response"
-            lines.append(f"{name(model)}, {arm_name(arm)}: {listed}; {total}.")
+            lines.append(f"{name(model)}, {lookup.arm_name(arm)}: {listed}; {total}.")
     return lines
-
-
-# ── Attribution ──────────────────────────────────────────────────────────────────────────────────
 
 
 def word_changes(index: Index) -> list[str]:

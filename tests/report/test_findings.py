@@ -10,12 +10,11 @@ from sdistill.report.findings import (
     probed_models,
     probes_made,
     recovered,
-    sides,
     standings,
     words_of_arm,
 )
 from sdistill.report.lookup import GRPO, SDPO, Index
-from sdistill.report.prose import probe_findings, probe_words
+from sdistill.report.prose import fixes_findings, probe_findings, probe_words
 from sdistill.report.tables import VALUES, section_tables
 from tests.report.synthetic import fixed, fixes_measurements, measured, probe_measurements
 
@@ -32,14 +31,16 @@ def test_fixes_are_ranked_with_ties_visible():
 
 def test_ranked_conditions_lie_above_level_with_or_below_a_baseline():
     rows = fixes_measurements()
-    assert sides(Index(rows), BASE) == {
-        "above": [GRPO, fixed("grpo", "contrastive_hints")],
-        "level": [fixed("sdpo", "marker_mask")],
-        "below": [fixed("sdpo", "pass_rate"), SDPO],
-    }
-    assert sides(Index(rows), SDPO)["level"] == [fixed("sdpo", "pass_rate")]
+    assert fixes_findings(Index(rows)) == [
+        "Better than base: GRPO, GRPO + contrastive hints.",
+        "Not told apart from base: SDPO + marker mask.",
+        "Worse than base: SDPO + pass-rate weight, SDPO.",
+        "Better than SDPO: GRPO, GRPO + contrastive hints, SDPO + marker mask.",
+        "Not told apart from SDPO: SDPO + pass-rate weight.",
+    ]
     wide = measured("fixes", GRPO, "k4", "accuracy", 0.12, half=0.2, step=40, seed="any", baseline=BASE)
-    assert GRPO in sides(Index([*rows, wide]), BASE)["level"]  # the interval over seeds holds zero
+    found = fixes_findings(Index([*rows, wide]))  # the interval over seeds holds zero
+    assert "Not told apart from base: GRPO, SDPO + marker mask." in found
 
 
 def test_each_seed_is_shown_and_one_alone_is_not_ranked():
