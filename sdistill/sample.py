@@ -98,8 +98,8 @@ class Sampler:
             mesh=mesh,
             stop_ids=chat.tokenizer.stop_ids,
             slots=config.slots,
-            max_prompt=config.max_prompt_length,
-            max_response=config.max_response_length,
+            max_prompt_length=config.max_prompt_length,
+            max_response_length=config.max_response_length,
         )
 
     def __call__(

@@ -110,11 +110,9 @@ def test_the_fix_changes_the_loss(extended):
     printed = extended(
         "fix",
         """
-        import numpy as np
         from sdistill.model.folders import load_chat
         from configs.signs import sdpo
         from sdistill.settings import parse
-        from sdistill.engine.types import Completion, Completions, Finish
         from sdistill.tasks.signs_puzzle import SignsTask, make_problem
         from sdistill.batch import ScoredRollouts, sdpo_batch
         from sdistill.config import SDPOConfig
@@ -122,8 +120,7 @@ def test_the_fix_changes_the_loss(extended):
         problem, chat, settings = make_problem((8, 4, 7), 5), load_chat("signs_base"), sdpo.get_config("tiny")
         settings.rollouts.num_prompts = 1
         texts = ["so </think> + -", "so </think> + +", "</think> + -", "so </think> - -"]
-        ids = [np.asarray(chat.tokenizer.encode(text)) for text in texts]
-        completions = Completions.of([Completion(i, 0.0 * i, 0.0 * i, Finish.STOP) for i in ids], 8)
+        completions = tiny.completions([chat.tokenizer.encode(text) for text in texts], 8)
         responses = [
             tiny.response(problem.id, text, SignsTask().verify(problem, text).correct, sample=i)
             for i, text in enumerate(texts)

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from sdistill.config import SamplerConfig
-from sdistill.engine.types import Completion, Completions, Finish
+from sdistill.engine.types import Finish
 from sdistill.model.folders import load_chat
 from sdistill.sample import Query, Sampler, encode, open_sampler, queries_for
 from sdistill.tasks.signs_puzzle import SignsTask, make_problem
@@ -52,9 +51,7 @@ class Says:
 
     def generate(self, params, requests, **options):
         ids = self.tokenizer.encode(self.text) + [self.tokenizer.eos_id] * (self.finish == Finish.STOP)
-        zeros = np.zeros(len(ids), np.float32)
-        completion = Completion(np.asarray(ids, np.int32), zeros, zeros, self.finish)
-        return Completions.of([completion] * len(requests), len(ids))
+        return tiny.completions([ids] * len(requests), len(ids), self.finish)
 
 
 def verified(tokenizer, query, text, finish=Finish.STOP):

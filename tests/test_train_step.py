@@ -16,7 +16,6 @@ from sdistill.batch import ScoredRollouts, grpo_batch, micro_batches, sdpo_batch
 from sdistill.config import AnyTrainConfig, SDPOConfig
 from sdistill.data.catalogue import open_problems
 from sdistill.distributed.rules import TRAINING, place, place_batch
-from sdistill.engine.types import Completion, Completions, Finish
 from sdistill.fixes import pass_rate_weights
 from sdistill.losses import score_responses, token_weights
 from sdistill.sample import queries_for
@@ -85,16 +84,14 @@ class Script:
         self.chat, self.order = chat, [problems[i].id for i in BATCH]
 
     def __call__(self, params, queries, task, *, seed, step, progress):
-        responses, completions = [], []
+        responses, ids = [], []
         for query in queries:
             group = self.order.index(query.problem.id)
             text = TEXTS[(group + query.sample) % len(TEXTS)]
-            ids = np.asarray([*self.chat.tokenizer.encode(text), self.chat.tokenizer.eos_id], np.int32)
-            zeros = np.zeros(len(ids), np.float32)
-            completions.append(Completion(ids, zeros, zeros, Finish.STOP))
+            ids.append([*self.chat.tokenizer.encode(text), self.chat.tokenizer.eos_id])
             correct = bool(CORRECT[group][query.sample])
             responses.append(tiny.response(query.problem.id, text, correct, sample=query.sample))
-        return responses, Completions.of(completions, 8)
+        return responses, tiny.completions(ids, 8)
 
 
 class OnPolicy(Script):

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from flax import nnx
 
 from sdistill.analysis.epistemic import count_substrings, count_words
 from sdistill.distributed.mesh import MeshConfig, make_mesh
+from sdistill.engine.types import Completions, Finish
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import is_matrix
 from sdistill.model.weights import new_model
@@ -62,6 +63,15 @@ def response(problem: str = "a", text: str = "", correct: bool = False, **fields
         "num_epistemic_substrings": count_substrings(text),
     }
     return Response(problem=problem, text=text, correct=correct, **others | fields)
+
+
+def completions(ids: Sequence[Sequence[int]], length: int, finish: Finish = Finish.STOP) -> Completions:
+    """These ids, drawn with certainty and padded to `length` columns."""
+    found = Completions.empty(len(ids), length)
+    for row, tokens in enumerate(ids):
+        found.ids[row, : len(tokens)] = tokens
+        found.lengths[row], found.finish[row] = len(tokens), finish
+    return found
 
 
 def one_device() -> jax.sharding.Mesh:

@@ -16,14 +16,14 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from sdistill.distributed.mesh import device_memory
 from sdistill.distributed.processes import all_gather_rows, first_row
@@ -48,7 +48,7 @@ class Plan:
 
     Attributes:
       slots: Responses decoded at a time.
-      max_prompt: Maximum number of tokens of a prompt.
+      max_prompt_length: Maximum number of tokens of a prompt.
       row_counts: Sizes of the pool: all slots, and a half and a quarter of them for draining, that is, when
         nothing is waiting and the last responses are being decoded.
       lengths: Of the cache, which is as long as its longest active row needs, so that no more is read.
@@ -58,7 +58,7 @@ class Plan:
     """
 
     slots: int
-    max_prompt: int
+    max_prompt_length: int
     row_counts: tuple[int, ...]
     lengths: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
@@ -66,17 +66,17 @@ class Plan:
     admit_rows: int
 
     @classmethod
-    def of(cls, slots: int, max_prompt: int, max_response: int, num_shards: int) -> "Plan":
+    def of(cls, slots: int, max_prompt_length: int, max_response_length: int, num_shards: int) -> "Plan":
         """Sizes for rows that are split into `num_shards`."""
         fewer = (slots // n // num_shards * num_shards for n in (2, 4))
-        lengths = _eighths(max_prompt + max_response, (1, 2, 4, 6, 8))
-        prefill_rows = max(1, min(PREFILL_TOKENS // max_prompt, slots))
+        lengths = _eighths(max_prompt_length + max_response_length, (1, 2, 4, 6, 8))
+        prefill_rows = max(1, min(PREFILL_TOKENS // max_prompt_length, slots))
         return cls(
             slots=slots,
-            max_prompt=max_prompt,
+            max_prompt_length=max_prompt_length,
             row_counts=(slots, *(rows for rows in fewer if rows >= MIN_POOL)),
-            lengths=tuple(n for n in lengths if n >= min(max_prompt + ROUND_STEPS, lengths[-1])),
-            prompt_lengths=_eighths(max_prompt, (1, 2, 4, 8)),
+            lengths=tuple(n for n in lengths if n >= min(max_prompt_length + ROUND_STEPS, lengths[-1])),
+            prompt_lengths=_eighths(max_prompt_length, (1, 2, 4, 8)),
             prefill_rows=-(-prefill_rows // num_shards) * num_shards,
             admit_rows=max(1, slots // 8),
         )
@@ -97,8 +97,8 @@ class SlotEngine:
         mesh: Mesh,
         stop_ids: Sequence[int],
         slots: int,
-        max_prompt: int,
-        max_response: int,
+        max_prompt_length: int,
+        max_response_length: int,
         memory_limit: int | None = None,
     ):
         """An engine with `slots` rows.
@@ -108,8 +108,8 @@ class SlotEngine:
           mesh: Where its parameters live; rows are split over the data and fsdp axes.
           stop_ids: Tokens that end a response.
           slots: Responses decoded at a time.
-          max_prompt: Maximum number of tokens of a prompt.
-          max_response: Maximum number of tokens of a response.
+          max_prompt_length: Maximum number of tokens of a prompt.
+          max_response_length: Maximum number of tokens of a response.
           memory_limit: Bytes of a device that the cache may take; None for all that the device has.
 
         Raises:
@@ -118,9 +118,9 @@ class SlotEngine:
         """
         require(slots > 0, f"slots={slots} must be positive")
         require(
-            max_prompt + max_response <= model.max_length,
-            f"max_prompt={max_prompt} + max_response={max_response} exceeds the model's "
-            f"max_position_embeddings={model.max_length}; lower one of them",
+            max_prompt_length + max_response_length <= model.max_length,
+            f"max_prompt_length={max_prompt_length} + max_response_length={max_response_length} exceeds the "
+            f"model's max_position_embeddings={model.max_length}; lower one of them",
         )
         num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
         require(
@@ -128,14 +128,15 @@ class SlotEngine:
             f"slots={slots} must be a multiple of data × fsdp = {num_shards}; the next one is "
             f"{-(-slots // num_shards) * num_shards}",
         )
-        outside = [i for i in stop_ids if not 0 <= i < model.vocab_size]
-        require(not outside, f"stop_ids={outside} must be 0 to vocab_size={model.vocab_size} - 1")
+        _require_ids("stop_ids", stop_ids, model.vocab_size)
         self.model, self.mesh = model, mesh
-        self.max_prompt, self.max_response = max_prompt, max_response
+        self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         self.stop_ids = np.asarray(stop_ids, np.int32)
         self.programs = programs_of(model, mesh)
-        self.plan = Plan.of(slots, max_prompt, max_response, num_shards)
-        _check_memory(model, mesh, slots, max_prompt + max_response, memory_limit or device_memory())
+        self.plan = Plan.of(slots, max_prompt_length, max_response_length, num_shards)
+        _check_memory(
+            model, mesh, slots, max_prompt_length + max_response_length, memory_limit or device_memory()
+        )
 
     def generate(
         self,
@@ -149,34 +150,46 @@ class SlotEngine:
         on_completion: Callable[[int, Completion], None] | None = None,
         progress: Callable[[EngineStats], None] | None = None,
     ) -> Completions:
-        """See `Engine.generate`. The parameters are brought into the layout for sampling once."""
+        """Samples a completion of each request.
+
+        Args:
+          params: The model's parameters, in any layout.
+          requests: What to sample; with several processes, each passes its own.
+          seed: Seed of all random streams.
+          step: Training step; every random stream depends on it.
+          forbidden: Tokens that are never drawn; the same on all processes.
+          stop: Ends completions for reasons that single ids do not show, such as strings.
+          on_completion: Called with (index of the request, completion) for each as it ends, in any order.
+          progress: Called after each round of decoding.
+
+        Raises:
+          ConfigError: for an empty or too long prompt, a token that the model does not have, a limit outside
+            1..max_response_length, if no process has a request, or if every token is forbidden.
+        """
         for request in requests:
             self._check(request)
-        forbidden_V = self._forbidden(forbidden)
+        vocab_size = self.model.vocab_size
+        _require_ids("forbidden", forbidden, vocab_size)
+        require(len({*forbidden}) < vocab_size, "forbidden: every token is; nothing is left to draw")
         with jax.set_mesh(self.mesh):
             before = time.perf_counter()
             params = jax.block_until_ready(self.programs.reshard(params))  # to tell its time from the rest
             reshard_seconds = time.perf_counter() - before
-            generation = Generation(self, params, requests, forbidden_V, seed, step)
-
-            def hand_out(indices: Sequence[int]) -> None:
-                for index, completion in generation.complete(indices, stop):
-                    if on_completion and index in generation.own:
-                        on_completion(index - generation.own.start, completion)
-
-            # While a round runs on the device, the host completes what the previous one ended.
-            recorded: list[int] = []
-            while generation.has_work():
+            generation = Generation(self, params, requests, forbidden, seed, step)
+            recorded: list[Recorded] = []
+            while generation.waiting or np.any(generation.owner_B != FREE):
                 generation.refill()
                 decoded = generation.start_round()
-                hand_out(recorded)
+                # While the round runs on the device, the host completes what the previous one ended.
+                generation.complete(recorded, stop, on_completion)
                 recorded = generation.record(jax.device_get(decoded))
                 if progress:
                     progress(generation.stats(reshard_seconds))
-            hand_out(recorded)
+            generation.complete(recorded, stop, on_completion)
             if progress:
                 progress(generation.stats(reshard_seconds))
-        return Completions.of([generation.completions[i] for i in generation.own], self.max_response)
+        own = generation.own
+        return Completions(*(x[own.start : own.stop] for x in generation.completions))
 
     def warm_up(self, params: Any) -> None:
         """Compiles all that any generation may need; else every program is compiled when first needed."""
@@ -184,7 +197,7 @@ class SlotEngine:
         with jax.set_mesh(self.mesh):
             params = self.programs.reshard(params)
             for rows in plan.row_counts:
-                generation = Generation(self, params, [Request([0], "")], self._forbidden(()), 0, 0)
+                generation = Generation(self, params, [Request([0], "")], (), 0, 0)
                 for columns in plan.prompt_lengths:
                     generation.prefill([], columns)
                 generation.keep_rows(np.arange(rows))
@@ -196,21 +209,13 @@ class SlotEngine:
                         self.programs.select_rows(generation.slots, np.arange(fewer, dtype=np.int32))
                     generation.decode()
 
-    def _forbidden(self, ids: Sequence[int]) -> Bool[np.ndarray, " V"]:
-        """The mask of tokens that are never drawn."""
-        vocab_size = self.model.vocab_size
-        outside = [i for i in ids if not 0 <= i < vocab_size]
-        require(not outside, f"forbidden={outside} must be token ids, 0 to vocab_size={vocab_size} - 1")
-        mask_V = np.isin(np.arange(vocab_size), ids)
-        require(not mask_V.all(), "forbidden: every token is; nothing is left to draw")
-        return mask_V
-
     def _check(self, request: Request) -> None:
         name = f"{request.problem!r}, sample {request.sample}"
         prompt, limit, vocab_size = request.prompt, request.limit, self.model.vocab_size
         require(
-            0 < len(prompt) <= self.max_prompt,
-            f"prompt of {name} has {len(prompt)} tokens; it must have 1 to max_prompt={self.max_prompt}",
+            0 < len(prompt) <= self.max_prompt_length,
+            f"prompt of {name} has {len(prompt)} tokens; it must have 1 to "
+            f"max_prompt_length={self.max_prompt_length}",
         )
         require(
             0 <= min(prompt) <= max(prompt) < vocab_size,
@@ -218,9 +223,17 @@ class SlotEngine:
             f"vocab_size={vocab_size} - 1",
         )
         require(
-            limit is None or 0 < limit <= self.max_response,
-            f"limit={limit} of {name} must be 1 to max_response={self.max_response}",
+            limit is None or 0 < limit <= self.max_response_length,
+            f"limit={limit} of {name} must be 1 to max_response_length={self.max_response_length}",
         )
+
+
+class Recorded(NamedTuple):
+    """What a round drew for a request: its tokens from `seen` on, and why the row ended, if it has."""
+
+    request: int
+    seen: int
+    finish: Finish
 
 
 class Generation:
@@ -231,13 +244,10 @@ class Generation:
       prompts_NP: The prompts of all requests.
       prompts: The same without padding, as dictionary keys.
       rows_N: The rows of all requests as they start: the prompt but its last token is in the cache.
+      completions: What has been drawn for each request; `finish` is `NONE` until it is complete.
       slots: The state on the device.
       owner_B: The request that each slot decodes, or `FREE`.
-      length_B: Number of tokens in each slot's cache.
-      stopped_B: Whether the host has ended the row, of which the device does not know yet.
       waiting: Requests that have no slot yet.
-      parts: For each request being decoded, what each round drew.
-      completions: Of the requests that have ended.
     """
 
     def __init__(
@@ -245,22 +255,23 @@ class Generation:
         engine: SlotEngine,
         params: Any,
         requests: Sequence[Request],
-        forbidden_V: Bool[np.ndarray, " V"],
+        forbidden: Sequence[int],
         seed: int,
         step: int,
     ):
         self.plan, self.programs, self.params = engine.plan, engine.programs, params
+        forbidden_V = np.isin(np.arange(engine.model.vocab_size), forbidden)
         self.drawing = np.asarray([seed, step], np.int32), engine.stop_ids, forbidden_V
 
         # Requests as arrays, of all processes, one process after the other.
-        prompts_NP = np.zeros((len(requests), engine.max_prompt), np.int32)
+        prompts_NP = np.zeros((len(requests), engine.max_prompt_length), np.int32)
         for row, request in zip(prompts_NP, requests, strict=True):
             row[: len(request.prompt)] = request.prompt
         rows_N = RowState(
             lengths=np.asarray([len(r.prompt) - 1 for r in requests], np.int32),
             last=np.asarray([r.prompt[-1] for r in requests], np.int32),
             drawn=np.zeros(len(requests), np.int32),
-            limits=np.asarray([r.limit or engine.max_response for r in requests], np.int32),
+            limits=np.asarray([r.limit or engine.max_response_length for r in requests], np.int32),
             active=np.ones(len(requests), bool),
             problems=np.asarray([zlib.crc32(r.problem.encode()) for r in requests], np.uint32),
             samples=np.asarray([r.sample for r in requests], np.int32),
@@ -275,21 +286,14 @@ class Generation:
         require(len(self.waiting) > 0, "no requests: nothing to sample from")
 
         self.started = time.perf_counter()
-        self.parts: dict[int, list[Completion]] = {}
-        self.completions: dict[int, Completion] = {}
+        self.completions = Completions.empty(len(self.prompts), engine.max_response_length)
         self.owner_B = np.full(self.plan.slots, FREE)
-        self.length_B = np.zeros(self.plan.slots, int)
-        self.stopped_B = np.zeros(self.plan.slots, bool)
         self.cache_length = self.plan.lengths[0]
         self.slots = self.programs.empty_slots(self.plan.slots, self.cache_length)
         self.prefix: Any = None  # the cache of the prompts prefilled last
         self.prefix_rows: dict[bytes, int] = {}  # the row of each of them
-        self.tokens = self.steps = self.errors = 0
+        self.tokens = self.steps = 0
         self.waited_tokens = self.waited_steps = 0  # those drawn and made while requests were waiting
-
-    def has_work(self) -> bool:
-        """Whether any request is waiting or being decoded."""
-        return bool(self.waiting) or bool((self.owner_B != FREE).any())
 
     def refill(self) -> None:
         """Starts the next requests in the free slots, as many at a time as are prefilled."""
@@ -320,7 +324,9 @@ class Generation:
         tokens_QP = np.pad(self.prompts_NP[indices, :columns], (fillers, (0, 0)))
         lengths_Q = np.pad(self.rows_N.lengths[indices], fillers)
         self.prefix = None  # frees the previous one
-        self.prefix = self.programs.prefill(self.params, tokens_QP, lengths_Q, columns=self.plan.max_prompt)
+        self.prefix = self.programs.prefill(
+            self.params, tokens_QP, lengths_Q, columns=self.plan.max_prompt_length
+        )
 
     def admit(self, slots: Int[np.ndarray, " n"], indices: Sequence[int]) -> None:
         """Starts requests in their slots; the rest of R is filled with request 0 in no slot."""
@@ -331,14 +337,14 @@ class Generation:
         index_R = np.pad(np.asarray(indices, int), fillers)
         new_R = jax.tree.map(lambda x: x[index_R], self.rows_N)
         self.slots = self.programs.admit(self.slots, self.prefix, new_R, slots_R, prefix_R)
-        self.owner_B[slots], self.stopped_B[slots] = indices, False
-        self.length_B[slots] = self.rows_N.lengths[indices]
-        self.parts |= {index: [] for index in indices}
+        self.owner_B[slots] = indices
 
     def start_round(self) -> Decoded:
         """Starts decoding, with as few rows and columns as the active rows need. Does not wait for it."""
         active = self.owner_B != FREE
-        needed = min(int(self.length_B[active].max()) + ROUND_STEPS, self.plan.lengths[-1])
+        requests = self.owner_B[active]
+        longest = int((self.rows_N.lengths[requests] + self.completions.lengths[requests]).max())
+        needed = min(longest + ROUND_STEPS, self.plan.lengths[-1])
         if not self.waiting:
             rows = min(n for n in self.plan.row_counts if n >= active.sum())
             self.keep_rows(np.argsort(~active, kind="stable")[:rows])
@@ -350,7 +356,7 @@ class Generation:
         rows = len(self.owner_B)
         max_ended = np.int32(max(1, rows // REFILL_SHARE) if self.waiting else rows)
         self.slots, decoded = self.programs.decode(
-            self.params, self.slots, self.stopped_B, max_ended, *self.drawing
+            self.params, self.slots, self.owner_B == FREE, max_ended, *self.drawing
         )
         return decoded
 
@@ -358,8 +364,7 @@ class Generation:
         """Shrinks the pool to these rows."""
         if len(rows) < len(self.owner_B):
             self.slots = self.programs.select_rows(self.slots, rows.astype(np.int32))
-            self.owner_B, self.length_B = self.owner_B[rows], self.length_B[rows]
-            self.stopped_B = self.stopped_B[rows]
+            self.owner_B = self.owner_B[rows]
 
     def resize(self, length: int) -> None:
         """Gives the cache another length, one array at a time because two caches would not fit.
@@ -377,66 +382,70 @@ class Generation:
                 arrays[i] = self.programs.resize_columns(arrays[i], self.cache_length, axis)
             self.slots = self.slots._replace(cache=jax.tree.unflatten(tree, arrays))
 
-    def record(self, decoded: Decoded) -> list[int]:
-        """Books what a round drew, and frees the slots that ended; returns the requests concerned."""
-        indices = []
-        waiting = bool(self.waiting)
-        for slot in np.flatnonzero(self.owner_B != FREE):
-            index, count = int(self.owner_B[slot]), int(decoded.counts_B[slot])
-            if index in self.completions:  # the host ended it while this round ran
-                self.owner_B[slot], self.stopped_B[slot] = FREE, True
-                continue
-            part = Completion(
-                ids=np.array(decoded.ids_KB[:count, slot]),
-                log_probs=np.array(decoded.log_probs_KB[:count, slot]),
-                full_log_probs=np.array(decoded.full_log_probs_KB[:count, slot]),
-                finish=Finish(int(decoded.finish_B[slot])),
-            )
-            self.parts[index].append(part)
-            indices.append(index)
-            self.length_B[slot] += count
-            self.tokens += count
-            self.waited_tokens += count * waiting
-            if part.finish:
-                self.owner_B[slot] = FREE
-        self.steps += int(decoded.steps)
-        self.waited_steps += int(decoded.steps) * waiting
-        if (decoded.finish_B == Finish.ERROR).any():
+    def record(self, decoded: Decoded) -> list[Recorded]:
+        """Writes down what a round drew, and frees the slots that ended."""
+        found = self.completions
+        self.owner_B[found.finish[self.owner_B] != Finish.NONE] = FREE  # the host ended them during the round
+        slots = np.flatnonzero(self.owner_B != FREE)
+        recorded = []
+        for slot, index in zip(slots, self.owner_B[slots].tolist(), strict=True):
+            count, seen = int(decoded.counts_B[slot]), int(found.lengths[index])
+            drawn = index, slice(seen, seen + count)
+            found.ids[drawn] = decoded.ids_KB[:count, slot]
+            found.log_probs[drawn] = decoded.log_probs_KB[:count, slot]
+            found.full_log_probs[drawn] = decoded.full_log_probs_KB[:count, slot]
+            found.lengths[index] += count
+            recorded.append(Recorded(index, seen, Finish(int(decoded.finish_B[slot]))))
+        tokens, steps = int(decoded.counts_B[slots].sum()), int(decoded.steps)
+        self.tokens, self.steps = self.tokens + tokens, self.steps + steps
+        if self.waiting:
+            self.waited_tokens, self.waited_steps = self.waited_tokens + tokens, self.waited_steps + steps
+        self.owner_B[decoded.finish_B != Finish.NONE] = FREE
+        if np.any(decoded.finish_B == Finish.ERROR):
             self.slots = self.programs.clear_errors(self.slots)
-        return indices
+        return recorded
 
-    def complete(self, indices: Sequence[int], stop: StopFunction | None) -> Iterator[tuple[int, Completion]]:
-        """Completes those of the requests that have ended, by themselves or by `stop`, and yields them."""
-        for index in indices:
-            parts = self.parts[index]
-            finish, kept = parts[-1].finish, None
-            if stop is not None:
-                ids = np.concatenate([part.ids for part in parts]).tolist()
-                kept = stop(ids, len(ids) - len(parts[-1].ids))
-                finish = finish if kept is None else Finish.STOP
-            if finish:
-                self.completions[index] = Completion(
-                    ids=np.concatenate([part.ids for part in parts])[:kept],
-                    log_probs=np.concatenate([part.log_probs for part in parts])[:kept],
-                    full_log_probs=np.concatenate([part.full_log_probs for part in parts])[:kept],
-                    finish=finish,
+    def complete(
+        self,
+        recorded: Sequence[Recorded],
+        stop: StopFunction | None,
+        on_completion: Callable[[int, Completion], None] | None,
+    ) -> None:
+        """Completes those of the requests that have ended, by themselves or by `stop`."""
+        found = self.completions
+        for index, seen, finish in recorded:
+            length = int(found.lengths[index])
+            kept = stop(found.ids[index, :length].tolist(), seen) if stop else None
+            if kept is not None:
+                finish = Finish.STOP
+                for x in (found.ids, found.log_probs, found.full_log_probs):
+                    x[index, kept:length] = 0
+                found.lengths[index] = length = kept
+            found.finish[index] = finish
+            if finish and on_completion and index in self.own:
+                drawn = index, slice(length)
+                completion = Completion(
+                    found.ids[drawn], found.log_probs[drawn], found.full_log_probs[drawn], finish
                 )
-                self.errors += finish == Finish.ERROR
-                del self.parts[index]
-                yield index, self.completions[index]
+                on_completion(index - self.own.start, completion)
 
     def stats(self, reshard_seconds: float) -> EngineStats:
         """What has been done so far."""
         return EngineStats(
             total=len(self.prompts_NP),
-            completed=len(self.completions),
-            errors=self.errors,
+            completed=int(np.sum(self.completions.finish != Finish.NONE)),
+            errors=int(np.sum(self.completions.finish == Finish.ERROR)),
             tokens=self.tokens,
             steps=self.steps,
             occupancy=self.waited_tokens / max(1, self.waited_steps * self.plan.slots),
             seconds=time.perf_counter() - self.started,
             reshard_seconds=reshard_seconds,
         )
+
+
+def _require_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    outside = [i for i in ids if not 0 <= i < vocab_size]
+    require(not outside, f"{name}={outside} must be token ids, 0 to vocab_size={vocab_size} - 1")
 
 
 def _check_memory(model: SamplingModel, mesh: Mesh, slots: int, length: int, limit: int) -> None:
@@ -450,8 +459,8 @@ def _check_memory(model: SamplingModel, mesh: Mesh, slots: int, length: int, lim
     needed = sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
     per_token = needed / (slots * length)
     size = (
-        f"cache: slots={slots} × (max_prompt + max_response = {length}) tokens × {per_token:.0f} bytes "
-        f"= {needed / 1e9:.2f} GB a device, which has {limit / 1e9:.2f} GB"
+        f"cache: slots={slots} × (max_prompt_length + max_response_length = {length}) tokens × "
+        f"{per_token:.0f} bytes = {needed / 1e9:.2f} GB a device, which has {limit / 1e9:.2f} GB"
     )
     logger.info(size)
     most = f"slots={int(limit / per_token / length)} fit, or {int(limit / per_token / slots)} tokens"

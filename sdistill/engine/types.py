@@ -1,8 +1,8 @@
-"""Requests and completions of an engine, and the one protocol that every engine has."""
+"""What the engine is asked for, what it returns, and how it reports on the way."""
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -28,7 +28,7 @@ class Request(NamedTuple):
       problem: First part of the name of the random stream, usually the problem's id.
       sample: Second part: the index of the completion among those of the problem.
       sampling: How tokens are drawn.
-      limit: Maximum number of tokens; None for the engine's `max_response`.
+      limit: Maximum number of tokens; None for the engine's `max_response_length`.
     """
 
     prompt: Sequence[int]
@@ -55,7 +55,7 @@ class Completion(NamedTuple):
 
 
 class Completions(NamedTuple):
-    """Each `Completion` in the order of the requests, padded with 0 to the engine's `max_response`, T.
+    """Each `Completion` in the order of the requests, padded with 0 to the engine's `max_response_length`, T.
 
     A length is 0 only where the first logits were not finite.
     """
@@ -72,21 +72,15 @@ class Completions(NamedTuple):
         return self.finish == Finish.STOP
 
     @classmethod
-    def of(cls, completions: Sequence[Completion], length: int) -> "Completions":
-        """Pads them to `length` columns."""
-
-        def padded(values: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
-            rows = np.zeros((len(values), length), dtype)
-            for row, value in zip(rows, values, strict=True):
-                row[: len(value)] = value
-            return rows
-
+    def empty(cls, count: int, length: int) -> "Completions":
+        """Nothing drawn yet."""
+        tokens, rows = (count, length), (count,)
         return cls(
-            ids=padded([c.ids for c in completions], np.int32),
-            lengths=np.asarray([len(c.ids) for c in completions], np.int32),
-            finish=np.asarray([c.finish for c in completions], np.int32),
-            log_probs=padded([c.log_probs for c in completions], np.float32),
-            full_log_probs=padded([c.full_log_probs for c in completions], np.float32),
+            ids=np.zeros(tokens, np.int32),
+            lengths=np.zeros(rows, np.int32),
+            finish=np.zeros(rows, np.int32),
+            log_probs=np.zeros(tokens, np.float32),
+            full_log_probs=np.zeros(tokens, np.float32),
         )
 
 
@@ -117,39 +111,6 @@ class EngineStats(NamedTuple):
 StopFunction = Callable[[Sequence[int], int], int | None]
 """`stop(ids, seen)` returns the number of ids to keep if the completion ends within them, else None. It has
 already been called with the first `seen` ids."""
-
-
-class Engine(Protocol):
-    """What the rest of the project needs of an engine; `SlotEngine` is the one that exists."""
-
-    def generate(
-        self,
-        params: Any,
-        requests: Sequence[Request],
-        *,
-        seed: int,
-        step: int,
-        forbidden: Sequence[int] = (),
-        stop: StopFunction | None = None,
-        on_completion: Callable[[int, Completion], None] | None = None,
-        progress: Callable[[EngineStats], None] | None = None,
-    ) -> Completions:
-        """Samples a completion of each request.
-
-        Args:
-          params: The model's parameters, in any layout.
-          requests: What to sample; with several processes, each passes its own.
-          seed: Seed of all random streams.
-          step: Training step; every random stream depends on it.
-          forbidden: Tokens that are never drawn; the same on all processes.
-          stop: Ends completions for reasons that single ids do not show, such as strings.
-          on_completion: Called with (index of the request, completion) for each as it ends, in any order.
-          progress: Called after each round of decoding.
-
-        Raises:
-          ConfigError: for an empty or too long prompt, a token that the model does not have, a limit outside
-            1..max_response, if no process has a request, or if every token is forbidden.
-        """
 
 
 def follow(progress: Progress, bar: TaskID, name: str) -> Callable[[EngineStats], None]:

@@ -72,8 +72,8 @@ def ours(dtype: str, slots: int, repeats: int) -> None:
         mesh=make_mesh(MeshConfig()),
         stop_ids=[],
         slots=slots,
-        max_prompt=workload.PROMPT_LENGTH,
-        max_response=workload.CAP,
+        max_prompt_length=workload.PROMPT_LENGTH,
+        max_response_length=workload.CAP,
     )
     compiled: list[float] = []
 

@@ -31,12 +31,12 @@ ONE_LAYER = dataclasses.replace(CONFIG, num_hidden_layers=1)
 
 
 def table_engine(model=None, **changes) -> SlotEngine:
-    settings = dict(stop_ids=STOP_IDS, slots=9, max_prompt=8, max_response=150) | changes
+    settings = dict(stop_ids=STOP_IDS, slots=9, max_prompt_length=8, max_response_length=150) | changes
     return SlotEngine(model or mock.TableModel(), mesh=one_device(), **settings)
 
 
 def decoder_engine(model=CONFIG, **changes) -> SlotEngine:
-    settings = dict(stop_ids=[5], slots=9, max_prompt=8, max_response=12) | changes
+    settings = dict(stop_ids=[5], slots=9, max_prompt_length=8, max_response_length=12) | changes
     model = model if isinstance(model, CachedDecoder) else CachedDecoder(model)
     return SlotEngine(model, mesh=one_device(), **settings)
 
@@ -98,7 +98,7 @@ def test_tokens_come_as_often_as_the_models_logits_say():
         Sampling(temperature=1.4, top_k=6, top_p=0.9, min_p=0.05),
     ]
     count = 3000
-    engine = table_engine(stop_ids=[], slots=1000, max_prompt=4, max_response=2)
+    engine = table_engine(stop_ids=[], slots=1000, max_prompt_length=4, max_response_length=2)
     requests = [Request([3, 1], f"p{n}", i, s) for i in range(count) for n, s in enumerate(settings)]
     completions = generate(engine, requests)
     for n, sampling in enumerate(settings):
@@ -146,7 +146,7 @@ def test_refilled_slots_give_what_decoding_one_at_a_time_gives(sampled):
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(slots=1), dict(slots=64), dict(max_prompt=90, max_response=300)], ids=str
+    "changes", [dict(slots=1), dict(slots=64), dict(max_prompt_length=90, max_response_length=300)], ids=str
 )
 def test_sizes_of_the_pool_do_not_change_responses(sampled, changes):
     found = generate(table_engine(**changes))
@@ -307,7 +307,7 @@ def test_a_cache_that_grows_and_shrinks_gives_the_log_probs_of_the_reference():
     params = parameters(config)
     limits = [150, 3, 90, 20, 150, 1, 60]
     requests = [Request([3, 1, i], f"p{i}", 0, limit=n) for i, n in enumerate(limits)]
-    engine = decoder_engine(config, stop_ids=[], slots=2, max_response=150)
+    engine = decoder_engine(config, stop_ids=[], slots=2, max_response_length=150)
     assert len(engine.plan.lengths) > 2
     found = generate(engine, requests, params=params)
     np.testing.assert_array_equal(found.lengths, limits)
@@ -361,7 +361,7 @@ def test_slots_are_kept_busy_while_responses_wait():
     lengths = np.random.default_rng(0).lognormal(np.log(15), 0.8, 150).astype(int).clip(1, 56)
     requests = [Request([1, i % 8], f"p{i}", 0, limit=int(n)) for i, n in enumerate(lengths)]
     seen: list[EngineStats] = []
-    generate(table_engine(stop_ids=[], slots=12, max_response=56), requests, progress=seen.append)
+    generate(table_engine(stop_ids=[], slots=12, max_response_length=56), requests, progress=seen.append)
     assert seen[-1].occupancy > 0.9
     assert seen[-1].tokens == lengths.sum()
     assert seen[-1].steps < 1.2 * lengths.sum() / 12 + 56  # the longest may come last
@@ -393,7 +393,12 @@ def test_completions_are_handed_out_as_they_end(sampled):
         generate(on_completion=keep)
     left = [i for i in range(15) if i not in seen]
     generate(requests=[REQUESTS[i] for i in left], on_completion=lambda n, r: seen.update({left[n]: r}))
-    assert_same(Completions.of([seen[i] for i in range(15)], 150), sampled, atol=1e-6)
+    assert sorted(seen) == [*range(15)]
+    for i, completion in seen.items():
+        assert (len(completion.ids), completion.finish) == (sampled.lengths[i], sampled.finish[i])
+        for name in ("ids", "log_probs", "full_log_probs"):
+            expected = getattr(sampled, name)[i, : len(completion.ids)]
+            np.testing.assert_allclose(getattr(completion, name), expected, atol=1e-6)
 
 
 def test_each_prompt_is_prefilled_once():
@@ -407,7 +412,7 @@ def test_each_prompt_is_prefilled_once():
 
     prompts = [[1, i, 2] for i in range(7)]
     requests = [Request(prompt, str(prompt), i) for prompt in prompts for i in range(9)]
-    generate(table_engine(Counting(), slots=4, max_response=20), requests)
+    generate(table_engine(Counting(), slots=4, max_response_length=20), requests)
     jax.effects_barrier()
     assert sum(rows) == 7
 
@@ -416,7 +421,7 @@ def test_after_warming_up_nothing_compiles():
     """Neither for other settings, prompts, lengths and seeds, nor for an equal engine or the last rows."""
 
     def engine(**changes):
-        return table_engine(slots=8, max_prompt=65, max_response=100, **changes)
+        return table_engine(slots=8, max_prompt_length=65, max_response_length=100, **changes)
 
     plan = engine().plan
     assert (plan.row_counts, plan.lengths, plan.prompt_lengths) == ((8, 4), (128, 165), (64, 65))
@@ -442,12 +447,12 @@ def test_after_warming_up_nothing_compiles():
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request([], "a"), r"'a', sample 0 has 0 tokens; it must have 1 to max_prompt=8"),
-        (Request([1] * 9, "b", 2), r"'b', sample 2 has 9 tokens; it must have 1 to max_prompt=8"),
+        (Request([], "a"), r"'a', sample 0 has 0 tokens; it must have 1 to max_prompt_length=8"),
+        (Request([1] * 9, "b", 2), r"'b', sample 2 has 9 tokens; it must have 1 to max_prompt_length=8"),
         (Request([3, 8], "c"), r"token ids 3 to 8; they must be 0 to vocab_size=8 - 1"),
         (Request([-1], "d"), r"token ids -1 to -1"),
-        (Request([1], "e", limit=0), r"limit=0 of 'e', sample 0 must be 1 to max_response=150"),
-        (Request([1], "f", limit=151), r"limit=151 of 'f', sample 0 must be 1 to max_response=150"),
+        (Request([1], "e", limit=0), r"limit=0 of 'e', sample 0 must be 1 to max_response_length=150"),
+        (Request([1], "f", limit=151), r"limit=151 of 'f', sample 0 must be 1 to max_response_length=150"),
     ],
 )
 def test_unusable_requests_are_refused(request_, message):
@@ -463,9 +468,12 @@ def test_no_requests_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(max_response=505), r"max_prompt=8 \+ max_response=505 exceeds.*max_position_embeddings=512"),
+        (
+            dict(max_response_length=505),
+            r"max_prompt_length=8 \+ max_response_length=505 exceeds.*max_position_embeddings=512",
+        ),
         (dict(slots=0), "slots=0 must be positive"),
-        (dict(stop_ids=[3, 8]), r"stop_ids=\[8\] must be 0 to vocab_size=8 - 1"),
+        (dict(stop_ids=[3, 8]), r"stop_ids=\[8\] must be token ids, 0 to vocab_size=8 - 1"),
     ],
 )
 def test_impossible_engines_are_refused(changes, message):

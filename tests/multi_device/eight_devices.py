@@ -132,7 +132,12 @@ def test_the_responses_are_the_same():
     def sample(mesh_config):
         mesh = make_mesh(mesh_config)
         engine = SlotEngine(
-            CachedDecoder(UNTIED), mesh=mesh, stop_ids=[5], slots=16, max_prompt=8, max_response=6
+            CachedDecoder(UNTIED),
+            mesh=mesh,
+            stop_ids=[5],
+            slots=16,
+            max_prompt_length=8,
+            max_response_length=6,
         )
         return engine.generate(place(tiny.parameters(UNTIED), mesh, TRAINING), requests, seed=0, step=0)
 

@@ -38,7 +38,7 @@ TEACHERS = {"half": [1, 1, 1, 1, 0, 0, 0, 0], "none": [0] * 8}
 def sample(mesh: Mesh) -> tuple[Completions, dict[str, float]]:
     """The responses of this process, and the engine's figures; then a round in which one process has none."""
     engine = SlotEngine(
-        CachedDecoder(CONFIG), mesh=mesh, stop_ids=[5], slots=8, max_prompt=8, max_response=20
+        CachedDecoder(CONFIG), mesh=mesh, stop_ids=[5], slots=8, max_prompt_length=8, max_response_length=20
     )
     requests = [
         Request([3, 9, n // 2], f"problem {n // 2}", n % 2, Sampling(1.0 + n / 10, top_p=0.95))
