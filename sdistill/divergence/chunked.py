@@ -15,10 +15,9 @@ from jaxtyping import Array, Float, Int
 from sdistill.divergence.definition import (
     DivergenceConfig,
     check_vocabulary,
-    divergence_slopes,
-    divergence_terms,
     sampled_estimate,
     sum_of_terms,
+    terms_and_slopes,
     with_bucket,
 )
 from sdistill.model.chunked_vocab import ColumnsOf, reduce_logits, sum_ids
@@ -113,9 +112,8 @@ def _compare(
     (s, s_peak), (t, t_peak) = (summary_of_logits(x, ids, None, temperature) for x in logits)
     normalisers = s_peak, s.rest_BT, t_peak, t.rest_BT
     log_s, log_t = _log_probs(logits, temperature, normalisers)
-    loss = sum_ids(divergence_terms(log_s, log_t, config))
-    slope_sum = sum_ids(divergence_slopes(log_s, log_t, config))
-    return Comparison(loss, s.scores(), t.scores()), (*normalisers, slope_sum)
+    terms, slopes = terms_and_slopes(log_s, log_t, config)
+    return Comparison(sum_ids(terms), s.scores(), t.scores()), (*normalisers, sum_ids(slopes))
 
 
 def _compare_gradient(
@@ -134,7 +132,7 @@ def _compare_gradient(
         x[..., None] / temperature for x in (gradient.loss_BT, gradient.student.log_prob_BT)
     )
     p = jnp.exp(log_s)
-    slopes = divergence_slopes(log_s, log_t, config)
+    _, slopes = terms_and_slopes(log_s, log_t, config)
     logits_gradient = of_loss * (slopes - p * slope_sum[..., None]) - of_log_prob * p
     return add(logits_gradient, columns_of(ids)[..., None], of_log_prob)
 

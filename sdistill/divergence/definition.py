@@ -157,7 +157,7 @@ def sum_of_terms(
     log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], config: DivergenceConfig
 ) -> Float[Array, "B T"]:
     """The divergence of distributions that sum to 1."""
-    whole = sum_ids(divergence_terms(log_s, log_t, config))
+    whole = sum_ids(terms_and_slopes(log_s, log_t, config)[0])
     if config.alpha != 1 or config.pointwise_clip is not None:
         return whole
     # Counted from its own value, it keeps the digits of its gradient S (log S/T - KL): a small difference
@@ -166,26 +166,26 @@ def sum_of_terms(
     return center[..., 0] + sum_ids(jnp.exp(log_s) * (log_s - log_t - center))
 
 
-def divergence_terms(
+def terms_and_slopes(
     log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], config: DivergenceConfig
-) -> Float[Array, "B T C"]:
-    """The term of each id, clipped if configured."""
-    terms = _unclipped_terms(log_s, log_t, config.alpha)
-    return terms if config.pointwise_clip is None else clip_pointwise(terms, config.pointwise_clip)
+) -> tuple[Float[Array, "B T C"], Float[Array, "B T C"]]:
+    """The term of each id, clipped if configured, and its derivative in log S.
 
-
-def divergence_slopes(
-    log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], config: DivergenceConfig
-) -> Float[Array, "B T C"]:
-    """The derivative of each term in its log S. That of log m cancels between the two halves of a term."""
-    alpha, clip = config.alpha, config.pointwise_clip
+    The derivative of log m is left out: it cancels between the two halves of a term.
+    """
+    alpha, cap = config.alpha, config.pointwise_clip
+    s, t = jnp.exp(log_s), jnp.exp(log_t)
     if alpha == 0:
-        slopes = -jnp.exp(log_t)
+        terms, slopes = t * (log_t - log_s), -t
     elif alpha == 1:
-        slopes = jnp.exp(log_s) * (log_s - log_t + 1)
+        terms, slopes = s * (log_s - log_t), s * (log_s - log_t + 1)
     else:
-        slopes = -(1 - alpha) * jnp.exp(log_s) * _log_mixture_over(log_s, log_t, alpha)[0]
-    return slopes if clip is None else jnp.where(_unclipped_terms(log_s, log_t, alpha) < clip, slopes, 0)
+        log_ms, log_mt = _log_mixture_over(log_s, log_t, alpha)
+        slopes = -(1 - alpha) * s * log_ms
+        terms = slopes - alpha * t * log_mt
+    if cap is None:
+        return terms, slopes
+    return clip_pointwise(terms, cap), jnp.where(terms < cap, slopes, 0)
 
 
 def clip_pointwise(terms: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
@@ -195,17 +195,6 @@ def clip_pointwise(terms: Float[Array, "..."], cap: float) -> Float[Array, "..."
     terms are left alone, so that a token's loss can become negative.
     """
     return jnp.where(terms < cap, terms, cap)
-
-
-def _unclipped_terms(
-    log_s: Float[Array, "B T C"], log_t: Float[Array, "B T C"], alpha: float
-) -> Float[Array, "B T C"]:
-    if alpha == 0:
-        return jnp.exp(log_t) * (log_t - log_s)
-    if alpha == 1:
-        return jnp.exp(log_s) * (log_s - log_t)
-    log_ms, log_mt = _log_mixture_over(log_s, log_t, alpha)
-    return -(1 - alpha) * jnp.exp(log_s) * log_ms - alpha * jnp.exp(log_t) * log_mt
 
 
 def _log_mixture_over(
