@@ -128,7 +128,7 @@ def sampling_programs(
     )
     prefix = jax.eval_shape(lambda: decoder.empty_cache(plan.prefill_rows, prompt))
     prefix = _with_sharding(prefix, NamedSharding(mesh, PartitionSpec(None, *decoder.cache_spec()[1:])))
-    stopped, forbidden = (jax.ShapeDtypeStruct((size,), bool) for size in (slots, model.vocab_size))
+    free, forbidden = (jax.ShapeDtypeStruct((size,), bool) for size in (slots, model.vocab_size))
     admitted = plan.admit_rows
     started = jax.tree.map(lambda x: jax.ShapeDtypeStruct((admitted,), x.dtype), pool.rows)
 
@@ -164,7 +164,7 @@ def sampling_programs(
         # Work is the mean over the tokens of a response; memory is that of the last tokens.
         "decode": Program(
             programs.decode,
-            (own, pool, stopped, _whole(), _whole(2), _whole(1), forbidden),
+            (own, pool, free, _whole(), _whole(2), _whole(1), forbidden),
             (training, prefix),
             times=responses / slots * response,
             flops=slots * flops_of_response / response,

@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sdistill import command
-from sdistill.distributed.processes import require_one_process
 from sdistill.experiments.attribution import attribution_section
 from sdistill.experiments.config import FixesConfig, ProbesConfig, RunsConfig, StudyConfig
 from sdistill.experiments.on_policy import coverage_section, fixes_section, on_policy_section
@@ -40,7 +39,7 @@ from sdistill.model.weights import load_pretrained
 from sdistill.report.build import print_section, write_report
 from sdistill.report.lookup import Index
 from sdistill.report.runs import read_run
-from sdistill.settings import parse, to_json
+from sdistill.settings import parse, require, to_json
 from sdistill.storage import (
     CONFIG_FILE,
     check_workdir,
@@ -73,7 +72,11 @@ def run_study(config: RunsConfig, workdir: Path, console: Console) -> Path:
     Raises:
       ConfigError: before any work, if the settings cannot be used or `workdir` belongs to others.
     """
-    require_one_process("sdistill.study")
+    require(
+        jax.process_count() == 1,
+        f"sdistill.study runs in one process, and {jax.process_count()} were started; it is small: start it "
+        "on one machine. sdistill.train, sdistill.generate and sdistill.evaluate run in several",
+    )
     workdir = workdir.resolve()  # runs keep the paths of their data, however the directory was named
     check_workdir(workdir, to_json(config))
     write_atomically(workdir / CONFIG_FILE, to_json(config).encode())

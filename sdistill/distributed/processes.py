@@ -34,19 +34,6 @@ def wait_for_all(where: str) -> None:
         sync_global_devices(where)
 
 
-def require_one_process(command: str) -> None:
-    """Refuses to run a command in several processes that works in one only.
-
-    Raises:
-      ConfigError: says what to do instead.
-    """
-    if (count := jax.process_count()) > 1:
-        raise ConfigError(
-            f"{command} runs in one process, and {count} were started; it is small: start it on one machine. "
-            "sdistill.train, sdistill.generate and sdistill.evaluate run in several"
-        )
-
-
 def any_process(value: bool) -> bool:
     """Whether the value is true in one of the processes, all of which call this."""
     return value if jax.process_count() == 1 else bool(process_allgather(np.bool_(value)).any())
@@ -73,11 +60,6 @@ def all_gather_rows(arrays: T, rows: int) -> T:
     if jax.process_count() == 1:
         return arrays
     return jax.tree.map(functools.partial(_gather_rows, counts=_row_counts(rows)), arrays)
-
-
-def first_row(rows: int) -> int:
-    """Where the rows of this process start among those of all; this process has `rows` of them."""
-    return 0 if jax.process_count() == 1 else int(_row_counts(rows)[: jax.process_index()].sum())
 
 
 def on_every_host(arrays: T) -> T:

@@ -66,8 +66,7 @@ def chunked_token_divergence(
       logits_chunk_size: Largest number of positions of each row whose logits exist at the same time.
 
     Raises:
-      ConfigError: if the chunk size is not positive.
-      ValueError: if the vocabularies differ or are too small.
+      ConfigError: if the chunk size is not positive, or the vocabularies differ or are too small.
     """
     require(logits_chunk_size > 0, f"logits_chunk_size={logits_chunk_size} must be positive")
     check_vocabulary(student_head_DV.shape[-1], teacher_head_DV.shape[-1], config)

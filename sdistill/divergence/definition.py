@@ -82,8 +82,7 @@ def token_divergence(
       sampled_ids_BT: The student's own tokens, for `sampled` support.
 
     Raises:
-      ConfigError: if `sampled_ids_BT` contradicts the support.
-      ValueError: if the vocabularies differ or are too small.
+      ConfigError: if `sampled_ids_BT` contradicts the support, or vocabularies differ or are too small.
     """
     check_vocabulary(student_logits_BTV.shape[-1], teacher_logits_BTV.shape[-1], config)
     require(
@@ -104,16 +103,16 @@ def token_divergence(
 
 
 def check_vocabulary(student: int, teacher: int, config: DivergenceConfig) -> None:
-    """Raises ValueError unless both have the same number of ids, and no fewer than the support."""
-    if student != teacher:
-        raise ValueError(
-            f"the student has {student} ids and the teacher {teacher}; both must have the same vocabulary "
-            "(cut or pad the head with more)"
-        )
-    if config.top_k is not None and config.top_k > student:
-        raise ValueError(
-            f"top_k={config.top_k} is above the {student} ids of the vocabulary; lower it, or use 'full'"
-        )
+    """Raises ConfigError unless both have the same number of ids, and no fewer than the support."""
+    require(
+        student == teacher,
+        f"the student has {student} ids and the teacher {teacher}; both must have the same vocabulary "
+        "(cut or pad the head with more)",
+    )
+    require(
+        (config.top_k or 0) <= student,
+        f"top_k={config.top_k} is above the {student} ids of the vocabulary; lower it, or use 'full'",
+    )
 
 
 # ── Distributions on the support ─────────────────────────────────────────────────────────────────

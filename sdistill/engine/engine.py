@@ -26,8 +26,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
 from sdistill.distributed.mesh import device_memory
-from sdistill.distributed.processes import all_gather_rows, first_row
-from sdistill.engine.model import SamplingModel
+from sdistill.distributed.processes import all_gather_rows
+from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import ROUND_STEPS, Decoded, RowState, programs_of
 from sdistill.engine.sampling import SamplingArrays
 from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
@@ -92,14 +92,13 @@ class SlotEngine:
 
     def __init__(
         self,
-        model: SamplingModel,
+        model: CachedDecoder,
         *,
         mesh: Mesh,
         stop_ids: Sequence[int],
         slots: int,
         max_prompt_length: int,
         max_response_length: int,
-        memory_limit: int | None = None,
     ):
         """An engine with `slots` rows.
 
@@ -110,7 +109,6 @@ class SlotEngine:
           slots: Responses decoded at a time.
           max_prompt_length: Maximum number of tokens of a prompt.
           max_response_length: Maximum number of tokens of a response.
-          memory_limit: Bytes of a device that the cache may take; None for all that the device has.
 
         Raises:
           ConfigError: if a row could outgrow the model's positions, slots do not divide over the mesh, or the
@@ -134,9 +132,7 @@ class SlotEngine:
         self.stop_ids = np.asarray(stop_ids, np.int32)
         self.programs = programs_of(model, mesh)
         self.plan = Plan.of(slots, max_prompt_length, max_response_length, num_shards)
-        _check_memory(
-            model, mesh, slots, max_prompt_length + max_response_length, memory_limit or device_memory()
-        )
+        _check_memory(model, mesh, slots, max_prompt_length + max_response_length)
 
     def generate(
         self,
@@ -277,9 +273,11 @@ class Generation:
             samples=np.asarray([r.sample for r in requests], np.int32),
             sampling=SamplingArrays.of([r.sampling for r in requests]),
         )
-        first = first_row(len(requests))
+        process_N = np.full(len(requests), jax.process_index(), np.int32)
+        gathered = all_gather_rows((prompts_NP, rows_N, process_N), len(requests))
+        self.prompts_NP, self.rows_N, process_N = gathered
+        first = int(np.searchsorted(process_N, jax.process_index()))
         self.own = range(first, first + len(requests))
-        self.prompts_NP, self.rows_N = all_gather_rows((prompts_NP, rows_N), len(requests))
         lengths = self.rows_N.lengths + 1
         self.prompts = [p[:n].tobytes() for p, n in zip(self.prompts_NP, lengths, strict=True)]
         self.waiting = range(len(self.prompts))
@@ -448,12 +446,13 @@ def _require_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
     require(not outside, f"{name}={outside} must be token ids, 0 to vocab_size={vocab_size} - 1")
 
 
-def _check_memory(model: SamplingModel, mesh: Mesh, slots: int, length: int, limit: int) -> None:
+def _check_memory(model: CachedDecoder, mesh: Mesh, slots: int, length: int) -> None:
     """Logs how large the cache may become on each device.
 
     Raises:
-      ConfigError: if that is more than the limit.
+      ConfigError: if that is more than the device has.
     """
+    limit = device_memory()
     sharding = NamedSharding(mesh, model.cache_spec())
     arrays = jax.tree.leaves(jax.eval_shape(lambda: model.empty_cache(slots, length)))
     needed = sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)

@@ -1,8 +1,8 @@
-"""What the engine needs of a model, and the decoder as such a model."""
+"""The decoder as the engine sees it."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,48 +16,13 @@ from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind, is_matrix, unroll
 
 
-class SamplingModel(Hashable, Protocol):
-    """A model that continues rows of tokens. Hashable, so that programs are compiled once for equal ones.
-
-    A cache is a tree of arrays. Their first axis is rows, and one of the others is columns: token i of a row
-    is in its column i.
-    """
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits."""
-
-    @property
-    def max_length(self) -> int:
-        """Maximum number of tokens of a row."""
-
-    def for_sampling(self, params: Any) -> Any:
-        """Parameters as the other methods take them; traced once a generation."""
-
-    def shardings(self, params: Any, mesh: Mesh) -> Any:
-        """Layout of those parameters: a tree of `NamedSharding`."""
-
-    def cache_spec(self) -> PartitionSpec:
-        """Layout of each array of a cache."""
-
-    def empty_cache(self, rows: int, length: int) -> Any:
-        """A cache with `length` columns."""
-
-    def column_axes(self, cache: Any) -> Any:
-        """The axis of columns of each array: a tree of numbers."""
-
-    def prefill(self, params: Any, tokens_QP: Int[Array, "Q P"], lengths_Q: Int[Array, " Q"]) -> Any:
-        """The cache of prompts that are padded on the right, with P columns."""
-
-    def decode(
-        self, params: Any, tokens_B: Int[Array, " B"], cache: Any, lengths_B: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B V"], Any]:
-        """Logits after one more token a row, and the cache with it. Before, rows have `lengths_B` tokens."""
-
-
 @dataclass(frozen=True)
 class CachedDecoder:
     """`Decoder` with its matrices in the type of the activations, layer by layer.
+
+    Another model needs the same methods and properties, and a hash: equal models share compiled programs. A
+    cache is a tree of arrays. Their first axis is rows, and one of the others is columns: token i of a row is
+    in its column i.
 
     Attributes:
       config: The model's.
@@ -73,16 +38,16 @@ class CachedDecoder:
 
     @property
     def vocab_size(self) -> int:
-        """See `SamplingModel`."""
+        """Number of logits."""
         return self.config.vocab_size
 
     @property
     def max_length(self) -> int:
-        """See `SamplingModel`."""
+        """Maximum number of tokens of a row."""
         return self.config.max_position_embeddings
 
     def for_sampling(self, params: nnx.State) -> nnx.State:
-        """Layers on their own, and no conversion left to do for every token."""
+        """Parameters as the other methods take them: no conversion is left to do for every token."""
 
         def converted(variable: nnx.Variable) -> nnx.Variable:
             if not is_matrix(variable):
@@ -96,29 +61,29 @@ class CachedDecoder:
         return _map_variables(converted, unroll(params))
 
     def shardings(self, params: nnx.State, mesh: Mesh) -> nnx.State:
-        """Split along heads, feed-forward and vocabulary: no axis that would be gathered for every token."""
+        """Layout of those: no axis is split that would be gathered for every token."""
         return parameter_shardings(params, mesh, SAMPLING)
 
     def cache_spec(self) -> PartitionSpec:
-        """Rows like a batch, key heads like those of the parameters."""
+        """Layout of each array of a cache: rows like a batch, key heads like those of the parameters."""
         return PartitionSpec(*BATCH, SAMPLING["kv_heads"])
 
     def empty_cache(self, rows: int, length: int) -> Cache:
-        """See `SamplingModel`."""
+        """A cache with `length` columns."""
         return empty_cache(self.config, rows, length, self.cache)
 
     def column_axes(self, cache: Cache) -> Any:
-        """See `SamplingModel`."""
+        """The axis of columns of each array: a tree of numbers."""
         return tuple(column_axes(layer) for layer in cache)
 
     def prefill(self, params: nnx.State, tokens_QP: Int[Array, "Q P"], lengths_Q: Int[Array, " Q"]) -> Cache:
-        """See `SamplingModel`."""
+        """The cache of prompts that are padded on the right, with P columns."""
         return self._bound(params, tokens_QP).prefill(tokens_QP, lengths_Q, self.cache)[1]
 
     def decode(
         self, params: nnx.State, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], Cache]:
-        """See `SamplingModel`."""
+        """Logits after one more token a row, and the cache with it. Before, rows have `lengths_B` tokens."""
         decoder = self._bound(params, tokens_B)
         hidden_BD, cache = decoder.decode(tokens_B, cache, lengths_B)
         logits_BV = jnp.einsum("bd,dv->bv", hidden_BD, decoder.head(), preferred_element_type=jnp.float32)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from sdistill.distributed.rules import BATCH
-from sdistill.engine.model import SamplingModel
+from sdistill.engine.model import CachedDecoder
 from sdistill.engine.sampling import SamplingArrays, draw
 from sdistill.engine.types import Finish
 
@@ -72,7 +72,7 @@ class Decoded(NamedTuple):
     steps: Int[Array, ""]
 
 
-def empty_slots(model: SamplingModel, count: int, columns: int) -> Slots:
+def empty_slots(model: CachedDecoder, count: int, columns: int) -> Slots:
     """Inactive slots."""
     ints, floats = jnp.zeros(count, jnp.int32), jnp.zeros(count)
     sampling = SamplingArrays(floats, ints, floats, floats)
@@ -87,7 +87,7 @@ def admit(
     slots_R: Int[Array, " R"],
     prefix_R: Int[Array, " R"],
     *,
-    model: SamplingModel,
+    model: CachedDecoder,
 ) -> Slots:
     """Starts R responses.
 
@@ -114,21 +114,21 @@ def admit(
 def decode(
     params: Any,
     slots: Slots,
-    stopped_B: Bool[Array, " B"],
+    free_B: Bool[Array, " B"],
     max_ended: Int[Array, ""],
     seed_and_step: Int[Array, " 2"],
     stop_ids_E: Int[Array, " E"],
     forbidden_V: Bool[Array, " V"],
     *,
-    model: SamplingModel,
+    model: CachedDecoder,
     steps: int,
 ) -> tuple[Slots, Decoded]:
     """Draws up to K = `steps` tokens for every active row.
 
     Args:
-      params: As `SamplingModel.for_sampling` returns them.
+      params: As `CachedDecoder.for_sampling` returns them.
       slots: The state before.
-      stopped_B: Rows that the host has ended since.
+      free_B: Slots that no response is in; the host may have ended what was.
       max_ended: The round is over once this many rows have ended in it, so that others can have their slots.
       seed_and_step: What all random streams depend on.
       stop_ids_E: Tokens that end a response; they belong to it.
@@ -143,8 +143,8 @@ def decode(
     key_of = jax.vmap(lambda problem, sample: fold(fold(step_key, problem), sample))
     response_keys_B = key_of(slots.rows.problems, slots.rows.samples)
 
-    count = len(stopped_B)
-    rows = slots.rows._replace(active=slots.rows.active & ~stopped_B)
+    count = len(free_B)
+    rows = slots.rows._replace(active=slots.rows.active & ~free_B)
     nothing = Decoded(
         ids_KB=jnp.zeros((steps, count), jnp.int32),
         log_probs_KB=jnp.zeros((steps, count)),
@@ -218,7 +218,7 @@ class Programs:
     They compile once for each of the few sizes in a `engine.Plan`; everything else is an array input.
     """
 
-    def __init__(self, model: SamplingModel, mesh: Mesh):
+    def __init__(self, model: CachedDecoder, mesh: Mesh):
         cache_spec = model.cache_spec()
         rows, replicated = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
         prefix = NamedSharding(mesh, PartitionSpec(None, *cache_spec[1:]))  # any slot may need any prompt
@@ -253,7 +253,5 @@ class Programs:
         self.column_axes = model.column_axes
 
 
-@functools.cache
-def programs_of(model: SamplingModel, mesh: Mesh) -> Programs:
-    """The programs. Cached: equal arguments reuse the compiled functions."""
-    return Programs(model, mesh)
+programs_of = functools.cache(Programs)
+"""Equal arguments reuse the compiled functions."""

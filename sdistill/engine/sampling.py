@@ -156,16 +156,12 @@ def _largest(rows: int, holds: Callable[[jax.Array], jax.Array]) -> Float[Array,
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_B, high_B = bounds
         middle_B = (low_B + high_B) // 2
-        holds_B = holds(_float(middle_B))
+        holds_B = holds(middle_B.view(jnp.float32))
         return jnp.where(holds_B, middle_B, low_B), jnp.where(holds_B, high_B, middle_B)
 
     beyond = int(np.float32(1).view(np.int32)) + 1
     start = jnp.zeros(rows, jnp.int32), jnp.full(rows, beyond, jnp.int32)
-    return _float(jax.lax.fori_loop(0, beyond.bit_length(), halve, start)[0])
-
-
-def _float(bits: Int[Array, " B"]) -> Float[Array, " B"]:
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return jax.lax.fori_loop(0, beyond.bit_length(), halve, start)[0].view(jnp.float32)
 
 
 def _invert(key: UInt32[Array, " 2"], weights_V: Float[Array, " V"]) -> Int[Array, ""]:

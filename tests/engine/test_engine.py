@@ -97,7 +97,7 @@ def test_tokens_come_as_often_as_the_models_logits_say():
         Sampling(min_p=0.2),
         Sampling(temperature=1.4, top_k=6, top_p=0.9, min_p=0.05),
     ]
-    count = 3000
+    count = 6000
     engine = table_engine(stop_ids=[], slots=1000, max_prompt_length=4, max_response_length=2)
     requests = [Request([3, 1], f"p{n}", i, s) for i in range(count) for n, s in enumerate(settings)]
     completions = generate(engine, requests)
@@ -481,10 +481,12 @@ def test_impossible_engines_are_refused(changes, message):
         table_engine(**changes)
 
 
-def test_a_cache_that_does_not_fit_is_refused_with_the_numbers():
+def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(monkeypatch):
     """2 layers × keys and values × 2 heads × 8 numbers × 4 bytes = 256 bytes a token; 9 × 20 tokens."""
-    decoder_engine(memory_limit=9 * 20 * 256)
+    monkeypatch.setattr("sdistill.engine.engine.device_memory", lambda: 9 * 20 * 256)
+    decoder_engine()
+    monkeypatch.setattr("sdistill.engine.engine.device_memory", lambda: 9 * 20 * 256 - 1)
     with pytest.raises(
         ConfigError, match=r"slots=9 .* = 20\) tokens × 256 bytes .* at most slots=8 fit, or 19"
     ):
-        decoder_engine(memory_limit=9 * 20 * 256 - 1)
+        decoder_engine()
