@@ -24,7 +24,7 @@ from sdistill.losses import GRPOBatch, PackedBatch, SDPOBatch, Sequences, score_
 from sdistill.model.config import ModelConfig
 from sdistill.model.weights import parameter_shapes
 from sdistill.step import TrainState, jit_update, make_optimizer, state_shardings, teacher_shapes
-from sdistill.train import compiled_gradient, teacher_of
+from sdistill.train import compiled_gradient
 
 Shapes = Any
 """A tree of `jax.ShapeDtypeStruct` with shardings."""
@@ -182,8 +182,8 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
     Evaluations of GRPO and SDPO are left out: they are sampled like rollouts. Those of SFT are sampled
     outside of its steps.
     """
-    state, teacher_config = shaped_state(config, model, mesh), teacher_of(config)
-    teacher = teacher_shapes(teacher_config, state.params) if teacher_config else None
+    state = shaped_state(config, model, mesh)
+    teacher = teacher_shapes(config.teacher, state.params)
     size = config.micro_batch_size or config.update_size
     programs: dict[str, Program] = {}
 

@@ -35,7 +35,7 @@ from sdistill.sample import Query, Sampler, encode, queries_for
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.words import token_texts
-from sdistill.train import OnPolicyRun, initial_state, on_policy_step, prepare
+from sdistill.train import OnPolicyRun, initial_state, on_policy_step
 from sdistill.types import Response
 
 FULL = DivergenceConfig(support="full", top_k=None, tail=None)
@@ -219,9 +219,7 @@ class Trainer:
         self.chat = load_chat(config.tokenizer or config.init_from)
         self._mesh = training_mesh(config)
         model, self.state = initial_state(config, self._mesh, self.chat.tokenizer)
-        run = prepare(config, model, self._mesh, self.chat, problems, self.state)
-        assert isinstance(run, OnPolicyRun)
-        self._run = run
+        self._run = OnPolicyRun(config, model, self._mesh, self.chat, problems, self.state.params)
         self._teacher: nnx.State | None = None
         self.metrics: list[dict[str, float]] = []
 

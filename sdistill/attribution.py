@@ -73,10 +73,9 @@ def token_arrays(
     size = shape[0] // len(updates)
     for number, update in enumerate(updates):
         for rows, report in update.micro:
-            for name, part in jax.device_get(report.tokens)._asdict().items():
-                if part is not None:
-                    whole = arrays.setdefault(name, np.zeros(shape, np.float32))
-                    whole[number * size + rows, : part.shape[1]] = part
+            for name, part in jax.device_get(report.tokens).items():
+                whole = arrays.setdefault(name, np.zeros(shape, np.float32))
+                whole[number * size + rows, : part.shape[1]] = part
     return arrays
 
 

@@ -10,11 +10,13 @@
 Arrays stay on the host until `place_batch` puts a micro-batch on the mesh; annotations name what they become.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -62,6 +64,7 @@ Score = Callable[[Sequences], TokenScores]
 
 Metrics = dict[str, float]
 OnPolicyBatch = SDPOBatch | GRPOBatch
+Rows = TypeVar("Rows", bound=NamedTuple)
 
 MicroBatch = tuple[Int[np.ndarray, " b"], Any]
 """Row numbers in the update's batch, and the rows."""
@@ -80,14 +83,12 @@ class ScoredRollouts:
       problems: One a group.
       responses: Text and verdict of each row.
       completions: Tokens and the sampler's log-probabilities of each row.
-      prompts: The student's prompt of each row, without context.
-      student: Prompts and responses, laid out.
+      student: Prompts without context, and responses.
     """
 
     problems: Sequence[Problem]
     responses: Sequence[Response]
     completions: Completions
-    prompts: list[list[int]]
     student: Sequences
 
     @classmethod
@@ -113,7 +114,7 @@ class ScoredRollouts:
             for _ in range(settings.num_samples)
         ]
         student = layout(prompts, completions.ids, completions.lengths, settings.max_prompt_length)
-        return cls(problems, responses, completions, prompts, student)
+        return cls(problems, responses, completions, student)
 
     @property
     def groups(self) -> list[Sequence[Response]]:
@@ -143,24 +144,17 @@ class ScoredRollouts:
 
 
 class TeacherSequences(NamedTuple):
-    """The rollouts, each after a prompt with its context.
+    """The rollouts after prompts with a context.
 
     Attributes:
-      sequences: Laid out; filler where there is no context.
-      has_teacher_B: 1 where there is one.
-      num_cut: Prompts that were longer than the teacher's `max_prompt_length`.
+      sequences: Laid out; where there is no context, with the plain prompt as filler.
+      has_teacher_B: 1 where there is a context.
+      metrics: How many rollouts have a teacher, and how many of its prompts were cut.
     """
 
     sequences: Sequences
     has_teacher_B: Float[np.ndarray, " B"]
-    num_cut: int
-
-    def metrics(self) -> Metrics:
-        """How many rollouts have a teacher, and how many of its prompts were cut."""
-        return {
-            "teacher_fraction": float(self.has_teacher_B.mean()),
-            "cut_teacher_prompts": float(self.num_cut),
-        }
+    metrics: Metrics
 
 
 def list_rows(names: Sequence[str]) -> str:
@@ -185,24 +179,27 @@ def layout(
     Raises:
       ValueError: if a prompt is empty or longer than `max_prompt_length`.
     """
-    batch, response_length = responses.shape
-    tokens = np.zeros((batch, max_prompt_length + response_length), np.int32)
-    segment_ids = np.zeros_like(tokens)
-    starts_B = np.empty(batch, np.int32)
+    columns = max_prompt_length + responses.shape[1]
+    tokens = np.zeros((len(prompts), columns), np.int32)
     for row, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= max_prompt_length:
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens; it must have 1 to {max_prompt_length} "
                 "(raise max_prompt_length)"
             )
-        starts_B[row] = max_prompt_length - len(prompt)
-        tokens[row, starts_B[row] : max_prompt_length] = prompt
-        segment_ids[row, starts_B[row] : max_prompt_length + lengths[row]] = 1
-    mask_BT = np.arange(response_length) < lengths[:, None]
+        tokens[row, max_prompt_length - len(prompt) : max_prompt_length] = prompt
+    mask_BT = np.arange(responses.shape[1]) < lengths[:, None]
     tokens[:, max_prompt_length:] = np.where(mask_BT, responses, 0)
-    positions = (np.arange(tokens.shape[1]) - starts_B[:, None]) * segment_ids
-    columns: Any = (tokens, positions.astype(np.int32), segment_ids, mask_BT.astype(np.float32))
-    return Sequences(*columns)
+    prompt_lengths_B = np.asarray([len(prompt) for prompt in prompts])
+    positions = np.arange(columns) - (max_prompt_length - prompt_lengths_B)[:, None]
+    inside = (positions >= 0) & (positions < (prompt_lengths_B + lengths)[:, None])
+    arrays: Any = (
+        tokens,
+        np.where(inside, positions, 0).astype(np.int32),
+        inside.astype(np.int32),
+        mask_BT.astype(np.float32),
+    )
+    return Sequences(*arrays)
 
 
 def teacher_sequences(
@@ -212,14 +209,10 @@ def teacher_sequences(
 
     Prompts that are too long are cut on the right, as in the released code: counted, with a warning.
     """
-    group_size = len(rollouts.responses) // len(rollouts.problems)
+    problems = [p for p, group in zip(rollouts.problems, rollouts.groups, strict=True) for _ in group]
     prompts = [
-        prompt
-        if content is None
-        else chat.prompt(
-            conversation(rollouts.problems[row // group_size], content), thinking=teacher.context.thinking
-        )
-        for row, (prompt, content) in enumerate(zip(rollouts.prompts, contents, strict=True))
+        chat.prompt(conversation(problem, content), thinking=teacher.context.thinking)
+        for problem, content in zip(problems, contents, strict=True)
     ]
     limit, longest = teacher.max_prompt_length, max(map(len, prompts))
     if num_cut := sum(len(prompt) > limit for prompt in prompts):
@@ -235,7 +228,8 @@ def teacher_sequences(
     sequences = layout([prompt[:limit] for prompt in prompts], completions.ids, completions.lengths, limit)
     check_same_responses(rollouts.student, sequences)
     has_teacher_B = np.asarray([content is not None for content in contents], np.float32)
-    return TeacherSequences(sequences, has_teacher_B, num_cut)
+    metrics = {"teacher_fraction": float(has_teacher_B.mean()), "cut_teacher_prompts": float(num_cut)}
+    return TeacherSequences(sequences, has_teacher_B, metrics)
 
 
 def check_same_responses(student: Sequences, teacher: Sequences) -> None:
@@ -244,17 +238,15 @@ def check_same_responses(student: Sequences, teacher: Sequences) -> None:
     Raises:
       ValueError: naming the first row and response position that differ.
     """
-    ours, theirs = np.asarray(response_ids(student)), np.asarray(response_ids(teacher))
+    ours, theirs = (
+        np.where(np.asarray(sequences.response_mask) > 0, response_ids(sequences), -1)
+        for sequences in (student, teacher)
+    )
     if ours.shape != theirs.shape:
         raise ValueError(f"responses of shape {theirs.shape} beside those of shape {ours.shape}")
-    masks = np.asarray(student.response_mask), np.asarray(teacher.response_mask)
-    differs_BT = (ours != theirs) | (masks[0] != masks[1])
-    if differs_BT.any():
-        row, t = np.argwhere(differs_BT)[0]
-        tokens = [
-            int(ids[row, t]) if mask[row, t] else None
-            for ids, mask in zip((ours, theirs), masks, strict=True)
-        ]
+    if len(differing := np.argwhere(ours != theirs)):
+        row, t = differing[0]
+        tokens = [None if ids[row, t] < 0 else int(ids[row, t]) for ids in (ours, theirs)]
         raise ValueError(
             f"row {row}: the student's and the teacher's response differ at position {t}: token {tokens[0]} "
             f"and token {tokens[1]}; lay both rows out from the same rollout"
@@ -266,41 +258,32 @@ def check_same_responses(student: Sequences, teacher: Sequences) -> None:
 
 def sdpo_batch(config: SDPOConfig, rollouts: ScoredRollouts, chat: Chat) -> tuple[SDPOBatch, Metrics]:
     """The rollouts with the teacher's view of them, and metrics of both."""
+    loss, completions = config.loss, rollouts.completions
     contents = sibling_contents(config.teacher.context, rollouts.problems, rollouts.groups)
     teacher = teacher_sequences(rollouts, contents, config.teacher, chat)
-    batch: Any = SDPOBatch(  # arrays on the host
-        student=rollouts.student,
-        teacher=teacher.sequences,
-        has_teacher=teacher.has_teacher_B,  # type: ignore[arg-type]
-        token_weights=_sdpo_weights(config, rollouts, teacher, chat),  # type: ignore[arg-type]
-        rollout_log_probs=rollouts.completions.full_log_probs,  # type: ignore[arg-type]
-        epistemic_mask=_word_mask(rollouts, chat),  # type: ignore[arg-type]
-    )
-    return batch, rollouts.metrics() | teacher.metrics()
+    word_mask = functools.partial(token_mask, chat.tokenizer, completions.ids, completions.lengths)
 
-
-def _word_mask(rollouts: ScoredRollouts, chat: Chat, *words: tuple[str, ...]) -> Float[np.ndarray, "B T"]:
-    completions = rollouts.completions
-    return token_mask(chat.tokenizer, completions.ids, completions.lengths, *words)
-
-
-def _sdpo_weights(
-    config: SDPOConfig, rollouts: ScoredRollouts, teacher: TeacherSequences, chat: Chat
-) -> Float[np.ndarray, "B T"]:
-    """Token weights, changed by the fixes and by the correction for truncated sampling."""
-    loss = config.loss
+    # What each token counts, with fixes and the correction for truncated sampling.
     mask_BT = rollouts.mask_BT * teacher.has_teacher_B[:, None]
     if loss.masked_words:
-        mask_BT = without_words(mask_BT, _word_mask(rollouts, chat, loss.masked_words))
+        mask_BT = without_words(mask_BT, word_mask(loss.masked_words))
     weights_BT = _update_weights(config, mask_BT, loss.aggregation)
     if loss.pass_rate_weight:  # relative to all problems of the step
         rates_Q = pass_rate_weights(rollouts.correct_QG)
         weights_BT = weights_BT * np.repeat(rates_Q, rollouts.correct_QG.shape[1])[:, None]
     if loss.rollout_correction_cap is not None:
-        completions = rollouts.completions
         kept_BT = np.exp(completions.full_log_probs - completions.log_probs)
         weights_BT = weights_BT * np.minimum(kept_BT, loss.rollout_correction_cap)
-    return weights_BT
+
+    batch: Any = SDPOBatch(  # arrays on the host
+        student=rollouts.student,
+        teacher=teacher.sequences,
+        has_teacher=teacher.has_teacher_B,  # type: ignore[arg-type]
+        token_weights=weights_BT,  # type: ignore[arg-type]
+        rollout_log_probs=completions.full_log_probs,  # type: ignore[arg-type]
+        epistemic_mask=word_mask(),  # type: ignore[arg-type]
+    )
+    return batch, rollouts.metrics() | teacher.metrics
 
 
 def _update_weights(
@@ -339,22 +322,17 @@ def grpo_batch(
     Raises:
       FloatingPointError: if a score of a response token is not finite; names the rollouts.
     """
-    loss, mask_BT, correct_QG = config.loss, rollouts.mask_BT, rollouts.correct_QG
+    loss, mask_BT = config.loss, rollouts.mask_BT
     reference_log_probs = None
     if loss.kl_coefficient is not None:
         scores = _checked_scores(rollouts, score_reference, rollouts.student, 1.0, "the initial weights")
         reference_log_probs = np.asarray(scores.log_prob_BT)
-    advantages_QG = group_advantages(correct_QG.astype(np.float32), loss.divide_by_std)
-    advantages_BT = advantages_QG.reshape(-1, 1) * mask_BT
-    metrics = rollouts.metrics()
+    advantages_QG = group_advantages(rollouts.correct_QG.astype(np.float32), loss.divide_by_std)
+    advantages_BT, metrics = advantages_QG.reshape(-1, 1) * mask_BT, Metrics()
     if hints := loss.contrastive_hints:
-        advantages_BT, more = _contrastive(advantages_BT, hints, rollouts, chat, score_teacher)
-        metrics |= more
-    if anti := loss.anti_self_distillation:
-        contents = sibling_contents(anti.teacher.context, rollouts.problems, rollouts.groups)
-        teacher = teacher_sequences(rollouts, contents, anti.teacher, chat)
-        advantages_BT, more = _anti_distilled(advantages_BT, anti, rollouts, teacher, score_teacher, past)
-        metrics |= more
+        advantages_BT, metrics = _contrastive(advantages_BT, hints, rollouts, chat, score_teacher)
+    elif anti := loss.anti_self_distillation:
+        advantages_BT, metrics = _anti_distilled(advantages_BT, anti, rollouts, chat, score_teacher, past)
     batch: Any = GRPOBatch(
         student=rollouts.student,
         advantages=advantages_BT,
@@ -362,7 +340,7 @@ def grpo_batch(
         rollout_log_probs=rollouts.completions.full_log_probs,  # type: ignore[arg-type]
         reference_log_probs=reference_log_probs,  # type: ignore[arg-type]
     )
-    return batch, metrics
+    return batch, rollouts.metrics() | metrics
 
 
 def _contrastive(
@@ -388,7 +366,7 @@ def _contrastive(
     has_both_B = has_hint_HB[0] * has_hint_HB[1:].max(axis=0)
     return shaped_BT, {
         "teacher_fraction": float(has_both_B.mean()),
-        "cut_teacher_prompts": float(sum(each.num_cut for each in hinted)),
+        "cut_teacher_prompts": sum(each.metrics["cut_teacher_prompts"] for each in hinted),
         "shaped": float((shaped_BT != advantages_BT).sum() / mask_BT.sum()),
     }
 
@@ -397,7 +375,7 @@ def _anti_distilled(
     advantages_BT: Float[np.ndarray, "B T"],
     config: AntiSelfDistillation,
     rollouts: ScoredRollouts,
-    teacher: TeacherSequences,
+    chat: Chat,
     score: Score,
     past: Sequence[Mapping[str, float]],
 ) -> tuple[Float[np.ndarray, "B T"], Metrics]:
@@ -406,10 +384,12 @@ def _anti_distilled(
     The gate's state is the teacher's entropy at every step, which is in the metrics. So a resumed run reads
     it back exactly, and no checkpoint has to hold it.
     """
+    contents = sibling_contents(config.teacher.context, rollouts.problems, rollouts.groups)
+    teacher = teacher_sequences(rollouts, contents, config.teacher, chat)
     scores = _checked_scores(rollouts, score, teacher.sequences, teacher.has_teacher_B, "the teacher")
     mask_BT = rollouts.mask_BT * teacher.has_teacher_B[:, None]
     entropy = float((np.asarray(scores.entropy_BT) * mask_BT).sum() / max(mask_BT.sum(), 1.0))
-    now = teacher.metrics() | {"teacher_entropy": entropy}
+    now = teacher.metrics | {"teacher_entropy": entropy}
     entropies = [step["teacher_entropy"] for step in (*past, now) if step["teacher_fraction"] > 0]
     is_open = len(entropies) > 0 and gate_is_open(entropies, config)
     gap_BT = np.asarray(scores.log_prob_BT) - rollouts.completions.full_log_probs
@@ -432,32 +412,18 @@ def _checked_scores(
     return scores
 
 
-# ── Examples ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def packed_batch(rows: Mapping[str, Any]) -> PackedBatch:
-    """A batch of `data.pipelines.example_batches` whose token weights sum to 1."""
-    return PackedBatch(
-        tokens=rows["tokens"],
-        targets=rows["targets"],
-        token_weights=rows["weights"] / max(rows["weights"].sum(), 1.0),
-        segment_ids=rows["segment_ids"],
-        positions=rows["positions"],
-    )
-
-
 # ── Mini-batches and micro-batches ───────────────────────────────────────────────────────────────
 
 
-def mini_batches(batch: OnPolicyBatch, size: int) -> Iterator[OnPolicyBatch]:
-    """The rows of one update after the other, in the order of the batch, which is shuffled already.
+def take_rows(batch: Rows, rows: slice | Int[np.ndarray, " b"]) -> Rows:
+    """A batch of these rows."""
+    return jax.tree.map(lambda column: column[rows], batch)
 
-    Args:
-      batch: On the host; its number of rows is a multiple of `size`.
-      size: Rows of an update.
-    """
+
+def mini_batches(batch: OnPolicyBatch, size: int) -> Iterator[OnPolicyBatch]:
+    """The batch in parts of `size` rows, one an update, in its order, which is shuffled already."""
     for start in range(0, len(batch.token_weights), size):
-        yield _select(batch, slice(start, start + size))
+        yield take_rows(batch, slice(start, start + size))
 
 
 def micro_batches(batch: OnPolicyBatch | PackedBatch, size: int) -> Iterator[MicroBatch]:
@@ -469,16 +435,44 @@ def micro_batches(batch: OnPolicyBatch | PackedBatch, size: int) -> Iterator[Mic
       batch: On the host; its number of rows is a multiple of `size`.
       size: Rows of a micro-batch.
     """
-    if isinstance(batch, PackedBatch):  # its rows are full
-        for start in range(0, len(batch.tokens), size):
-            rows = np.arange(start, start + size)
-            yield rows, PackedBatch(*(column[rows] for column in batch))
-        return
     quarters_B = _quarters(batch)
     order_B = np.argsort(-quarters_B, kind="stable")
     for start in range(0, len(order_B), size):
         rows = order_B[start : start + size]
-        yield rows, _trim(_select(batch, rows), int(quarters_B[rows[0]]))
+        yield rows, _trim(take_rows(batch, rows), int(quarters_B[rows[0]]))
+
+
+def _quarters(batch: OnPolicyBatch | PackedBatch) -> Int[np.ndarray, " B"]:
+    """Quarters of the columns that a row needs: of responses or of either prompt, whichever needs most."""
+    if isinstance(batch, PackedBatch):  # its rows are full
+        return np.full(len(batch.tokens), QUARTERS)
+    masks, length = [batch.student.response_mask], batch.token_weights.shape[1]
+    masks += [x.segment_ids[:, :-length] for x in batch if isinstance(x, Sequences)]
+    share_B = np.max([np.asarray(mask).mean(axis=1) for mask in masks], axis=0)
+    return np.maximum(1, np.ceil(share_B * QUARTERS)).astype(int)
+
+
+def _trim(batch: OnPolicyBatch | PackedBatch, quarters: int) -> OnPolicyBatch | PackedBatch:
+    """Drops columns beyond so many quarters: the ends of responses, the beginnings of prompts.
+
+    Arrays have P + T columns (sequences), T (figures of response tokens) or none (figures of rows).
+    """
+    length = batch.token_weights.shape[1]
+
+    def trim(column: np.ndarray) -> np.ndarray:
+        if column.ndim == 1:
+            return column
+        prompt = column.shape[1] - length
+        kept_prompt, kept = (-(-columns * quarters // QUARTERS) for columns in (prompt, length))
+        return column[:, prompt - kept_prompt : prompt + kept]
+
+    return jax.tree.map(trim, batch)
+
+
+def packed_batch(rows: Mapping[str, Any]) -> PackedBatch:
+    """A batch of `data.pipelines.example_batches` whose token weights sum to 1."""
+    weights = rows["weights"] / max(rows["weights"].sum(), 1.0)
+    return PackedBatch(token_weights=weights, **{n: x for n, x in rows.items() if n != "weights"})
 
 
 def sequence_lengths(batch: Sequences) -> list[tuple[int, int]]:
@@ -498,44 +492,3 @@ def example_lengths(batch: PackedBatch) -> list[tuple[int, int]]:
         counted = np.bincount(segment_ids[weights > 0], minlength=len(lengths))
         found += zip(lengths[1:].tolist(), counted[1:].tolist(), strict=True)  # segment 0 is padding
     return found
-
-
-def _select(batch: OnPolicyBatch, rows: slice | Int[np.ndarray, " b"]) -> OnPolicyBatch:
-    """A batch of these rows."""
-
-    def select(column: Any) -> Any:
-        if column is None:
-            return None
-        return Sequences(*(x[rows] for x in column)) if isinstance(column, Sequences) else column[rows]
-
-    return batch._replace(**{name: select(column) for name, column in batch._asdict().items()})
-
-
-def _quarters(batch: OnPolicyBatch) -> Int[np.ndarray, " B"]:
-    """Quarters of the columns that a row needs: of responses or of either prompt, whichever needs most."""
-    mask = batch.student.response_mask
-    shares = [np.asarray(mask.sum(axis=1)) / mask.shape[1]]
-    for sequences in (x for x in batch if isinstance(x, Sequences)):
-        columns = sequences.tokens.shape[1] - mask.shape[1]
-        shares.append(np.asarray(sequences.segment_ids[:, :columns].sum(axis=1)) / columns)
-    return np.maximum(1, np.ceil(np.max(shares, axis=0) * QUARTERS)).astype(int)
-
-
-def _trim(batch: OnPolicyBatch, quarters: int) -> OnPolicyBatch:
-    """Drops columns beyond so many quarters: the ends of responses, the beginnings of prompts."""
-    response_length = batch.student.response_mask.shape[1]
-    kept = -(-response_length * quarters // QUARTERS)
-
-    def trim(column: Any) -> Any:
-        if isinstance(column, Sequences):
-            prompt = column.tokens.shape[1] - response_length
-            columns = slice(prompt - -(-prompt * quarters // QUARTERS), prompt + kept)
-            return Sequences(
-                column.tokens[:, columns],
-                column.positions[:, columns],
-                column.segment_ids[:, columns],
-                column.response_mask[:, :kept],
-            )
-        return column if column is None or column.ndim == 1 else column[:, :kept]
-
-    return batch._replace(**{name: trim(column) for name, column in batch._asdict().items()})

@@ -491,6 +491,11 @@ class SFTConfig(TrainConfig):
     objective: Literal["pretrain", "sft"]
     examples: ExamplesConfig
 
+    @property
+    def teacher(self) -> TeacherConfig | None:
+        """None: examples need no teacher."""
+        return None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.evaluation and "trained" in self.evaluation.datasets:

@@ -121,42 +121,24 @@ def response_hidden(model: Decoder, sequences: Sequences) -> Float[Array, "B T D
 # ── Reports ──────────────────────────────────────────────────────────────────────────────────────
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name → (sum, count)."""
-
-
-class Finite(NamedTuple):
-    """Which rows have finite hidden states at all response tokens.
-
-    Attributes:
-      student: Under the student.
-      teacher: Under the teacher, where there is a context; None without a teacher.
-    """
-
-    student: Bool[Array, " B"]
-    teacher: Bool[Array, " B"] | None = None
-
-
-class PerToken(NamedTuple):
-    """Figures of each response token, for runs with `attribution`.
-
-    Attributes:
-      entropy: Of the student, in nats, at the temperature of the rollouts.
-      divergence: Between teacher and student, in nats; None without a teacher.
-      signal: Norm of the objective's gradient in the final hidden state that predicts the token. The gradient
-        fills it in (`step.compute_gradient`).
-    """
-
-    entropy: Float[Array, "B T"]
-    divergence: Float[Array, "B T"] | None = None
-    signal: Float[Array, "B T"] | None = None
+"""Name → (sum, count). The objective of an update is a sum without a count: 0."""
 
 
 class LossReport(NamedTuple):
-    """What a loss reports besides its value."""
+    """What a loss reports besides its value.
+
+    Attributes:
+      metrics: Of the batch.
+      finite: Which rows have finite hidden states at all response tokens: the `student`'s, and the
+        `teacher`'s where there is a context.
+      tokens: Figures of each response token, for runs with `attribution`: `entropy` of the student and
+        `divergence` between teacher and student, in nats, at the temperature of the rollouts. The gradient
+        adds `signal`, its norm in the final hidden state that predicts the token (`step.compute_gradient`).
+    """
 
     metrics: Metrics
-    finite: Finite
-    tokens: PerToken | None = None
+    finite: dict[str, Bool[Array, " B"]]
+    tokens: dict[str, Float[Array, "B T"]] | None = None
 
 
 def finite_rows(hidden_BTD: Float[Array, "B T D"], mask_BT: Float[Array, "B T"]) -> Bool[Array, " B"]:
@@ -172,11 +154,6 @@ def masked_sum(values: Float[Array, "..."], mask: Float[Array, "..."]) -> tuple[
 def weighted_sum(values_BT: Float[Array, "B T"], weights_BT: Float[Array, "B T"]) -> Float[Array, ""]:
     """Σ weight × value. A value with weight 0 does not count, even if it is NaN."""
     return jnp.sum(weights_BT * jnp.where(weights_BT != 0, values_BT, 0.0))
-
-
-def _is_sum(value: Float[Array, ""]) -> tuple[jax.Array, jax.Array]:
-    """A metric without a count: the objective of an update, which adds up over its micro-batches."""
-    return value, jnp.zeros(())
 
 
 # ── Weights and advantages, on the host ──────────────────────────────────────────────────────────
@@ -208,11 +185,8 @@ def group_advantages(rewards_QG: Float[np.ndarray, "Q G"], divide_by_std: bool) 
 # ── The losses ───────────────────────────────────────────────────────────────────────────────────
 
 
-class Outputs(NamedTuple):
-    """What a model's logits are made of: `hidden @ head`."""
-
-    hidden_BTE: Float[Array, "B T E"]
-    head_EV: Float[Array, "E V"]
+Outputs = tuple[Float[Array, "B T E"], Float[Array, "E V"]]
+"""Hidden states and head, whose product are the logits."""
 
 
 def mix_outputs(initial: Outputs, own: Outputs, mix: float) -> Outputs:
@@ -220,9 +194,9 @@ def mix_outputs(initial: Outputs, own: Outputs, mix: float) -> Outputs:
 
     Hidden states are concatenated and heads stacked, so that no array of logits is needed for the mixture.
     """
-    hidden_BTE = jnp.concatenate([initial.hidden_BTE, own.hidden_BTE], axis=-1)
-    head_EV = jnp.concatenate([(1 - mix) * initial.head_EV, mix * own.head_EV], axis=0)
-    return Outputs(hidden_BTE, head_EV.astype(hidden_BTE.dtype))
+    hidden_BTE = jnp.concatenate([initial[0], own[0]], axis=-1)
+    head_EV = jnp.concatenate([(1 - mix) * initial[1], mix * own[1]], axis=0)
+    return hidden_BTE, head_EV.astype(hidden_BTE.dtype)
 
 
 def sdpo_loss(
@@ -254,10 +228,12 @@ def sdpo_loss(
     # Forward passes over the same responses: the student without, the teacher with the context.
     student = bind(model, params)
     teacher = student if teacher_params is None else bind(model, teacher_params)
-    student_BTD = _perturbed(response_hidden(student, batch.student), perturbation_BTD)
-    teacher_outputs = Outputs(response_hidden(teacher, batch.teacher), teacher.head())
+    student_BTD = response_hidden(student, batch.student)
+    if perturbation_BTD is not None:
+        student_BTD = student_BTD + perturbation_BTD
+    teacher_outputs = response_hidden(teacher, batch.teacher), teacher.head()
     if mix is not None:
-        own = Outputs(response_hidden(student, batch.teacher), student.head())
+        own = response_hidden(student, batch.teacher), student.head()
         teacher_outputs = mix_outputs(teacher_outputs, own, mix)
 
     # Divergence of each token, in chunks of logits.
@@ -289,7 +265,7 @@ def sdpo_loss(
     loss = weighted_sum(loss_BT, batch.token_weights)
 
     metrics |= {
-        "loss": _is_sum(loss),
+        "loss": (loss, jnp.zeros(())),
         "divergence": masked_sum(divergence_BT, mask_BT),
         "divergence_epistemic": masked_sum(divergence_BT, mask_BT * batch.epistemic_mask),
         "divergence_other": masked_sum(divergence_BT, mask_BT * (1 - batch.epistemic_mask)),
@@ -298,9 +274,12 @@ def sdpo_loss(
         "entropy": masked_sum(student_scores.entropy_BT, response_BT),
         "logprob_diff": masked_sum(jnp.abs(log_ratio_BT), response_BT),
     }
-    finite = Finite(finite_rows(student_BTD, response_BT), finite_rows(teacher_outputs.hidden_BTE, mask_BT))
-    tokens = None if perturbation_BTD is None else PerToken(student_scores.entropy_BT, divergence_BT)
-    return loss, LossReport(metrics, finite, tokens)
+    finite = {
+        "student": finite_rows(student_BTD, response_BT),
+        "teacher": finite_rows(teacher_outputs[0], mask_BT),
+    }
+    tokens = {"entropy": student_scores.entropy_BT, "divergence": divergence_BT}
+    return loss, LossReport(metrics, finite, None if perturbation_BTD is None else tokens)
 
 
 def grpo_loss(
@@ -319,7 +298,9 @@ def grpo_loss(
     """
     # Log-probabilities of the rollouts under the current weights.
     student = bind(model, params)
-    hidden_BTD = _perturbed(response_hidden(student, batch.student), perturbation_BTD)
+    hidden_BTD = response_hidden(student, batch.student)
+    if perturbation_BTD is not None:
+        hidden_BTD = hidden_BTD + perturbation_BTD
     ids_BT, mask_BT = response_ids(batch.student), batch.student.response_mask
     scores = summarise(
         hidden_BTD, student.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
@@ -338,7 +319,7 @@ def grpo_loss(
     loss = weighted_sum(loss_BT, batch.token_weights)
 
     metrics |= {
-        "loss": _is_sum(loss),
+        "loss": (loss, jnp.zeros(())),
         "clip_frac": masked_sum(ratio_BT != clipped_BT, mask_BT),
         "entropy": masked_sum(scores.entropy_BT, mask_BT),
         "logprob_diff": masked_sum(jnp.abs(log_ratio_BT), mask_BT),
@@ -347,8 +328,9 @@ def grpo_loss(
             jnp.full((), float(len(mask_BT))),
         ),
     }
-    tokens = None if perturbation_BTD is None else PerToken(scores.entropy_BT)
-    return loss, LossReport(metrics, Finite(finite_rows(hidden_BTD, mask_BT)), tokens)
+    finite = {"student": finite_rows(hidden_BTD, mask_BT)}
+    tokens = None if perturbation_BTD is None else {"entropy": scores.entropy_BT}
+    return loss, LossReport(metrics, finite, tokens)
 
 
 def cross_entropy_loss(
@@ -361,8 +343,8 @@ def cross_entropy_loss(
     scores = summarise(hidden_BSD, head_DV, batch.targets, logits_chunk_size=logits_chunk_size).scores()
     loss = weighted_sum(-scores.log_prob_BT, batch.token_weights)
     mask_BS = (batch.token_weights > 0).astype(jnp.float32)
-    metrics = {"loss": _is_sum(loss), "entropy": masked_sum(scores.entropy_BT, mask_BS)}
-    return loss, LossReport(metrics, Finite(finite_rows(hidden_BSD, mask_BS)))
+    metrics = {"loss": (loss, jnp.zeros(())), "entropy": masked_sum(scores.entropy_BT, mask_BS)}
+    return loss, LossReport(metrics, {"student": finite_rows(hidden_BSD, mask_BS)})
 
 
 def k3(log_prob_BT: Float[Array, "B T"], reference_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -386,9 +368,3 @@ def score_responses(
     return summarise(
         hidden_BTD, decoder.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
     ).scores()
-
-
-def _perturbed(
-    hidden_BTD: Float[Array, "B T D"], perturbation_BTD: Float[Array, "B T D"] | None
-) -> Float[Array, "B T D"]:
-    return hidden_BTD if perturbation_BTD is None else hidden_BTD + perturbation_BTD

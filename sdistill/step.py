@@ -19,7 +19,7 @@ from jaxtyping import Int
 from sdistill.batch import MicroBatch, list_rows
 from sdistill.config import OptimizerConfig, TeacherConfig
 from sdistill.distributed.rules import TRAINING, parameter_shardings, place_batch
-from sdistill.losses import Finite, LossReport, Metrics
+from sdistill.losses import LossReport, Metrics
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import is_matrix
 from sdistill.model.weights import parameter_shapes
@@ -121,9 +121,9 @@ def compute_gradient(
       accumulated: The gradient of the micro-batches before.
       loss: One of `losses`, its settings bound.
       model: Shape of the model.
-      attribution: Report each token, and the norm of the objective's gradient in its final hidden state:
-        zeros are added there, and the loss is differentiated in them as well. The backward pass computes that
-        gradient anyway.
+      attribution: Report each token, with the norm of the objective's gradient in its final hidden state.
+        Zeros are added there, and the loss is differentiated in them as well, which the backward pass does
+        anyway.
     """
     if attribution:
         zeros_BTD = jnp.zeros((*inputs[-1].token_weights.shape, model.hidden_size), model.dtype)
@@ -131,7 +131,7 @@ def compute_gradient(
             lambda params, zeros_BTD: loss(params, *inputs, zeros_BTD, model=model), (0, 1), has_aux=True
         )(params, zeros_BTD)
         signal_BT = jnp.linalg.norm(signal_BTD.astype(jnp.float32), axis=-1)
-        report = report._replace(tokens=report.tokens._replace(signal=signal_BT))
+        report = report._replace(tokens={**report.tokens, "signal": signal_BT})
     else:
         gradient, report = jax.grad(lambda params: loss(params, *inputs, model=model), has_aux=True)(params)
     if accumulated is not None:
@@ -159,13 +159,9 @@ def jit_gradient(
     The gradient is laid out like the parameters. Otherwise XLA would choose another layout, and the next call
     would compile again. Reports come to every device.
     """
+    bound = functools.partial(loss, **settings)
     return jax.jit(
-        functools.partial(
-            compute_gradient,
-            loss=functools.partial(loss, **settings),
-            model=model,
-            attribution=attribution,
-        ),
+        functools.partial(compute_gradient, loss=bound, model=model, attribution=attribution),
         donate_argnames="accumulated",
         out_shardings=(
             parameter_shardings(parameter_shapes(model), mesh, TRAINING),
@@ -186,15 +182,14 @@ def jit_update(
     )
 
 
+MicroReports = list[tuple[Int[np.ndarray, " b"], LossReport]]
+"""Of each micro-batch of an update, its row numbers and the loss's report, on the devices."""
+
+
 class UpdateReport(NamedTuple):
-    """What one update reports, on the devices.
+    """What one update reports: its micro-batches, and metrics of its own."""
 
-    Attributes:
-      micro: Of every micro-batch, its row numbers and the loss's report.
-      metrics: Of the update itself.
-    """
-
-    micro: list[tuple[Int[np.ndarray, " b"], LossReport]]
+    micro: MicroReports
     metrics: Metrics
 
 
@@ -203,7 +198,7 @@ def accumulate_gradients(
     mesh: Mesh,
     micro_batches: Iterable[MicroBatch],
     *weights: nnx.State | None,
-) -> tuple[nnx.State, list[tuple[Int[np.ndarray, " b"], LossReport]]]:
+) -> tuple[nnx.State, MicroReports]:
     """The gradient of an update from those of its micro-batches, and their reports.
 
     Args:
@@ -251,12 +246,11 @@ def summarize(updates: Sequence[UpdateReport], names: Sequence[str]) -> dict[str
 
 def to_floats(metrics: Sequence[Metrics], updates: int = 1) -> dict[str, float]:
     """Σ sum / Σ count of each metric; those without a count are averaged over updates."""
-    totals: dict[str, tuple[float, float]] = {}
+    totals: dict[str, Any] = {}
     for part in jax.device_get(metrics):
-        for name, (total, count) in part.items():
-            before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before[0] + float(total), before[1] + float(count))
-    return {name: total / (count or updates) for name, (total, count) in totals.items()}
+        for name, pair in part.items():
+            totals[name] = totals.get(name, 0.0) + np.asarray(pair, np.float64)
+    return {name: float(total / (count or updates)) for name, (total, count) in totals.items()}
 
 
 def _check_finite(metrics: dict[str, float], update: UpdateReport, names: Sequence[str], which: str) -> None:
@@ -264,12 +258,12 @@ def _check_finite(metrics: dict[str, float], update: UpdateReport, names: Sequen
     if not bad:
         return
     found = []
-    for whose in Finite._fields:
+    for whose in ("student", "teacher"):
         rows = sorted(
             row
             for rows, report in update.micro
-            if (finite := getattr(report.finite, whose)) is not None
-            for row in rows[~finite]
+            if whose in report.finite
+            for row in rows[~report.finite[whose]]
         )
         if rows:
             named = list_rows([names[row] for row in rows])
@@ -280,40 +274,42 @@ def _check_finite(metrics: dict[str, float], update: UpdateReport, names: Sequen
 # ── The teacher's weights ────────────────────────────────────────────────────────────────────────
 
 
-def teacher_shapes(config: TeacherConfig, student: nnx.State) -> nnx.State | None:
-    """Shape, type and sharding of the teacher's copy; None for `live`, which keeps none."""
-    if config.weights == "live":
+def teacher_shapes(config: TeacherConfig | None, student: nnx.State) -> nnx.State | None:
+    """Shape, type and sharding of the teacher's copy; None without one, and for `live`."""
+    if config is None or config.weights == "live":
         return None
-
-    def shape(x: jax.Array) -> jax.ShapeDtypeStruct:
-        sharding = x.sharding.with_memory_kind(config.memory)
-        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=sharding)
-
-    return jax.tree.map(shape, student)
+    dtype, memory = jnp.dtype(config.dtype), config.memory
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding.with_memory_kind(memory)), student
+    )
 
 
-def init_teacher(config: TeacherConfig, student: nnx.State) -> nnx.State | None:
-    """A copy of the student's weights; None for `live`.
+def init_teacher(config: TeacherConfig | None, student: nnx.State) -> nnx.State | None:
+    """A copy of the student's weights; None where none is kept.
 
     It is made just before the first update, which takes the student's buffers. Until then the teacher is the
     student, and no second copy exists.
     """
-    shapes = teacher_shapes(config, student)
-    if shapes is None:
+    if config is None or config.weights == "live":
         return None
-    return _placed_like(shapes, copy_params(student, config.dtype))
+    return copy_params(student, config.dtype, config.memory)
 
 
-def copy_params(params: nnx.State, dtype: str = "float32") -> nnx.State:
-    """A copy in another type that shares no buffer."""
-    return jax.tree.map(lambda x: x.astype(dtype, copy=True), params)
+def copy_params(params: nnx.State, dtype: str = "float32", memory: str = "device") -> nnx.State:
+    """A copy in another type, laid out alike, that shares no buffer."""
+    return jax.tree.map(
+        lambda x: jax.device_put(x.astype(dtype, copy=True), x.sharding.with_memory_kind(memory)), params
+    )
 
 
-def update_teacher(config: TeacherConfig, teacher: nnx.State | None, student: nnx.State) -> nnx.State | None:
+def update_teacher(
+    config: TeacherConfig | None, teacher: nnx.State | None, student: nnx.State
+) -> nnx.State | None:
     """The teacher after a step: θ_T ← (1 - rate) θ_T + rate θ_S for `ema`, unchanged otherwise."""
-    if config.weights != "ema" or teacher is None:
+    if config is None or config.weights != "ema" or teacher is None:
         return teacher
-    return _placed_like(teacher, _ema(on_device(config, teacher), student, config.ema_rate))
+    moved = _ema(on_device(config, teacher), student, config.ema_rate)
+    return jax.tree.map(lambda x, before: jax.device_put(x, before.sharding), moved, teacher)
 
 
 @jax.jit
@@ -321,12 +317,8 @@ def _ema(teacher: nnx.State, student: nnx.State, rate: float) -> nnx.State:
     return jax.tree.map(lambda t, s: (1 - rate) * t + rate * s, teacher, student)
 
 
-def on_device(config: TeacherConfig, teacher: nnx.State | None) -> nnx.State | None:
+def on_device(config: TeacherConfig | None, teacher: nnx.State | None) -> nnx.State | None:
     """The teacher in device memory."""
-    if teacher is None or config.memory == "device":
+    if config is None or teacher is None or config.memory == "device":
         return teacher
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")), teacher)
-
-
-def _placed_like(like: nnx.State, params: nnx.State) -> nnx.State:
-    return jax.tree.map(lambda like, x: jax.device_put(x, like.sharding), like, params)

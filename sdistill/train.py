@@ -21,7 +21,8 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import cycle, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,41 +34,24 @@ from jax.sharding import Mesh
 from rich.progress import Progress
 
 from sdistill import batch as batches
-from sdistill import command, storage
+from sdistill import command, losses, storage
 from sdistill import step as steps
 from sdistill.attribution import attribute
 from sdistill.checkpoints import Checkpoints, Preempted, PreemptionNotice
 from sdistill.clock import Clock
-from sdistill.config import (
-    AnyTrainConfig,
-    GRPOConfig,
-    OnPolicyConfig,
-    RolloutsConfig,
-    SDPOConfig,
-    SFTConfig,
-    TeacherConfig,
-)
+from sdistill.config import AnyTrainConfig, GRPOConfig, OnPolicyConfig, RolloutsConfig, SDPOConfig, SFTConfig
 from sdistill.data.catalogue import open_corpus, open_problems, task_of
 from sdistill.data.pipelines import example_batches, problem_batches
 from sdistill.distributed.processes import any_process, check_agreement, is_writer, on_every_host
 from sdistill.distributed.rules import TRAINING, place, place_batch
 from sdistill.flops import BACKWARD, forward_flops_of, sampling_flops
-from sdistill.losses import (
-    SDPOBatch,
-    Sequences,
-    cross_entropy_loss,
-    grpo_loss,
-    score_responses,
-    sdpo_loss,
-)
+from sdistill.losses import SDPOBatch, Sequences
 from sdistill.mesh_choice import training_mesh
 from sdistill.model import folders, weights
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind
-from sdistill.model.folders import copy_text_files, find_model, load_chat
 from sdistill.model.hugging_face import from_hugging_face
 from sdistill.model.scoring import TokenScores
-from sdistill.model.weights import load_model
 from sdistill.monitor import Monitor, Profiler
 from sdistill.sample import Sampler, queries_for
 from sdistill.settings import ConfigError, parse, to_json
@@ -109,7 +93,7 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
     storage.check_workdir(workdir, to_json(config), may_differ=PLACEMENT)
     if (workdir / "model" / folders.CONFIG_FILE).exists():  # the last file that a run writes
         return weights.load_pretrained(workdir / "model")
-    chat = load_chat(config.tokenizer or config.init_from)
+    chat = folders.load_chat(config.tokenizer or config.init_from)
     check_thinking(config, chat)
     mesh = training_mesh(config)
 
@@ -122,7 +106,11 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
     # All checks passed: the directory is ours.
     storage.write_atomically(workdir / storage.CONFIG_FILE, to_json(config).encode())
     notice = PreemptionNotice()
-    run = prepare(config, model, mesh, chat, problems, state, on_round=notice.check)
+    run: Run
+    if isinstance(config, SFTConfig):
+        run = Run(config, model, mesh, chat, on_round=notice.check)
+    else:
+        run = OnPolicyRun(config, model, mesh, chat, problems, state.params, on_round=notice.check)
     checkpoints = Checkpoints(workdir / "checkpoints")
     start, state, teacher, metrics = resume(config, workdir, checkpoints, state, iterator)
 
@@ -160,6 +148,7 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
                         state, teacher, record, responses = on_policy_step(
                             run, state, teacher, next(iterator), step, metrics
                         )
+                        warn_if_nothing_is_solved(run.config, workdir, [*metrics, record])
                     else:
                         state, record = example_step(run, state, next(iterator))
                 step += 1
@@ -168,11 +157,12 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
                     due = -(-step // config.checkpoint_every) * config.checkpoint_every
                     rollouts.setdefault(due, []).extend(responses)
                 monitor.show(step, record, run.clock.read())
-                warn_if_nothing_is_solved(config, workdir, metrics)
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     keep(step, iterator.get_state())
                     kept = step
-                progress.update(bar, completed=step, description=describe(workdir, record))
+                shown = "train_accuracy" if "train_accuracy" in record else "loss"
+                name = f"{workdir.parent.name}/{workdir.name}"
+                progress.update(bar, completed=step, description=f"{name} {shown} {record[shown]:.3f}")
             run.evaluate(state.params, config.steps, workdir)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step + 1}: {error}; {WAY_OUT}") from error
@@ -186,7 +176,7 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
     # The final weights are written last: a run that has them is finished.
     final = bind(model, state.params)
     if is_writer() and (source := config.tokenizer or config.init_from):
-        copy_text_files(source, workdir / "model")
+        folders.copy_text_files(source, workdir / "model")
     weights.save_pretrained(final, workdir / "model")
     progress.remove_task(bar)
     return final
@@ -195,35 +185,43 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
 # ── One step ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
 class Run:
     """What all steps of a run share.
 
     Attributes:
-      config: Of the run.
-      model: The model's shape.
-      mesh: Where it is.
-      chat: Tokenizer and chat template.
-      problems: Training problems; none for examples.
       gradient: Of a micro-batch, compiled.
       update: With the gradient of all micro-batches, compiled.
       evaluator: Samples evaluations; None where there are none.
       datasets: Problems and verifier of each evaluation data set.
-      clock: Stages: generate, reshard, verify, layout, score, train.
-      on_round: Called after every round of decoding; may raise.
+      clock: Stages: generate, reshard, verify, layout, score, train, attribution.
     """
 
-    config: AnyTrainConfig
-    model: ModelConfig
-    mesh: Mesh
-    chat: Chat
-    problems: Sequence[Problem]
-    gradient: Callable[..., Any]
-    update: Callable[..., Any]
-    evaluator: Sampler | None
-    datasets: Mapping[str, tuple[Sequence[Problem], Task]]
-    clock: Clock
-    on_round: Callable[..., None] | None
+    def __init__(
+        self,
+        config: AnyTrainConfig,
+        model: ModelConfig,
+        mesh: Mesh,
+        chat: Chat,
+        problems: Sequence[Problem] = (),
+        *,
+        on_round: Callable[..., None] | None = None,
+    ):
+        """Opens the data sets and compiles what steps need.
+
+        Args:
+          config: Of the run.
+          model: The model's shape.
+          mesh: Where it is.
+          chat: Tokenizer and chat template.
+          problems: Training problems; none for examples.
+          on_round: Called after every round of decoding; may raise.
+        """
+        self.config, self.model, self.mesh, self.chat = config, model, mesh, chat
+        self.problems, self.on_round, self.clock = problems, on_round, Clock()
+        self.gradient = compiled_gradient(config, model, mesh)
+        self.update = steps.jit_update(model, mesh, config.optimizer)
+        self.evaluator = Sampler(model, mesh, chat, config.evaluation) if config.evaluation else None
+        self.datasets = evaluation_datasets(config, problems)
 
     def evaluate(self, params: nnx.State, step: int, workdir: Path) -> None:
         """Writes the evaluations that are due at this step."""
@@ -241,69 +239,61 @@ class Run:
                 storage.write_responses(path, responses)
 
 
-@dataclass(frozen=True)
 class OnPolicyRun(Run):
     """What all steps of GRPO or SDPO share.
 
     Attributes:
       sampler: Of rollouts.
       task: Verifies them.
-      reference: The initial weights, for a KL term; None without one.
+      reference: A copy of the initial weights, for a KL term; None without one.
     """
 
     config: GRPOConfig | SDPOConfig
-    sampler: Sampler
-    task: Task
-    reference: nnx.State | None
 
-
-def prepare(
-    config: AnyTrainConfig,
-    model: ModelConfig,
-    mesh: Mesh,
-    chat: Chat,
-    problems: Sequence[Problem],
-    state: steps.TrainState,
-    *,
-    on_round: Callable[..., None] | None = None,
-) -> Run | OnPolicyRun:
-    """Compiles and opens what steps need; arguments are attributes of `Run`, and the state before step 1."""
-    evaluation = config.evaluation
-    shared: dict[str, Any] = {
-        "model": model,
-        "mesh": mesh,
-        "chat": chat,
-        "problems": problems,
-        "gradient": compiled_gradient(config, model, mesh),
-        "update": steps.jit_update(model, mesh, config.optimizer),
-        "evaluator": Sampler(model, mesh, chat, evaluation) if evaluation else None,
-        "datasets": evaluation_datasets(config, problems),
-        "on_round": on_round,
-    }
-    if isinstance(config, SFTConfig):
-        return Run(config=config, clock=Clock(), **shared)
-    warn_of_positions(config, model)
-    has_reference = isinstance(config, GRPOConfig) and config.loss.kl_coefficient is not None
-    return OnPolicyRun(
-        config=config,
-        clock=(clock := Clock()),
-        sampler=Sampler(model, mesh, chat, config.rollouts, clock),
-        task=task_of(config.rollouts.split),
-        reference=steps.copy_params(state.params) if has_reference else None,
-        **shared,
-    )
+    def __init__(
+        self,
+        config: GRPOConfig | SDPOConfig,
+        model: ModelConfig,
+        mesh: Mesh,
+        chat: Chat,
+        problems: Sequence[Problem],
+        initial: nnx.State,
+        *,
+        on_round: Callable[..., None] | None = None,
+    ):
+        """See `Run`; `initial` are the weights before the first step."""
+        super().__init__(config, model, mesh, chat, problems, on_round=on_round)
+        warn_of_positions(config, model)
+        self.sampler = Sampler(model, mesh, chat, config.rollouts, self.clock)
+        self.task = task_of(config.rollouts.split)
+        has_reference = isinstance(config, GRPOConfig) and config.loss.kl_coefficient is not None
+        self.reference = steps.copy_params(initial) if has_reference else None
 
 
 def compiled_gradient(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) -> Callable[..., Any]:
     """The compiled gradient of the run's objective."""
     chunk = {"logits_chunk_size": config.logits_chunk_size}
     if isinstance(config, SFTConfig):
-        return steps.jit_gradient(cross_entropy_loss, model, mesh, **chunk)
-    sampled = {"temperature": config.rollouts.sampling.temperature, "attribution": config.attribution}
+        return steps.jit_gradient(losses.cross_entropy_loss, model, mesh, **chunk)
+    settings = {
+        "config": config.loss,
+        "temperature": config.rollouts.sampling.temperature,
+        "attribution": config.attribution,
+        **chunk,
+    }
     if isinstance(config, SDPOConfig):
-        mix = config.teacher.mix
-        return steps.jit_gradient(sdpo_loss, model, mesh, config=config.loss, mix=mix, **sampled, **chunk)
-    return steps.jit_gradient(grpo_loss, model, mesh, config=config.loss, **sampled, **chunk)
+        return steps.jit_gradient(losses.sdpo_loss, model, mesh, mix=config.teacher.mix, **settings)
+    return steps.jit_gradient(losses.grpo_loss, model, mesh, **settings)
+
+
+def update(
+    run: Run, state: steps.TrainState, batch: Any, *weights: nnx.State | None
+) -> tuple[steps.TrainState, steps.UpdateReport]:
+    """One update from the gradients of micro-batches; `weights` are the teacher's if the loss takes them."""
+    micro = batches.micro_batches(batch, run.config.micro_batch_size or run.config.update_size)
+    gradient, reports = steps.accumulate_gradients(run.gradient, run.mesh, micro, state.params, *weights)
+    state, metrics = run.update(state, gradient)
+    return state, steps.UpdateReport(reports, metrics)
 
 
 def example_step(
@@ -313,13 +303,8 @@ def example_step(
     batch = batches.packed_batch(rows)
     run.clock.add_flops("train", (1 + BACKWARD) * forward_flops_of(run.model, batches.example_lengths(batch)))
     with run.clock.measure("train"):
-        size = run.config.micro_batch_size or run.config.update_size
-        gradient, reports = steps.accumulate_gradients(
-            run.gradient, run.mesh, batches.micro_batches(batch, size), state.params
-        )
-        state, update_metrics = run.update(state, gradient)
-        names = [f"row {row}" for row in range(len(batch.tokens))]
-        return state, steps.summarize([steps.UpdateReport(reports, update_metrics)], names)
+        state, report = update(run, state, batch)
+        return state, steps.summarize([report], [f"row {row}" for row in range(len(batch.tokens))])
 
 
 def on_policy_step(
@@ -349,11 +334,9 @@ def on_policy_step(
     )
 
     # Teacher weights: copied before the first update takes the student's buffers.
-    teacher_params = None  # the student's own
-    if config.teacher is not None:
-        if teacher is None:
-            teacher = steps.init_teacher(config.teacher, state.params)
-        teacher_params = steps.on_device(config.teacher, teacher)
+    if teacher is None:
+        teacher = steps.init_teacher(config.teacher, state.params)
+    teacher_params = steps.on_device(config.teacher, teacher)  # None: the student's own
 
     # Contexts and batch.
     batch: batches.OnPolicyBatch
@@ -375,28 +358,19 @@ def on_policy_step(
     # Loss, gradient and update: once a mini-batch, from gradients of micro-batches.
     reports = []
     with run.clock.measure("train"):
+        teacher_weights = (teacher_params,) if isinstance(config, SDPOConfig) else ()
         for mini_batch in batches.mini_batches(batch, config.update_size):
-            micro = batches.micro_batches(mini_batch, config.micro_batch_size or config.update_size)
-            params = (state.params, teacher_params) if isinstance(config, SDPOConfig) else (state.params,)
-            gradient, micro_reports = steps.accumulate_gradients(run.gradient, run.mesh, micro, *params)
-            state, update_metrics = run.update(state, gradient)
-            reports.append(steps.UpdateReport(micro_reports, update_metrics))
+            state, report = update(run, state, mini_batch, *teacher_weights)
+            reports.append(report)
         metrics |= steps.summarize(reports, batches.row_names(responses))
 
     # Where the signal fell, and the teacher's next weights.
     if config.attribution:
         with run.clock.measure("attribution"):
             has_teacher = np.asarray(batch.has_teacher) if isinstance(batch, SDPOBatch) else None
-            responses, shares = attribute(
-                responses,
-                completions,
-                has_teacher,
-                reports,
-                run.chat.tokenizer,
-            )
+            responses, shares = attribute(responses, completions, has_teacher, reports, run.chat.tokenizer)
             metrics |= shares
-    if config.teacher is not None:
-        teacher = steps.update_teacher(config.teacher, teacher, state.params)
+    teacher = steps.update_teacher(config.teacher, teacher, state.params)
     return state, teacher, metrics, [replace(response, step=step + 1) for response in responses]
 
 
@@ -405,18 +379,18 @@ def scorer(run: OnPolicyRun, params: nnx.State | None) -> batches.Score:
     config = run.config
     size = config.micro_batch_size or config.update_size
     score_part = functools.partial(
-        score_responses,
+        losses.score_responses,
         model=run.model,
         temperature=config.rollouts.sampling.temperature,
         logits_chunk_size=config.logits_chunk_size,
     )
 
     def score(sequences: Sequences) -> TokenScores:
-        found = []
         run.clock.add_flops("score", forward_flops_of(run.model, batches.sequence_lengths(sequences)))
+        found = []
         with run.clock.measure("score"):
             for start in range(0, len(sequences.tokens), size):
-                part = Sequences(*(x[start : start + size] for x in sequences))
+                part = batches.take_rows(sequences, slice(start, start + size))
                 found.append(on_every_host(score_part(params, place_batch(part, run.mesh))))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
@@ -479,11 +453,9 @@ def evaluation_datasets(
     datasets: dict[str, tuple[Sequence[Problem], Task]] = {}
     for name in {*settings.datasets, *settings.at_start}:
         if name == TRAINED and isinstance(config, OnPolicyConfig):
-            distinct = problems[: settings.num_problems]
-            copies = -(-settings.num_problems // len(distinct))
-            chosen, split = (list(distinct) * copies)[: settings.num_problems], config.rollouts.split
+            split, chosen = config.rollouts.split, list(islice(cycle(problems), settings.num_problems))
         else:
-            chosen, split = list(open_problems(name, config.data_dir)[: settings.num_problems]), name
+            split, chosen = name, list(open_problems(name, config.data_dir)[: settings.num_problems])
         datasets[name] = chosen, task_of(split)
     return datasets
 
@@ -494,14 +466,7 @@ def evaluation_datasets(
 def initial_state(
     config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer
 ) -> tuple[ModelConfig, steps.TrainState]:
-    """The model's shape and the state before training; nothing else refers to the initial weights."""
-    model = initial_model(config, mesh, tokenizer)
-    params = nnx.state(model, nnx.Param)
-    return model.config, steps.init_state(params, model.config, config.optimizer, mesh)
-
-
-def initial_model(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> Decoder:
-    """The model before training, laid out on the mesh.
+    """The model's shape and the state before training; nothing else refers to the initial weights.
 
     Raises:
       ConfigError: before loading, if the tokenizer has more tokens than the model.
@@ -509,13 +474,15 @@ def initial_model(config: AnyTrainConfig, mesh: Mesh, tokenizer: Tokenizer) -> D
     if config.model is not None:
         check_vocabulary(tokenizer, config.model.vocab_size)
         model = weights.new_model(config.model, config.seed)
-        params = jax.tree.map(lambda x: x.astype(config.param_dtype), nnx.state(model, nnx.Param))
-        nnx.update(model, place(params, mesh, TRAINING))
+        drawn = jax.tree.map(lambda x: x.astype(config.param_dtype), nnx.state(model, nnx.Param))
+        params = place(drawn, mesh, TRAINING)
     else:
-        folder = find_model(str(config.init_from))
+        folder = folders.find_model(str(config.init_from))
         check_vocabulary(tokenizer, from_hugging_face(folder / folders.CONFIG_FILE).vocab_size)
-        model = load_model(folder, mesh=mesh, dtype=config.param_dtype)
-    return bind(replace(model.config, compute=config.compute), nnx.state(model, nnx.Param))
+        model = weights.load_model(folder, mesh=mesh, dtype=config.param_dtype)
+        params = nnx.state(model, nnx.Param)
+    shape = replace(model.config, compute=config.compute)
+    return shape, steps.init_state(params, shape, config.optimizer, mesh)
 
 
 def resume(
@@ -532,8 +499,7 @@ def resume(
     Raises:
       ConfigError: if the metrics of the steps made are not all there.
     """
-    teacher_config = teacher_of(config)
-    teacher = steps.teacher_shapes(teacher_config, state.params) if teacher_config else None
+    teacher = steps.teacher_shapes(config.teacher, state.params)
     restored = checkpoints.restore((state, teacher))
     if restored is None:
         return 0, state, None, []
@@ -546,11 +512,6 @@ def resume(
     return start, state, teacher, metrics
 
 
-def teacher_of(config: AnyTrainConfig) -> TeacherConfig | None:
-    """The settings of the run's teacher, if it has one."""
-    return None if isinstance(config, SFTConfig) else config.teacher
-
-
 # ── Checks and messages ──────────────────────────────────────────────────────────────────────────
 
 
@@ -559,8 +520,8 @@ def check_thinking(config: AnyTrainConfig, chat: Chat) -> None:
     settings: dict[str, Any] = {"evaluation": config.evaluation}
     if isinstance(config, OnPolicyConfig):
         settings["rollouts"] = config.rollouts
-    if (teacher := teacher_of(config)) is not None:
-        settings["teacher.context"] = teacher.context
+    if config.teacher is not None:
+        settings["teacher.context"] = config.teacher.context
     for name, where in settings.items():
         if where is not None:
             try:
@@ -590,29 +551,19 @@ def warn_of_positions(config: GRPOConfig | SDPOConfig, model: ModelConfig) -> No
 
 
 def warn_if_nothing_is_solved(
-    config: AnyTrainConfig, workdir: Path, metrics: Sequence[Mapping[str, float]]
+    config: OnPolicyConfig, workdir: Path, metrics: Sequence[Mapping[str, float]]
 ) -> None:
     """Warns, once, when no rollout has been correct for `STEPS_WITHOUT_SUCCESS` steps."""
-    if isinstance(config, SFTConfig):
-        return
-    barren = 0
-    while barren < len(metrics) and metrics[-1 - barren]["train_accuracy"] == 0:
-        barren += 1
-    if barren == STEPS_WITHOUT_SUCCESS:
+    barren = list(takewhile(lambda record: record["train_accuracy"] == 0, reversed(metrics)))
+    if len(barren) == STEPS_WITHOUT_SUCCESS:
         logger.warning(
             "%s: no rollout was correct for %d steps, so there is nothing to learn from; look at "
             "rollouts.max_response_length=%s, at optimizer.learning_rate=%s, or start from a better model",
             workdir,
-            barren,
+            len(barren),
             config.rollouts.max_response_length,
             config.optimizer.learning_rate,
         )
-
-
-def describe(workdir: Path, record: Mapping[str, float]) -> str:
-    """The progress bar's text."""
-    name = "train_accuracy" if "train_accuracy" in record else "loss"
-    return f"{workdir.parent.name}/{workdir.name} {name} {record[name]:.3f}"
 
 
 def main(values: dict[str, Any], workdir: Path) -> None:

@@ -13,15 +13,7 @@ from sdistill.batch import micro_batches, mini_batches
 from sdistill.config import GRPOLossConfig, SDPOLossConfig
 from sdistill.divergence.definition import token_divergence
 from sdistill.engine.types import Completions
-from sdistill.losses import (
-    Finite,
-    LossReport,
-    PerToken,
-    grpo_loss,
-    response_hidden,
-    response_ids,
-    sdpo_loss,
-)
+from sdistill.losses import LossReport, grpo_loss, response_hidden, response_ids, sdpo_loss
 from sdistill.model.decoder import bind
 from sdistill.step import UpdateReport, compute_gradient
 from tests import tiny
@@ -64,25 +56,27 @@ def plain(objective):
         if objective == "grpo":
             clipped_BT = jnp.clip(ratio_BT, 0.8, 1.28)
             loss_BT = -jnp.minimum(ratio_BT * batch.advantages, clipped_BT * batch.advantages)
-            return jnp.sum(loss_BT * batch.token_weights), (entropy_BT, None)
+            return jnp.sum(loss_BT * batch.token_weights), {"entropy": entropy_BT}
         divergence_BT = token_divergence(logits_BTV, theirs_BTV, FULL, temperature=0.8)
         capped_BT = jnp.minimum(jax.lax.stop_gradient(ratio_BT), 1.5)
-        return jnp.sum(divergence_BT * capped_BT * batch.token_weights), (entropy_BT, divergence_BT)
+        return jnp.sum(divergence_BT * capped_BT * batch.token_weights), {
+            "entropy": entropy_BT,
+            "divergence": divergence_BT,
+        }
 
-    gradient_BTD, (entropy_BT, divergence_BT) = jax.grad(objective_of, has_aux=True)(hidden_BTD)
-    return PerToken(entropy_BT, divergence_BT, jnp.linalg.norm(gradient_BTD, axis=-1))
+    gradient_BTD, figures = jax.grad(objective_of, has_aux=True)(hidden_BTD)
+    return figures | {"signal": jnp.linalg.norm(gradient_BTD, axis=-1)}
 
 
 @pytest.mark.parametrize("objective", RUNS)
 def test_signal_is_the_gradient_in_the_hidden_state_of_a_token(objective):
     _, report = gradient_of(objective)
     expected = jit(plain, static_argnums=0)(objective)
-    for name in PerToken._fields:
-        ours, theirs = getattr(report.tokens, name), getattr(expected, name)
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            np.testing.assert_allclose(ours * MASK, theirs * MASK, rtol=1e-4, atol=1e-7, err_msg=name)
-    assert not np.any(np.asarray(report.tokens.signal)[2]) and np.any(report.tokens.signal[0])
+    assert report.tokens.keys() == expected.keys()
+    for name, ours in report.tokens.items():
+        np.testing.assert_allclose(ours * MASK, expected[name] * MASK, rtol=1e-4, atol=1e-7, err_msg=name)
+    signal = np.asarray(report.tokens["signal"])
+    assert not signal[2].any() and signal[0].any()
 
 
 @pytest.mark.parametrize("objective", ["sdpo", pytest.param("grpo", marks=pytest.mark.long)])
@@ -116,8 +110,9 @@ def test_tokens_are_put_back_where_they_were():
     for mini_batch in mini_batches(BATCH, 2):
         micro = []
         for rows, part in micro_batches(mini_batch, 1):
-            figures = PerToken(part.rollout_log_probs, part.epistemic_mask, part.token_weights)
-            micro.append((rows, LossReport({}, Finite(np.ones(1, bool)), figures)))
+            columns = (part.rollout_log_probs, part.epistemic_mask, part.token_weights)
+            figures = dict(zip(("entropy", "divergence", "signal"), columns, strict=True))
+            micro.append((rows, LossReport({}, {}, figures)))
             widths.add(part.token_weights.shape[1])
         updates.append(UpdateReport(micro, {}))
     assert widths == {12, 16}
@@ -150,7 +145,7 @@ def test_responses_and_metrics_of_a_step(tokenizer):
     completions = Completions(ids, lengths, np.ones(2, int), empty, empty)
     rng = np.random.default_rng(0)
     entropy, divergence, signal = rng.uniform(0.1, 2, (3, 2, 9)).astype(np.float32)
-    report = LossReport({}, Finite(np.ones(2, bool)), PerToken(entropy, divergence, signal))
+    report = LossReport({}, {}, {"entropy": entropy, "divergence": divergence, "signal": signal})
     updates = [UpdateReport([(np.arange(2), report)], {})]
     responses = [tiny.response("a"), tiny.response("b")]
     found, metrics = attribute(responses, completions, np.array([1.0, 0.0]), updates, tokenizer)
@@ -169,7 +164,7 @@ def test_responses_and_metrics_of_a_step(tokenizer):
         assert metrics[f"class_signal_{name}"] == pytest.approx(sum(signal[p] for p in places) / total)
         with_teacher = [divergence[p] for p in places if p[0] == 0]
         assert metrics[f"class_divergence_{name}"] == pytest.approx(np.mean(with_teacher))
-    silent = report._replace(tokens=PerToken(entropy, None, 0 * signal))
+    silent = report._replace(tokens={"entropy": entropy, "signal": 0 * signal})
     updates = [UpdateReport([(np.arange(2), silent)], {})]
     found, metrics = attribute(responses, completions, None, updates, tokenizer)
     assert [r.attribution.divergence for r in found] == [None, None]

@@ -13,7 +13,6 @@ from sdistill.batch import layout
 from sdistill.config import ForkAware, GRPOLossConfig, SDPOLossConfig
 from sdistill.divergence.definition import DivergenceConfig
 from sdistill.losses import (
-    Outputs,
     PackedBatch,
     cross_entropy_loss,
     group_advantages,
@@ -324,8 +323,8 @@ def test_a_trust_region_teacher_mixes_logits():
     rng = np.random.default_rng(0)
     h1, h2 = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 5))
     w1, w2 = rng.normal(size=(4, 7)), rng.normal(size=(5, 7))
-    both = mix_outputs(Outputs(h1, w1), Outputs(h2, w2), 0.3)
-    np.testing.assert_allclose(both.hidden_BTE @ both.head_EV, 0.7 * (h1 @ w1) + 0.3 * (h2 @ w2), rtol=1e-5)
+    hidden, head = mix_outputs((h1, w1), (h2, w2), 0.3)
+    np.testing.assert_allclose(hidden @ head, 0.7 * (h1 @ w1) + 0.3 * (h2 @ w2), rtol=1e-5)
 
 
 def test_a_trust_region_of_nothing_is_the_fixed_teacher_and_of_all_the_live_one():

@@ -13,7 +13,7 @@ from flax import nnx
 from sdistill.batch import micro_batches
 from sdistill.config import ContextConfig, OptimizerConfig, SDPOLossConfig, TeacherConfig
 from sdistill.distributed.rules import TRAINING, place
-from sdistill.losses import Finite, LossReport, PackedBatch, cross_entropy_loss, sdpo_loss
+from sdistill.losses import LossReport, PackedBatch, cross_entropy_loss, sdpo_loss
 from sdistill.model.decoder import is_matrix
 from sdistill.step import (
     UpdateReport,
@@ -258,10 +258,9 @@ def test_an_update_that_is_not_finite_is_not_made():
 def report_of(rows, student=(), teacher=None, **metrics):
     """Of a micro-batch: these rows are not finite, or (with `teacher=None`) there is no teacher."""
     rows = np.asarray(rows)
-    bad = [None if x is None else ~np.isin(rows, x) for x in (student, teacher)]
-    return rows, LossReport(
-        {k: (np.float32(s), np.float32(n)) for k, (s, n) in metrics.items()}, Finite(*bad)
-    )
+    bad = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    finite = {whose: ~np.isin(rows, x) for whose, x in bad.items()}
+    return rows, LossReport({k: (np.float32(s), np.float32(n)) for k, (s, n) in metrics.items()}, finite)
 
 
 def update_report(*micro, norm=1.0):

@@ -28,7 +28,7 @@ from sdistill.model.folders import SIGNS_BASE
 from sdistill.model.weights import load_pretrained, save_pretrained
 from sdistill.settings import ConfigError, parse
 from sdistill.storage import read_records, write_records
-from sdistill.train import initial_model, train
+from sdistill.train import initial_state, train
 from tests import tiny
 from tests.processes import Commands, assert_same_files, files_below, scalars
 
@@ -462,7 +462,7 @@ def test_weights_are_laid_out_on_the_mesh_wherever_they_come_from(source, tiny_f
     if source == "drawn":
         values = pretrain.get_config("tiny").to_dict()
     mesh = tiny.one_device()
-    params = nnx.state(initial_model(parse(AnyTrainConfig, values), mesh, tokenizer), nnx.Param)
+    params = initial_state(parse(AnyTrainConfig, values), mesh, tokenizer)[1].params
     expected = parameter_shardings(params, mesh, TRAINING)
     assert jax.tree.leaves(jax.tree.map(lambda x: x.sharding, params)) == jax.tree.leaves(expected)
 

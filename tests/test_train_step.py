@@ -21,7 +21,7 @@ from sdistill.losses import score_responses, token_weights
 from sdistill.sample import queries_for
 from sdistill.settings import parse
 from sdistill.text.chat import SignsChat
-from sdistill.train import example_step, on_policy_step, prepare, scorer
+from sdistill.train import OnPolicyRun, Run, example_step, on_policy_step, scorer
 from tests import tiny
 
 MESH = tiny.one_device()
@@ -131,9 +131,11 @@ def start(tokenizer, problems):
             embedding_VD = embedding_VD.at[tokenizer.encode(poison)[0]].set(jnp.nan)
             params["embedding_VD"].set_value(embedding_VD)
         state = steps.init_state(place(params, MESH, TRAINING), MODEL, config.optimizer, MESH)
-        run = prepare(config, MODEL, MESH, SignsChat(tokenizer), problems, state)
-        if "rollouts" in settings:
-            run = dataclasses.replace(run, sampler=OnPolicy(run))
+        shared = config, MODEL, MESH, SignsChat(tokenizer)
+        if "rollouts" not in settings:
+            return Run(*shared), state
+        run = OnPolicyRun(*shared, problems, state.params)
+        run.sampler = OnPolicy(run)
         return run, state
 
     return start_run

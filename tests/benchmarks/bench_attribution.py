@@ -26,7 +26,7 @@ from sdistill.step import TrainState
 from sdistill.storage import to_lines
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
-from sdistill.train import OnPolicyRun, initial_state, on_policy_step, prepare, training_problems
+from sdistill.train import OnPolicyRun, initial_state, on_policy_step, training_problems
 
 WARM_UP = 3
 
@@ -65,7 +65,7 @@ def main() -> None:
     problems = training_problems(plain.rollouts, None)
     model, state = initial_state(plain, mesh, tokenizer)
     sides = [
-        Side(prepare(config, model, mesh, SignsChat(tokenizer), problems, state))
+        Side(OnPolicyRun(config, model, mesh, SignsChat(tokenizer), problems, state.params))
         for config in (plain, dataclasses.replace(plain, attribution=True))
     ]
     batches = problem_batches(problems, batch_size=plain.rollouts.num_prompts, seed=0)

@@ -20,7 +20,7 @@ from sdistill.distributed.mesh import make_mesh
 from sdistill.settings import parse
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
-from sdistill.train import initial_state, on_policy_step, prepare, training_problems
+from sdistill.train import OnPolicyRun, initial_state, on_policy_step, training_problems
 from tests.benchmarks.rates import matmul_rate
 
 WARM_UP = 2
@@ -37,7 +37,7 @@ def main() -> None:
     tokenizer, mesh = SentencePieceTokenizer(SIGNS_TOKENIZER), make_mesh(config.mesh)
     problems = training_problems(config.rollouts, None)
     model, state = initial_state(config, mesh, tokenizer)
-    run = prepare(config, model, mesh, SignsChat(tokenizer), problems, state)
+    run = OnPolicyRun(config, model, mesh, SignsChat(tokenizer), problems, state.params)
     teacher = None
     batches = problem_batches(problems, batch_size=config.rollouts.num_prompts, seed=0)
 
