@@ -73,10 +73,9 @@ def sibling_contents(config: ContextConfig, problems: Sequence[Problem], groups:
     correct = [[response.correct for response in group] for group in groups]
     contents: list[str | None] = []
     for index, (problem, group) in enumerate(zip(problems, groups, strict=True)):
+        other = config.kind == "other_problem"
+        source = _next_solved(problems, correct, index) if other else index
         for own, rollout in enumerate(group):
-            source: int | None = index
-            if config.kind == "other_problem":
-                source = _next_solved(problems, correct, index)
             feedback = "" if rollout.correct else rollout.feedback
             success = None
             if source is not None:

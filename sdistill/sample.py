@@ -139,12 +139,8 @@ class Sampler:
             ]
             texts = [self.chat.tokenizer.decode(row) for row in ids]
             verdicts = task.verify_all([(q.problem, text) for q, text in zip(mine, texts, strict=True)])
-            responses = [
-                self._response(*each)
-                for each in zip(
-                    mine, requests, prefixes, texts, map(len, ids), completions.finish, verdicts, strict=True
-                )
-            ]
+            columns = mine, requests, prefixes, texts, map(len, ids), completions.finish, verdicts
+            responses = [self._response(*row) for row in zip(*columns, strict=True)]
             found = all_gather([response.to_json() for response in responses])
             return [Response.from_json(r) for r in found], all_gather_rows(completions, len(requests))
 

@@ -4,8 +4,8 @@ Schemas: docs/files.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Self
 
 SCHEMA_VERSION = 2
 """Of the JSON forms below; kept in `environment.json` of a study."""
@@ -14,22 +14,22 @@ FinishReason = Literal["stop", "length", "error"]
 """Why a response ended: at a stop token or string, at its limit, or because logits were not finite."""
 
 
+@dataclass(frozen=True)
 class _Json:
     """JSON with one key a field; fields that are None are left out."""
 
+    NESTED: ClassVar[Mapping[str, "type[_Json]"]] = {}
+    """Fields that are such values themselves."""
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return {
-            name: value.to_json() if isinstance(value, _Json) else value
-            for name, value in found.items()
-            if value is not None
-        }
+        return asdict(self, dict_factory=lambda items: {k: v for k, v in items if v is not None})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The value that `to_json` made the object from."""
-        return cls(**values)
+        nested = {name: kind.from_json(values[name]) for name, kind in cls.NESTED.items() if name in values}
+        return cls(**{**values, **nested})
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Response(_Json):
       attribution: Where the training signal falls; rollouts of runs with `attribution` only.
     """
 
+    NESTED = {"attribution": TokenAttribution}
+
     problem: str
     sample: int
     prompt: str
@@ -88,13 +90,6 @@ class Response(_Json):
     context: str | None = None
     bits: float | None = None
     attribution: TokenAttribution | None = None
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """See `_Json.from_json`."""
-        if "attribution" in values:
-            values = {**values, "attribution": TokenAttribution.from_json(values["attribution"])}
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -158,24 +153,17 @@ class Measurement(_Json):
       group: Tokens or word that the metric is restricted to, such as `class:epistemic` or `wait`.
     """
 
+    NESTED = {"condition": Condition, "baseline": Condition}
+
     section: str
     condition: Condition
     seed: Seed
     step: int
     dataset: str
     metric: str
-    value: float | None
+    value: float | None = None
     n: int | None = None
     ci_low: float | None = None
     ci_high: float | None = None
     baseline: Condition | None = None
     group: str | None = None
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """See `_Json.from_json`."""
-        values = {"value": None, **values}
-        for name in ("condition", "baseline"):
-            if name in values:
-                values[name] = Condition.from_json(values[name])
-        return cls(**values)
