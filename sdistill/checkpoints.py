@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from sdistill.distributed.processes import any_process
+from sdistill.model.folders import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Checkpoints:
             "from step %s; make room, the next checkpoint is tried as usual",
             self._writing,
             self._directory,
-            _reason(error),
+            first_line(error),
             self._manager.latest_step(),
         )
 
@@ -83,7 +84,7 @@ class Checkpoints:
                     "checkpoint of step %d in %s cannot be read (%s); falling back to the one before",
                     step,
                     self._directory,
-                    _reason(error),
+                    first_line(error),
                 )
                 self._manager.close()
                 aside = self._directory.parent / "damaged_checkpoints" / str(step)
@@ -97,10 +98,6 @@ class Checkpoints:
         """Waits until everything is on disk."""
         self.wait()
         self._manager.close()
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class Preempted(Exception):

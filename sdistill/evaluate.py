@@ -71,9 +71,11 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     sampler, params = open_sampler(args.model, chat, config, dtype=args.dtype)
     queries = queries_for(problems, args.num_samples)
-    with task_of(args.split) as task, Progress(transient=True) as progress:
-        bar = progress.add_task(args.split, total=len(queries))
-        show = follow(progress, bar, args.split)
+    with (
+        task_of(args.split) as task,
+        Progress(transient=True) as progress,
+        follow(progress, args.split, len(queries)) as show,
+    ):
         responses, _ = sampler(params, queries, task, seed=args.seed, step=0, progress=show)
     if not is_writer():
         return

@@ -37,7 +37,7 @@ from sdistill.storage import (
 )
 from sdistill.tasks.problem import Problem
 from sdistill.text.stop import StopStrings
-from sdistill.types import Response
+from sdistill.types import Response, group_by_problem
 
 JOURNAL, DONE, PASSED_OVER = "journal.jsonl", "responses.jsonl.gz", "passed_over.jsonl.gz"
 
@@ -160,18 +160,17 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
         for some in strides(queries, (walk.stride if walk else len(problems)) * size):
             known = journal_responses(journal)
             if missing := [query for query in some if (query.problem.id, query.sample) not in known]:
-                bar = progress.add_task(workdir.name, total=len(missing))
-                sampler.stream(
-                    params,
-                    missing,
-                    task,
-                    lambda response: journal.add(response.to_json()),
-                    seed=config.seed,
-                    stop=stop,
-                    on_completion=functools.partial(check_finite, config),
-                    progress=follow(progress, bar, workdir.name),
-                )
-                progress.remove_task(bar)
+                with follow(progress, workdir.name, len(missing)) as show:
+                    sampler.stream(
+                        params,
+                        missing,
+                        task,
+                        lambda response: journal.add(response.to_json()),
+                        seed=config.seed,
+                        stop=stop,
+                        on_completion=functools.partial(check_finite, config),
+                        progress=show,
+                    )
                 journal.share()
                 known = journal_responses(journal)
             responses = [known[query.problem.id, query.sample] for query in some]
@@ -262,10 +261,7 @@ def responses_by_problem(directory: Path, file: str = DONE) -> dict[str, list[Re
     """
     if not (directory / DONE).exists():
         raise ConfigError(f"{str(directory)!r} has no {DONE}; finish that generation first")
-    groups: dict[str, list[Response]] = {}
-    for response in read_responses(directory / file):
-        groups.setdefault(response.problem, []).append(response)
-    return groups
+    return group_by_problem(read_responses(directory / file))
 
 
 def first_correct(group: Sequence[Response]) -> str | None:

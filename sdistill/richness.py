@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sdistill.batch import layout
+from sdistill.batch import layout, take_rows
 from sdistill.engine.types import Completions
 from sdistill.losses import Sequences, score_responses
 from sdistill.model.config import ModelConfig
@@ -50,12 +50,11 @@ def richness_bits(
       batch: Rows scored at a time.
       chunk: Positions a row whose logits exist at the same time.
     """
-    count = len(plain_prompts)
-    unguided = []
+    count, unguided = len(plain_prompts), []
+    sequences = layout(plain_prompts, rollouts.ids, rollouts.lengths, max_prompt)
     for start in range(0, count, batch):
         indices = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up
-        prompts = [plain_prompts[i] for i in indices]
-        rows = layout(prompts, rollouts.ids[indices], rollouts.lengths[indices], max_prompt)
+        rows = take_rows(sequences, indices)
         log_prob_BT = _response_log_probs(params, rows, model=model, chunk=chunk)
         unguided.append(np.asarray(log_prob_BT).sum(axis=1))
     return (rollouts.full_log_probs.sum(axis=1) - np.concatenate(unguided)[:count]) / math.log(2)

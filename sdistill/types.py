@@ -3,7 +3,7 @@
 Schemas: docs/files.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -90,6 +90,14 @@ class Response(_Json):
     context: str | None = None
     bits: float | None = None
     attribution: TokenAttribution | None = None
+
+
+def group_by_problem(responses: Iterable[Response]) -> dict[str, list[Response]]:
+    """Problem → the responses to it, both in their order."""
+    groups: dict[str, list[Response]] = {}
+    for response in responses:
+        groups.setdefault(response.problem, []).append(response)
+    return groups
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from sdistill.analysis.statistics import (
     sign_flip_p_values,
 )
 from sdistill.text.words import map_rows, word_counts
-from sdistill.types import Response
+from sdistill.types import Response, group_by_problem
 
 ATTRIBUTION = "attribution"
 TENTHS, FIFTHS = 10, 5
@@ -142,7 +142,14 @@ def word_changes(
       the log-odds.
     """
     shared = [seed for seed in ours if seed in theirs]
-    counts = [_count_by_problem([r for seed in shared for r in side[seed]]) for side in (ours, theirs)]
+    # Problem → occurrences of each word in the responses to it, and the number of responses.
+    counts = [
+        {
+            problem: (word_counts(r.text for r in group), len(group))
+            for problem, group in group_by_problem(r for seed in shared for r in side[seed]).items()
+        }
+        for side in (ours, theirs)
+    ]
     problems = [p for p in counts[0] if p in counts[1]]
     if not problems:
         return {}
@@ -184,11 +191,3 @@ def standing_out(z: Mapping[str, float]) -> list[str]:
     """The words with the largest rise and those with the largest fall, with a z-score beyond 1.96."""
     ranked = sorted(z, key=lambda word: (z[word], word))
     return [w for w in ranked[:FOUND] if z[w] < -1.96] + [w for w in ranked[-FOUND:] if z[w] > 1.96]
-
-
-def _count_by_problem(responses: Sequence[Response]) -> dict[str, tuple[Counter[str], int]]:
-    """Problem → occurrences of each word in the responses to it, and the number of responses."""
-    texts: dict[str, list[str]] = {}
-    for response in responses:
-        texts.setdefault(response.problem, []).append(response.text)
-    return {problem: (word_counts(found), len(found)) for problem, found in texts.items()}

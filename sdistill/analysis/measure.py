@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdistill.analysis.statistics import Estimate, bootstrap_mean, maj_at_k, paired_bootstrap, pass_at_k
-from sdistill.types import Condition, Measurement, Response, Seed
+from sdistill.types import Condition, Measurement, Response, Seed, group_by_problem
 
 BASE = Condition("base")
 
@@ -54,12 +54,8 @@ RICHNESS_METRICS: Mapping[str, Callable[[Sequence[Response]], float]] = {
 
 def by_problem(responses: Sequence[Response]) -> dict[str, dict[str, float]]:
     """Metric → problem → figure. pass@n and maj@n take all n samples that every problem has."""
-    groups: dict[str, list[Response]] = {}
-    for response in responses:
-        groups.setdefault(response.problem, []).append(response)
-    metrics = dict(METRICS)
-    if responses[0].bits is not None:
-        metrics |= RICHNESS_METRICS
+    groups = group_by_problem(responses)
+    metrics = {**METRICS, **(RICHNESS_METRICS if responses[0].bits is not None else {})}
     n = min(len(group) for group in groups.values())
     metrics[f"pass@{n}"] = lambda group: pass_at_k([r.correct for r in group], n)
     metrics[f"maj@{n}"] = lambda group: maj_at_k([r.answer for r in group], [r.correct for r in group], n)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from sdistill.model.chunked_vocab import sum_ids
 from sdistill.model.scoring import LOG_ZERO, put, take, top_ids_of
-from sdistill.settings import require
+from sdistill.settings import require, require_fraction, require_positive
 
 LOG_FLOOR = math.log(-math.expm1(-1e-7))
 """A tail bucket holds at least this, as released: it bounds what an id outside the support can cost."""
@@ -45,19 +45,18 @@ class DivergenceConfig:
     pointwise_clip: float | None = None
 
     def __post_init__(self) -> None:
+        require_fraction(self, "alpha")
+        require_positive(self, "top_k", "pointwise_clip")
         alpha, support, top_k, tail, clip = dataclasses.astuple(self)
         topk = support == "topk"
-        require(0 <= alpha <= 1, f"alpha={alpha} must be 0 to 1")
         require(support in ("full", "topk", "sampled"), f"support={support!r} must be full, topk or sampled")
         require(topk == (top_k is not None), f"top_k={top_k} goes with support='topk' and only with it")
         require(topk == (tail is not None), f"tail={tail!r} goes with support='topk' and only with it")
         require(tail in (None, "bucket", "renormalise"), f"tail={tail!r} must be bucket or renormalise")
-        require(top_k is None or top_k > 0, f"top_k={top_k} must be positive")
         require(
             support != "sampled" or alpha == 1,
             f"alpha={alpha}: support='sampled' estimates KL(S‖T), alpha=1, only",
         )
-        require(clip is None or clip > 0, f"pointwise_clip={clip} must be positive, or None")
         require(
             support != "sampled" or clip is None,
             f"pointwise_clip={clip}: support='sampled' has no sum over ids to clip; use another",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from sdistill.settings import require
+from sdistill.settings import require, require_fraction, require_positive
 
 LIKELIEST = 80.0  # nats by which a forbidden token may exceed the others before float32 ends
 BLOCK = 128  # tokens whose probabilities are added up before one of them is drawn
@@ -43,9 +43,9 @@ class Sampling:
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"temperature={self.temperature} must be 0 or more",
         )
-        require(self.top_k is None or self.top_k > 0, f"top_k={self.top_k} must be positive, or None")
+        require_positive(self, "top_k")
+        require_fraction(self, "min_p")
         require(0 < self.top_p <= 1, f"top_p={self.top_p} must be above 0 and at most 1")
-        require(0 <= self.min_p <= 1, f"min_p={self.min_p} must be 0 to 1")
 
 
 class SamplingArrays(NamedTuple):

@@ -1,12 +1,13 @@
 """What the engine is asked for, what it returns, and how it reports on the way."""
 
+import contextlib
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from sdistill.engine.sampling import Sampling
 
@@ -113,8 +114,10 @@ StopFunction = Callable[[Sequence[int], int], int | None]
 already been called with the first `seen` ids."""
 
 
-def follow(progress: Progress, bar: TaskID, name: str) -> Callable[[EngineStats], None]:
-    """A callback that shows completions, tokens a second, busy slots and failures in a progress bar."""
+@contextlib.contextmanager
+def follow(progress: Progress, name: str, total: int) -> Iterator[Callable[[EngineStats], None]]:
+    """A callback that shows completions, tokens a second, busy slots and failures in a bar of its own."""
+    bar = progress.add_task(name, total=total)
 
     def show(stats: EngineStats) -> None:
         rate = stats.tokens / max(stats.seconds, 1e-9)
@@ -122,4 +125,5 @@ def follow(progress: Progress, bar: TaskID, name: str) -> Callable[[EngineStats]
         text = f"{name}: {rate:.0f} tokens/s, {stats.occupancy:.0%} of slots busy{failed}"
         progress.update(bar, total=stats.total, completed=stats.completed, description=text)
 
-    return show
+    yield show
+    progress.remove_task(bar)

@@ -207,11 +207,7 @@ class ProbingConfig:
     extra_attempts: int
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_samples", "max_response_length", "extra_attempts")
-        require(
-            self.num_problems is None or self.num_problems > 0,
-            f"num_problems={self.num_problems} must be positive",
-        )
+        require_positive(self, "num_problems", "num_samples", "max_response_length", "extra_attempts")
         require(count_words(self.cue) == 1, f"cue={self.cue!r} must be one of {', '.join(WORDS)}")
 
 

@@ -17,7 +17,7 @@ from sdistill.generate import Prompted, guided_prompts
 from sdistill.match import matched
 from sdistill.sample import queries_for
 from sdistill.storage import write_records
-from sdistill.types import Condition, Measurement, Response
+from sdistill.types import Condition, Measurement, Response, group_by_problem
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +45,16 @@ def _matched_sets(study: Study[StudyConfig], seed: int) -> dict[Condition, Path]
         """Problem → its correct responses, among those sampled."""
         problems, contents = zip(*prompts, strict=True)
         queries = queries_for(problems, config.num_samples, contents)
-        path, found = folder / f"{name}.jsonl.gz", {p.id: list[Response]() for p in problems}
-        for response in study.respond(path, queries, max_response_length=48, seed=seed, step=2):
-            if response.correct:
-                found[response.problem].append(response)
-        return found
+        path = folder / f"{name}.jsonl.gz"
+        responses = study.respond(path, queries, max_response_length=48, seed=seed, step=2)
+        return group_by_problem(response for response in responses if response.correct)
 
     # Sample without a context. Half as many problems again as would do if every one gave its full share.
     needed = -(-config.responses * 3 // (2 * config.per_problem))
     problems = open_problems(config.split, study.config.sdpo.data_dir)[:needed]
     sets = {"none": correct("none", [(problem, None) for problem in problems])}
     # Sample under contexts made of the first correct response.
-    solved = [(p, sets["none"][p.id][0].text) for p in problems if sets["none"][p.id]]
+    solved = [(p, sets["none"][p.id][0].text) for p in problems if p.id in sets["none"]]
     for kind in GUIDED:
         sets[kind] = correct(
             kind, guided_prompts(replace(study.config.sdpo.teacher.context, kind=kind), solved)

@@ -105,17 +105,10 @@ class Study(Generic[C]):
                 ),
             )
             name = f"{path.parent.parent.name} {path.stem}"
-            bar = self.progress.add_task(name, total=len(queries))
-            sampled, completions = sampler(
-                params,
-                queries,
-                self.task,
-                seed=seed,
-                step=step,
-                forbidden=forbidden,
-                progress=follow(self.progress, bar, name),
-            )
-            self.progress.remove_task(bar)
+            with follow(self.progress, name, len(queries)) as show:
+                sampled, completions = sampler(
+                    params, queries, self.task, seed=seed, step=step, forbidden=forbidden, progress=show
+                )
             if with_bits:
                 plain = [self.chat.prompt(query.problem.messages, thinking=True) for query in queries]
                 bits = richness_bits(

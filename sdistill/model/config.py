@@ -109,7 +109,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         sizes = "vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings"
         counts = "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
-        require_positive(self, *sizes, *counts)
+        require_positive(self, *sizes, *counts, "sliding_window")
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_key_value_heads={self.num_key_value_heads} must divide "
@@ -123,10 +123,6 @@ class ModelConfig:
             ("sliding_attention" in types) == (self.sliding_window is not None),
             f"sliding_window={self.sliding_window} goes with 'sliding_attention' in layer_types and only "
             "with it",
-        )
-        require(
-            self.sliding_window is None or self.sliding_window > 0,
-            f"sliding_window={self.sliding_window} must be positive",
         )
 
     @property
