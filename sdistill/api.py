@@ -210,12 +210,7 @@ class Trainer:
     """
 
     def __init__(self, config: GRPOConfig | SDPOConfig, problems: Sequence[Problem]):
-        """Loads the model of the config.
-
-        Args:
-          config: Of the run.
-          problems: That steps choose from.
-        """
+        """Loads the model of the config; steps choose from the problems."""
         self.chat = load_chat(config.tokenizer or config.init_from)
         self._mesh = training_mesh(config)
         model, self.state = initial_state(config, self._mesh, self.chat.tokenizer)

@@ -38,10 +38,8 @@ def attribute(
 
     Args:
       responses: In the order of the batch.
-      completions: Their tokens.
       has_teacher: 1 where a row has a teacher; None for objectives without a divergence.
       updates: Of a run with `attribution`.
-      tokenizer: Of the model.
     """
     arrays, lengths = token_arrays(updates, completions.ids.shape), completions.lengths.tolist()
     texts = [

@@ -310,14 +310,7 @@ def grpo_batch(
     """The rollouts with their advantages, and metrics.
 
     Scores under the teacher or the initial weights are computed here, once for all updates of the step.
-
-    Args:
-      config: Of the run.
-      rollouts: Of the step.
-      chat: How prompts are made.
-      score_teacher: Scores with the teacher's weights.
-      score_reference: Scores with the initial weights.
-      past: Metrics of the steps before.
+    `past` are the metrics of the steps before.
 
     Raises:
       FloatingPointError: if a score of a response token is not finite; names the rollouts.
@@ -433,7 +426,6 @@ def micro_batches(batch: OnPolicyBatch | PackedBatch, size: int) -> Iterator[Mic
 
     Args:
       batch: On the host; its number of rows is a multiple of `size`.
-      size: Rows of a micro-batch.
     """
     quarters_B = _quarters(batch)
     order_B = np.argsort(-quarters_B, kind="stable")

@@ -18,7 +18,6 @@ def run(main: Callable[[dict[str, Any], Path], None], *settings: Any) -> None:
     """Calls `main` with the values of --config and the path of --workdir.
 
     Args:
-      main: The command.
       settings: What --config is parsed as, for --help: dataclasses, or unions of them.
     """
     workdir = flags.DEFINE_string("workdir", None, "Directory that the command writes to.")
@@ -36,7 +35,6 @@ def start(
     What the user can mend ends in one line and exit code 1, without a traceback.
 
     Args:
-      main: The command.
       settings: See `run`.
       required: Names of flags that must be given, besides --config.
       optional: Names of flags that may be given.

@@ -33,9 +33,6 @@ def guided_content(
     """The teacher's user turn: the problem, with a correct response to it or to `source`.
 
     Args:
-      config: What is shown, and how.
-      problem: The problem to respond to.
-      response: The correct response.
       source: The problem it answers, for `other_problem`.
       feedback: The verifier's feedback on the rollout that is scored; shown if `config` has a template for
         both.
@@ -64,11 +61,6 @@ def sibling_contents(config: ContextConfig, problems: Sequence[Problem], groups:
 
     A rollout sees the first success of its group that is not its own; for `other_problem`, that of the next
     group with a success. Without one it sees the verifier's feedback on itself, if that is configured.
-
-    Args:
-      config: The context.
-      problems: One a group.
-      groups: The rollouts of each problem.
     """
     correct = [[response.correct for response in group] for group in groups]
     contents: list[str | None] = []

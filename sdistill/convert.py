@@ -22,8 +22,6 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None)
     """Writes `source` to `target` in the other format.
 
     Args:
-      source: A model folder of either format, or a name of Hugging Face's.
-      target: The folder to write; new or empty.
       dtype: Type of the parameters there; None for the one they have.
 
     Returns: a description of what was written.

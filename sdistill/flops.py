@@ -58,9 +58,7 @@ def sampling_flops(model: ModelConfig, sequences: Iterable[tuple[int, int]], sam
     """Sampling of responses, `samples` consecutive ones of which share a prompt, which is read once.
 
     Args:
-      model: That samples.
       sequences: Tokens of prompt and response together, and of the response, of each.
-      samples: Responses to a prompt.
     """
     sequences = list(sequences)
     # The last token of a response is never read, and the last one of a prompt with each response.

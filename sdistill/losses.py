@@ -74,7 +74,6 @@ class GRPOBatch(NamedTuple):
     """Rollouts with their advantages.
 
     Attributes:
-      student: Prompts and responses.
       advantages: Of each response token.
       token_weights: What each response token counts in the objective.
       rollout_log_probs: Log-probabilities of the response tokens under the student that sampled them.
@@ -92,7 +91,6 @@ class PackedBatch(NamedTuple):
     """Rows into which one or several examples are packed (`data.pipelines.example_batches`).
 
     Attributes:
-      tokens: Ids.
       targets: The id to predict at each column.
       token_weights: What each target counts in the objective; they sum to 1 over a batch.
       segment_ids: Which example a column belongs to, from 1; 0 on padding.
@@ -128,7 +126,6 @@ class LossReport(NamedTuple):
     """What a loss reports besides its value.
 
     Attributes:
-      metrics: Of the batch.
       finite: Which rows have finite hidden states at all response tokens: the `student`'s, and the
         `teacher`'s where there is a context.
       tokens: Figures of each response token, for runs with `attribution`: `entropy` of the student and
@@ -216,11 +213,9 @@ def sdpo_loss(
     Args:
       params: The student's.
       teacher_params: None takes the student's own (a `live` teacher).
-      batch: The rollouts.
       perturbation_BTD: Zeros added to the student's hidden states, whose gradient is then that of the hidden
         states. Their presence asks for a report of each token.
       model: Shape of both.
-      config: The loss.
       mix: Share of the student's logits in a `trust_region` teacher.
       temperature: Of the rollouts.
       logits_chunk_size: Positions of a row whose logits exist at the same time.

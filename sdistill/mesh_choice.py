@@ -129,8 +129,6 @@ def choose_mesh(work: Workload, devices: int, memory: float) -> MeshConfig:
     row (`context`), and those before heads and widths (`tensor`).
 
     Args:
-      work: Sizes of the run.
-      devices: How many there are.
       memory: Bytes of each.
 
     Raises:
@@ -211,7 +209,6 @@ def sampling_mesh(
       named: Its sizes; None for one over all devices that fits.
       source: The model, as `find_model` takes it.
       compute: How it is computed, in the type of its weights.
-      config: Of the sampler.
     """
     model = replace(from_hugging_face(find_model(source) / CONFIG_FILE), compute=compute)
     return _named_or_chosen(named, sampling_workload(model, config))

@@ -43,11 +43,6 @@ class Monitor:
         Model FLOPs utilisation, `mfu`, is the arithmetic of the model that a step, or a part of it, has to do
         (`flops`), over what its devices do at best in the same time: FLOPs / (seconds × devices ×
         peak of bfloat16). Where the peak is not known, as of CPUs, there is the rate only.
-
-        Args:
-          step: Its number, from 1.
-          record: Its figures.
-          cost: What it took.
         """
         if self._tensorboard is None:
             return

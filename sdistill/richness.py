@@ -43,7 +43,6 @@ def richness_bits(
 
     Args:
       params: The weights that sampled.
-      model: Their shape.
       plain_prompts: For each rollout the prompt without context, x.
       rollouts: y, with its log-probabilities under the context.
       max_prompt: Columns for the prompts.

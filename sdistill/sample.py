@@ -83,9 +83,6 @@ class Sampler:
         """A sampler for one model shape and one length of prompts and responses.
 
         Args:
-          model: The model's shape.
-          mesh: Where its parameters live.
-          chat: Tokenizer and chat template.
           config: Lengths include the prefix of a response.
           clock: Records what sampling and verification take.
 
@@ -118,11 +115,7 @@ class Sampler:
         Of several processes each samples and verifies its share, and all get all responses.
 
         Args:
-          params: The model's parameters.
-          queries: What to sample.
-          task: What verifies.
-          seed: Of all random streams.
-          step: Which the random streams also depend on.
+          seed, step: What all random streams depend on.
           forbidden: Token ids that are never drawn.
           progress: Called after every round of decoding; may raise.
         """
@@ -152,7 +145,6 @@ class Sampler:
         on_response: Callable[[Response], None],
         *,
         seed: int,
-        step: int = 0,
         stop: StopFunction | None = None,
         on_completion: Callable[[Query, Completion], None] | None = None,
         progress: Progress | None = None,
@@ -160,13 +152,10 @@ class Sampler:
         """Samples all queries, and verifies each response while others are decoded.
 
         Args:
-          params: The model's parameters.
           queries: What to sample; this process takes its share.
           task: What verifies, from several threads.
           on_response: Called from these threads with each verified response of this process. If it raises, so
             does this function.
-          seed: Of all random streams.
-          step: Which the random streams also depend on.
           stop: Ends responses for reasons that single ids do not show, such as strings.
           on_completion: Called with each query and what was sampled, before it is verified; may raise.
           progress: Called after every round of decoding; may raise.
@@ -196,7 +185,7 @@ class Sampler:
                 params,
                 requests,
                 seed=seed,
-                step=step,
+                step=0,
                 stop=stop,
                 on_completion=ended,
                 progress=self._observed(progress),
@@ -264,8 +253,6 @@ def open_sampler(
 
     Args:
       source: A model folder, a Hugging Face name, or `signs_base`.
-      chat: Tokenizer and chat template.
-      config: Of the sampler.
       dtype: Of weights, activations and cache.
       mesh: None chooses one over all devices that fits the model.
 

@@ -30,7 +30,6 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: Number of updates made, int32 scalar.
-      params: The model's parameters.
       opt_state: The optimizer's state, laid out like the parameters it belongs to.
     """
 
@@ -116,11 +115,9 @@ def compute_gradient(
     """Gradient of `loss(params, *inputs)` in the parameters, added to what is accumulated.
 
     Args:
-      params: What is differentiated.
       inputs: The loss's other arguments, the batch last.
       accumulated: The gradient of the micro-batches before.
       loss: One of `losses`, its settings bound.
-      model: Shape of the model.
       attribution: Report each token, with the norm of the objective's gradient in its final hidden state.
         Zeros are added there, and the loss is differentiated in them as well, which the backward pass does
         anyway.
@@ -203,8 +200,6 @@ def accumulate_gradients(
 
     Args:
       gradient_of: As `jit_gradient` makes it.
-      mesh: Where micro-batches are placed.
-      micro_batches: On the host.
       weights: The student's parameters, and the teacher's where the loss takes them.
     """
     gradient, reports = None, []
@@ -225,7 +220,6 @@ def summarize(updates: Sequence[UpdateReport], names: Sequence[str]) -> dict[str
     `logprob_diff` is that of the first update: later ones start from weights that have not sampled.
 
     Args:
-      updates: Of the step.
       names: Names of the rows of all updates, for errors.
 
     Raises:

@@ -29,7 +29,6 @@ def check_workdir(workdir: Path, settings: str, *, may_differ: Collection[str] =
 
     Args:
       workdir: Of a run; made if it is not there.
-      settings: Of the run, as `to_json` gives them.
       may_differ: Settings, with all below them, under which a run may go on although it began under others.
 
     Raises:

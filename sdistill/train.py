@@ -209,10 +209,6 @@ class Run:
         """Opens the data sets and compiles what steps need.
 
         Args:
-          config: Of the run.
-          model: The model's shape.
-          mesh: Where it is.
-          chat: Tokenizer and chat template.
           problems: Training problems; none for examples.
           on_round: Called after every round of decoding; may raise.
         """
@@ -318,10 +314,8 @@ def on_policy_step(
     """A step of GRPO or SDPO: state, teacher, metrics and rollouts after it.
 
     Args:
-      run: Of that objective.
       state: Its buffers are given away.
       teacher: The copy of weights that is kept; None before the first step, and where none is.
-      indices: Of the step's problems.
       step: Number of the step, from 0.
       past: Metrics of the steps before.
     """

@@ -133,10 +133,6 @@ def word_changes(
     A problem's difference is the mean over the seeds that both have: intervals and p-values are about other
     problems, and not about other seeds.
 
-    Args:
-      ours: Seed → responses.
-      theirs: The same of the baseline.
-
     Returns: (measure, word) → `word_base`, occurrences in a response of the baseline; `word_change`, their
       difference, with an interval over problems; `word_p`, adjusted for all compared words; and `word_z`, of
       the log-odds.

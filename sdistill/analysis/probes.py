@@ -18,13 +18,7 @@ PROBES = "probes"  # the section
 
 @dataclass(frozen=True)
 class Arm:
-    """One way in which a model responds.
-
-    Attributes:
-      intervention: See `Condition`.
-      attempts: See `Condition`.
-      fix: Where the arm is a model that was trained otherwise; see `Condition`.
-    """
+    """One way in which a model responds; the fields are those of `Condition`, `fix` only of another model."""
 
     intervention: str
     attempts: int | None = None

@@ -41,7 +41,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over the first data·fsdp·tensor·context devices, neighbours next to each other.
 
     Args:
-      config: Sizes of the axes.
       devices: Where to take them from. None takes this job's.
 
     Raises:

@@ -70,9 +70,6 @@ def on_every_host(arrays: T) -> T:
 def check_agreement(settings: str) -> None:
     """Refuses to start if the processes have different settings or packages.
 
-    Args:
-      settings: Of the run, as text.
-
     Raises:
       ConfigError: naming the first process that differs from process 0, and in what.
     """

@@ -57,11 +57,8 @@ def chunked_token_divergence(
 
     Args:
       student_hidden_BTD: Final hidden states; bfloat16 or float32.
-      student_head_DV: From hidden states to logits.
-      teacher_hidden_BTD: The teacher's, which may have another width. Not differentiated.
-      teacher_head_DV: Not differentiated.
+      teacher_hidden_BTD: The teacher's, which may have another width. Nothing of it is differentiated.
       ids_BT: The student's own tokens, which are scored, and are the support if that is `sampled`.
-      config: The divergence.
       temperature: As in `token_divergence`.
       logits_chunk_size: Largest number of positions of each row whose logits exist at the same time.
 

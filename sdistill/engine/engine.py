@@ -47,8 +47,6 @@ class Plan:
     """The few sizes that programs are compiled for.
 
     Attributes:
-      slots: Responses decoded at a time.
-      max_prompt_length: Maximum number of tokens of a prompt.
       row_counts: Sizes of the pool: all slots, and a half and a quarter of them for draining, that is, when
         nothing is waiting and the last responses are being decoded.
       lengths: Of the cache, which is as long as its longest active row needs, so that no more is read.
@@ -103,12 +101,8 @@ class SlotEngine:
         """An engine with `slots` rows.
 
         Args:
-          model: The model to sample from.
           mesh: Where its parameters live; rows are split over the data and fsdp axes.
           stop_ids: Tokens that end a response.
-          slots: Responses decoded at a time.
-          max_prompt_length: Maximum number of tokens of a prompt.
-          max_response_length: Maximum number of tokens of a response.
 
         Raises:
           ConfigError: if a row could outgrow the model's positions, slots do not divide over the mesh, or the
@@ -151,8 +145,7 @@ class SlotEngine:
         Args:
           params: The model's parameters, in any layout.
           requests: What to sample; with several processes, each passes its own.
-          seed: Seed of all random streams.
-          step: Training step; every random stream depends on it.
+          seed, step: What all random streams depend on.
           forbidden: Tokens that are never drawn; the same on all processes.
           stop: Ends completions for reasons that single ids do not show, such as strings.
           on_completion: Called with (index of the request, completion) for each as it ends, in any order.

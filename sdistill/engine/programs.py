@@ -61,7 +61,6 @@ class Decoded(NamedTuple):
       ids_KB: Tokens; this and the log-probabilities are as in `Completion`.
       counts_B: Number of tokens of each row; what comes after them has no meaning.
       finish_B: Why the row ended: a `Finish`.
-      steps: Number of steps made.
     """
 
     ids_KB: Int[Array, "K B"]
@@ -92,12 +91,10 @@ def admit(
     """Starts R responses.
 
     Args:
-      slots: The state before.
       prefix: The cache of prefilled prompts, with P columns.
       new_R: The responses.
       slots_R: The slot of each. An index beyond the last slot marks a filler, which is dropped.
       prefix_R: The row of its prompt in `prefix`.
-      model: The model whose caches these are.
     """
 
     def copy_prompts(x: jax.Array, prompts: jax.Array, axis: int) -> jax.Array:
@@ -127,13 +124,11 @@ def decode(
 
     Args:
       params: As `CachedDecoder.for_sampling` returns them.
-      slots: The state before.
       free_B: Slots that no response is in; the host may have ended what was.
       max_ended: The round is over once this many rows have ended in it, so that others can have their slots.
       seed_and_step: What all random streams depend on.
       stop_ids_E: Tokens that end a response; they belong to it.
       forbidden_V: Tokens that are never drawn.
-      model: The model.
       steps: K.
     """
     # Each response has a random key of its own, whatever its slot.

@@ -46,7 +46,6 @@ class Completion(NamedTuple):
       ids: Tokens, including the stop token.
       log_probs: Log-probability of each token under the distribution it was drawn from.
       full_log_probs: The same without truncation.
-      finish: Why it ended.
     """
 
     ids: Int[np.ndarray, " T"]
@@ -92,8 +91,6 @@ class EngineStats(NamedTuple):
       total: Number of requests, of all processes together.
       completed: Completions that have ended.
       errors: How many of those ended because their logits were not finite.
-      tokens: Tokens drawn.
-      steps: Decoding steps.
       occupancy: Share of slots that drew a token, over the steps made while requests were waiting.
       seconds: Since the parameters were in the layout for sampling.
       reshard_seconds: Time it took to bring the parameters into that layout.

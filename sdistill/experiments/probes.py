@@ -49,9 +49,7 @@ class Subject:
     """A model that is probed.
 
     Attributes:
-      study: The study that it is part of.
       condition: How the model was trained.
-      model: The model.
       seed: Of its training, and of its responses.
       problems: The problems that it responds to, by id.
     """
@@ -177,7 +175,6 @@ def probe(subject: Subject, neutral_cue: str | None) -> tuple[Arms, Words]:
     """Every arm of every probe but `MASKED`, and the words that arms are about.
 
     Args:
-      subject: The model.
       neutral_cue: The word that is put in the place of the cue as a control; None if there is none.
     """
     cues = {"cue": subject.study.config.probes.cue, "nothing": ""}

@@ -36,12 +36,9 @@ class Study(Generic[C]):
     """What all sections share.
 
     Attributes:
-      config: The settings.
-      workdir: Directory of the study.
       base: The base model.
       chat: Tokenizer and chat template of all models.
       task: Verifies all responses.
-      progress: Shows the work.
       slots: Responses decoded at a time.
     """
 
@@ -75,9 +72,7 @@ class Study(Generic[C]):
         Args:
           path: The file; if it is there, its responses are returned.
           units: Queries; responses among them are kept as they are.
-          max_response_length: Tokens after which a response is cut.
-          seed: Of the random streams.
-          step: Of the random streams.
+          seed, step: What all random streams depend on.
           forbidden: Token ids that are never sampled.
           model: A model of the base's shape; None for the base.
           with_bits: Measure the richness of each response; for queries only.

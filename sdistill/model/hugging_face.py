@@ -179,7 +179,6 @@ def to_hugging_face(config: ModelConfig, dtype: str) -> str:
     """The `config.json` with which transformers loads the same model.
 
     Args:
-      config: The model.
       dtype: Type of the saved tensors, e.g. `bfloat16`.
 
     Raises:

@@ -76,8 +76,6 @@ def summarise(
     pass keeps only a few numbers per position.
 
     Args:
-      hidden_BTD: Final hidden states.
-      head_DV: From hidden states to logits.
       ids_BT: The given ids.
       logits_chunk_size: Largest number of positions of each row whose logits exist at the same time.
       temperature: Divides the logits. Has no gradient.

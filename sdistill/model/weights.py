@@ -191,7 +191,6 @@ def load_pretrained(path: str | Path, *, mesh: Mesh | None = None, dtype: str = 
     largest tensor and one copy of it.
 
     Args:
-      path: The folder.
       mesh: Where the parameters go, laid out for training; None for the first device.
       dtype: Type of the parameters, whatever it is in the files.
 
@@ -287,7 +286,6 @@ def save_pretrained(model: Decoder, path: str | Path, *, shard_bytes: int = 5 * 
 
     Args:
       model: The model; its parameters are saved in the type they have.
-      path: The folder.
       shard_bytes: Tensors are spread over files of at most this size (or of one tensor).
     """
     params = nnx.state(model, nnx.Param)

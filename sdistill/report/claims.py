@@ -53,7 +53,6 @@ class Evidence:
     """A measured difference.
 
     Attributes:
-      comparison: What was compared.
       point: The difference, at a training step of the condition.
       paired: Whether the interval is paired by problem; if not, it is made from two separate ones.
       across_seeds: Whether the interval is over seeds too; if not, it is within the seeds that were run.

@@ -124,9 +124,7 @@ def comparison_page(
     """The HTML of a page about several runs, each compared with the first.
 
     Args:
-      runs: The runs.
       tables: Section → its tables, as `section_comparisons` makes them; under `runs` those of `run_tables`.
-      traces: Responses of all.
       svgs: Section → its figure.
     """
     about_paper = [prose.studies_paper(run.index) for run in runs]

@@ -32,7 +32,6 @@ class Contrast:
     """An arm of a probe against a control, on one model.
 
     Attributes:
-      model, arm, control: What is compared.
       ours, theirs: Accuracy of the arm and of the control.
       difference: Paired difference of accuracy.
       length: Paired difference of length in tokens; None if it was not measured.
@@ -119,7 +118,6 @@ class Word:
     """A word whose frequency was compared with the base.
 
     Attributes:
-      word: The word.
       listed: Whether it is on the paper's list.
       base, change: Occurrences per response of the base, and the paired difference to them.
       p, z: Adjusted p-value of the change; z-score of the log-odds.

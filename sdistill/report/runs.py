@@ -26,7 +26,6 @@ class Run:
 
     Attributes:
       name: That of its directory, with as many parents as tell it from the other runs.
-      path: Its directory.
       index: The measurements of its `results.jsonl`.
       settings: The JSON files of `SETTINGS` that it has, by name.
       notes: What is missing or could not be read, in sentences.

@@ -12,7 +12,6 @@ class StopStrings:
     """A stop function: cuts a response after the token that completes one of the strings.
 
     Attributes:
-      tokenizer: Of the model.
       strings: A response ends where the first of them is complete.
     """
 

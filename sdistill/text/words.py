@@ -28,8 +28,6 @@ def match_frequencies(counts: Counter[str], words: Collection[str], excluded: Co
     """For each word, the most frequent first, another word that occurs about as often.
 
     Args:
-      counts: Occurrences of all words.
-      words: To be matched.
       excluded: Words that may not be chosen, besides these.
 
     Returns: distinct words, as many as there are to choose from and at most one for each of `words`.
