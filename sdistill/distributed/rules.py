@@ -59,8 +59,7 @@ def parameter_shardings(params: nnx.State, mesh: Mesh | AbstractMesh, rules: Rul
 
     def sharding(variable: nnx.Variable) -> nnx.Variable:
         names, spec = variable.get_metadata()["axes"], spec_of(variable, rules)
-        shape = jax.tree.leaves(variable)[0].shape  # of a rounded matrix, the whole numbers come first
-        for name, size, axes in zip(names, shape, spec, strict=True):
+        for name, size, axes in zip(names, variable.shape, spec, strict=True):
             split = (axes,) if isinstance(axes, str) else axes or ()
             if size % math.prod(mesh.shape[axis] for axis in split):
                 sizes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in split)

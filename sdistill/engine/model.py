@@ -1,8 +1,7 @@
 """The decoder as the engine sees it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import BATCH, RESHARDING, SAMPLING, constrain, parameter_shardings, spec_of
-from sdistill.model.cache import Cache, CacheType, column_axes, empty_cache, quantize
+from sdistill.model.cache import COLUMN_AXES, Cache, empty_cache
 from sdistill.model.config import ModelConfig
-from sdistill.model.decoder import Decoder, bind, is_matrix, unroll
+from sdistill.model.decoder import bind, is_matrix, unroll
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,9 @@ class CachedDecoder:
     Another model needs the same methods and properties, and a hash: equal models share compiled programs. A
     cache is a tree of arrays. Their first axis is rows, and one of the others is columns: token i of a row is
     in its column i.
-
-    Attributes:
-      config: The model's.
-      cache: Type of cached keys and values. `int8` has one scale for each head and token; it takes half of
-        the memory of bfloat16, and half of the time where reading the cache takes most of it.
-      weights: Type of the matrices. `int8` has a scale for each of their columns along the residual stream;
-        they are converted whenever they are used.
     """
 
     config: ModelConfig
-    cache: CacheType = "activations"
-    weights: Literal["activations", "int8"] = "activations"
 
     @property
     def vocab_size(self) -> int:
@@ -52,13 +42,11 @@ class CachedDecoder:
         def converted(variable: nnx.Variable) -> nnx.Variable:
             if not is_matrix(variable):
                 return variable
-            if self.weights == "int8":
-                axis = variable.get_metadata()["axes"].index("embed")
-                return variable.replace(Int8Matrix.of(variable[...], axis))
             value = variable[...].astype(self.config.dtype)
             return variable.replace(constrain(value, spec_of(variable, RESHARDING)))
 
-        return _map_variables(converted, unroll(params))
+        params = unroll(params)
+        return jax.tree.map(converted, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
     def shardings(self, params: nnx.State, mesh: Mesh) -> nnx.State:
         """Layout of those: no axis is split that would be gathered for every token."""
@@ -70,57 +58,21 @@ class CachedDecoder:
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache with `length` columns."""
-        return empty_cache(self.config, rows, length, self.cache)
+        return empty_cache(self.config, rows, length)
 
     def column_axes(self, cache: Cache) -> Any:
         """The axis of columns of each array: a tree of numbers."""
-        return tuple(column_axes(layer) for layer in cache)
+        return (COLUMN_AXES,) * len(cache)
 
     def prefill(self, params: nnx.State, tokens_QP: Int[Array, "Q P"], lengths_Q: Int[Array, " Q"]) -> Cache:
         """The cache of prompts that are padded on the right, with P columns."""
-        return self._bound(params, tokens_QP).prefill(tokens_QP, lengths_Q, self.cache)[1]
+        return bind(self.config, params).prefill(tokens_QP, lengths_Q)[1]
 
     def decode(
         self, params: nnx.State, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Logits after one more token a row, and the cache with it. Before, rows have `lengths_B` tokens."""
-        decoder = self._bound(params, tokens_B)
+        decoder = bind(self.config, params)
         hidden_BD, cache = decoder.decode(tokens_B, cache, lengths_B)
         logits_BV = jnp.einsum("bd,dv->bv", hidden_BD, decoder.head(), preferred_element_type=jnp.float32)
         return logits_BV, cache
-
-    def _bound(self, params: nnx.State, tokens: Int[Array, "..."]) -> Decoder:
-        """The decoder with these parameters, converted from int8 if need be.
-
-        The barrier ties the conversion to the tokens: ahead of the decoding loop, it would make a copy.
-        """
-        if self.weights == "activations":
-            return bind(self.config, params)
-        params, _ = jax.lax.optimization_barrier((params, tokens))
-
-        def converted(variable: nnx.Variable) -> nnx.Variable:
-            value = variable.get_value()
-            is_int8 = isinstance(value, Int8Matrix)
-            return variable.replace(value.to(self.config.dtype)) if is_int8 else variable
-
-        return bind(self.config, _map_variables(converted, params))
-
-
-class Int8Matrix(NamedTuple):
-    """A matrix as whole numbers up to ±127, times scales that broadcast against them."""
-
-    values: Int[Array, "..."]
-    scales: Float[Array, "..."]
-
-    @classmethod
-    def of(cls, matrix: Float[Array, "..."], axis: int) -> "Int8Matrix":
-        """Rounds a matrix, with a scale for each column along the axis."""
-        return cls(*quantize(matrix, axis))
-
-    def to(self, dtype: jnp.dtype) -> Float[Array, "..."]:
-        """The matrix, but for rounding."""
-        return (self.values * self.scales).astype(dtype)
-
-
-def _map_variables(function: Callable[[nnx.Variable], nnx.Variable], params: nnx.State) -> nnx.State:
-    return jax.tree.map(function, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -80,18 +80,15 @@ def attend_cached(
     kv_heads, length = cache.values.shape[1:3]
     dtype, scale = q_BNH.dtype, q_BNH.shape[-1] ** -0.5
     q_BKGH = q_BNH.reshape(len(q_BNH), kv_heads, -1, q_BNH.shape[-1])
-    keys_BKHS, values_BKSH = cache.keys.astype(dtype), cache.values.astype(dtype)
-    logits_BKGS = jnp.einsum("bkgh,bkhs->bkgs", q_BKGH, keys_BKHS, preferred_element_type=jnp.float32) * scale
-    if cache.key_scales is not None:
-        logits_BKGS *= cache.key_scales[:, :, None]
+    logits_BKGS = (
+        jnp.einsum("bkgh,bkhs->bkgs", q_BKGH, cache.keys, preferred_element_type=jnp.float32) * scale
+    )
     columns_S = jnp.arange(length)
     seen_BS = columns_S < lengths_B[:, None]
     if window is not None:
         seen_BS &= columns_S >= lengths_B[:, None] - window
     p_BKGS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], logits_BKGS, -jnp.inf), axis=-1)
-    if cache.value_scales is not None:
-        p_BKGS *= cache.value_scales[:, :, None]
-    return jnp.einsum("bkgs,bksh->bkgh", p_BKGS.astype(dtype), values_BKSH).reshape(q_BNH.shape)
+    return jnp.einsum("bkgs,bksh->bkgh", p_BKGS.astype(dtype), cache.values).reshape(q_BNH.shape)
 
 
 def _splash(

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from sdistill.distributed.rules import split_sequences
 from sdistill.model.attention import attend, attend_cached
-from sdistill.model.cache import Cache, CacheType, LayerCache, append_token, make_cache
+from sdistill.model.cache import Cache, LayerCache, append_token, make_cache
 from sdistill.model.config import LayerType, ModelConfig
 
 
@@ -273,7 +273,7 @@ class Decoder(nnx.Module):
         return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps)
 
     def prefill(
-        self, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"], cache_type: CacheType = "activations"
+        self, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Final hidden states of sequences padded on the right, and the cache to continue them from."""
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -281,7 +281,7 @@ class Decoder(nnx.Module):
         ropes, x_BTD, cache = self._ropes(positions_BT), self._embed(tokens_BT), []
         for layer in self._each_layer():
             x_BTD, k_BTKH, v_BTKH = layer(x_BTD, positions_BT, segment_ids_BT, ropes[layer.layer_type])
-            cache.append(make_cache(k_BTKH, v_BTKH, cache_type))
+            cache.append(make_cache(k_BTKH, v_BTKH))
         return rms_norm(x_BTD, self.norm_D[...], self.config.rms_norm_eps), tuple(cache)
 
     def decode(
