@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.progress import Progress
 
 from sdistill import command
@@ -22,7 +23,7 @@ from sdistill.contexts import guided_content
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import check_agreement, is_writer
-from sdistill.engine.types import Completion, Finish, follow
+from sdistill.engine.types import Finish, follow
 from sdistill.evaluate import print_figures
 from sdistill.model.folders import load_chat
 from sdistill.sample import Query, encode, open_sampler, queries_for
@@ -206,12 +207,12 @@ def journal_responses(journal: Journal) -> dict[tuple[str, int], Response]:
     return {(r["problem"], r["sample"]): Response.from_json(r) for r in journal.records}
 
 
-def check_finite(config: GenerateConfig, query: Query, completion: Completion) -> None:
+def check_finite(config: GenerateConfig, query: Query, ids: np.ndarray, finish: Finish) -> None:
     """Refuses a response that ended because logits were not finite, if the settings say so."""
-    if completion.finish == Finish.ERROR and config.stop_on_error:
+    if finish == Finish.ERROR and config.stop_on_error:
         raise FloatingPointError(
             f"logits of {query.problem.id!r}, sample {query.sample} are no numbers after "
-            f"{len(completion.ids)} tokens; look at the weights of init_from={config.init_from!r}, or "
+            f"{len(ids)} tokens; look at the weights of init_from={config.init_from!r}, or "
             "set stop_on_error=False to go on without such responses"
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -20,7 +21,7 @@ from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import all_gather, all_gather_rows, process_slice
 from sdistill.engine.engine import SlotEngine
 from sdistill.engine.model import CachedDecoder
-from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
+from sdistill.engine.types import Completions, EngineStats, Finish, Request, StopFunction
 from sdistill.mesh_choice import sampling_mesh
 from sdistill.model.config import ComputeConfig, ModelConfig
 from sdistill.model.weights import load_model
@@ -146,7 +147,7 @@ class Sampler:
         *,
         seed: int,
         stop: StopFunction | None = None,
-        on_completion: Callable[[Query, Completion], None] | None = None,
+        on_completion: Callable[[Query, np.ndarray, Finish], None] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Samples all queries, and verifies each response while others are decoded.
@@ -164,22 +165,20 @@ class Sampler:
         prefixes, requests = self._requests(mine)
         pending: list[Future[None]] = []
 
-        def verify(index: int, completion: Completion) -> None:
-            query, ids = mine[index], [*prefixes[index], *completion.ids.tolist()]
+        def verify(index: int, sampled: np.ndarray, finish: Finish) -> None:
+            query, ids = mine[index], [*prefixes[index], *sampled.tolist()]
             text = self.chat.tokenizer.decode(ids)
             verdict = task.verify(query.problem, text)
             on_response(
-                self._response(
-                    query, requests[index], prefixes[index], text, len(ids), completion.finish, verdict
-                )
+                self._response(query, requests[index], prefixes[index], text, len(ids), finish, verdict)
             )
 
         with ThreadPoolExecutor(VERIFIERS) as verifiers:
 
-            def ended(index: int, completion: Completion) -> None:
+            def ended(index: int, sampled: np.ndarray, finish: Finish) -> None:
                 if on_completion is not None:
-                    on_completion(mine[index], completion)
-                pending.append(verifiers.submit(verify, index, completion))
+                    on_completion(mine[index], sampled, finish)
+                pending.append(verifiers.submit(verify, index, sampled, finish))
 
             self.engine.generate(
                 params,

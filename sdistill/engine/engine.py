@@ -30,7 +30,7 @@ from sdistill.distributed.processes import all_gather_rows
 from sdistill.engine.model import CachedDecoder
 from sdistill.engine.programs import ROUND_STEPS, Decoded, RowState, programs_of
 from sdistill.engine.sampling import SamplingArrays
-from sdistill.engine.types import Completion, Completions, EngineStats, Finish, Request, StopFunction
+from sdistill.engine.types import Completions, EngineStats, Finish, Request, StopFunction
 from sdistill.settings import require
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class SlotEngine:
         step: int,
         forbidden: Sequence[int] = (),
         stop: StopFunction | None = None,
-        on_completion: Callable[[int, Completion], None] | None = None,
+        on_completion: Callable[[int, np.ndarray, Finish], None] | None = None,
         progress: Callable[[EngineStats], None] | None = None,
     ) -> Completions:
         """Samples a completion of each request.
@@ -148,7 +148,7 @@ class SlotEngine:
           seed, step: What all random streams depend on.
           forbidden: Tokens that are never drawn; the same on all processes.
           stop: Ends completions for reasons that single ids do not show, such as strings.
-          on_completion: Called with (index of the request, completion) for each as it ends, in any order.
+          on_completion: Called with (index of the request, tokens, why it ended) as each ends, in any order.
           progress: Called after each round of decoding.
 
         Raises:
@@ -400,7 +400,7 @@ class Generation:
         self,
         recorded: Sequence[Recorded],
         stop: StopFunction | None,
-        on_completion: Callable[[int, Completion], None] | None,
+        on_completion: Callable[[int, np.ndarray, Finish], None] | None,
     ) -> None:
         """Completes those of the requests that have ended, by themselves or by `stop`."""
         found = self.completions
@@ -414,11 +414,7 @@ class Generation:
                 found.lengths[index] = length = kept
             found.finish[index] = finish
             if finish and on_completion and index in self.own:
-                drawn = index, slice(length)
-                completion = Completion(
-                    found.ids[drawn], found.log_probs[drawn], found.full_log_probs[drawn], finish
-                )
-                on_completion(index - self.own.start, completion)
+                on_completion(index - self.own.start, found.ids[index, :length], finish)
 
     def stats(self, reshard_seconds: float) -> EngineStats:
         """What has been done so far."""

@@ -58,7 +58,7 @@ class Decoded(NamedTuple):
     """Tokens that a round of at most K steps drew.
 
     Attributes:
-      ids_KB: Tokens; this and the log-probabilities are as in `Completion`.
+      ids_KB: Tokens; this and the log-probabilities are as in `Completions`.
       counts_B: Number of tokens of each row; what comes after them has no meaning.
       finish_B: Why the row ended: a `Finish`.
     """

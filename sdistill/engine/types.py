@@ -39,25 +39,15 @@ class Request(NamedTuple):
     limit: int | None = None
 
 
-class Completion(NamedTuple):
-    """The completion of one request.
+class Completions(NamedTuple):
+    """What was sampled, in the order of the requests, padded with 0 to the engine's `max_response_length`, T.
 
     Attributes:
       ids: Tokens, including the stop token.
+      lengths: Number of tokens; 0 only where the first logits were not finite.
+      finish: Why each ended: a `Finish`.
       log_probs: Log-probability of each token under the distribution it was drawn from.
       full_log_probs: The same without truncation.
-    """
-
-    ids: Int[np.ndarray, " T"]
-    log_probs: Float[np.ndarray, " T"]
-    full_log_probs: Float[np.ndarray, " T"]
-    finish: Finish
-
-
-class Completions(NamedTuple):
-    """Each `Completion` in the order of the requests, padded with 0 to the engine's `max_response_length`, T.
-
-    A length is 0 only where the first logits were not finite.
     """
 
     ids: Int[np.ndarray, "N T"]

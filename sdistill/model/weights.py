@@ -26,7 +26,7 @@ from sdistill.distributed.mesh import MeshConfig, make_mesh
 from sdistill.distributed.processes import is_writer, on_every_host, wait_for_all
 from sdistill.distributed.rules import TRAINING, parameter_shardings
 from sdistill.model.config import ModelConfig
-from sdistill.model.decoder import Decoder
+from sdistill.model.decoder import Decoder, bind
 from sdistill.model.folders import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -108,13 +108,7 @@ def load_orbax(path: str | Path, *, mesh: Mesh | None = None, dtype: str = "floa
         raise ConfigError(
             f"{path / ORBAX_PARAMS} is damaged, or not the model of its config.json: {first_line(error)}"
         ) from error
-    return _with_params(config, restored)
-
-
-def _with_params(config: ModelConfig, params: nnx.State) -> Decoder:
-    model = nnx.eval_shape(lambda: new_model(config, seed=0))
-    nnx.update(model, params)
-    return model
+    return bind(config, restored)
 
 
 # ── Safetensors ──────────────────────────────────────────────────────────────────────────────────
@@ -222,7 +216,7 @@ def load_pretrained(path: str | Path, *, mesh: Mesh | None = None, dtype: str = 
             )
         values[tensor.path] = jax.block_until_ready(value)
     loaded = [(path, variable.replace(values[path])) for path, variable in flat.items()]
-    return _with_params(config, nnx.from_flat_state(loaded))
+    return bind(config, nnx.from_flat_state(loaded))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
