@@ -37,7 +37,7 @@ def locked(path: Path):
 
 @pytest.fixture(scope="module")
 def commands(shared) -> Commands:
-    return Commands(shared / "datasets", optimized=True)
+    return Commands(shared / "datasets")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ exercises the code. What comes out of the full study, and what both take, is in 
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL
+from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL, TINY_SLOTS
 
 SIZES = {
     "": {
@@ -59,8 +59,10 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in SIZES:
         raise ValueError(f"unknown argument {arg!r} of study.py; known: {', '.join(map(repr, SIZES))}")
     size = SIZES[arg]
+    tiny = arg == "tiny"
     evaluation = {
         **EVALUATION,
+        "slots": TINY_SLOTS if tiny else EVALUATION["slots"],
         "every": size["every"],
         "datasets": ["trained", "k3_test", "k4_test"],
         "num_problems": size["num_problems"],
@@ -72,11 +74,11 @@ def get_config(arg: str = "") -> ConfigDict:
         "rollouts": {
             "split": "k3_pool",
             "num_problems": None,
-            "num_prompts": 16,
+            "num_prompts": 4 if tiny else 16,
             "num_samples": 8,
             "max_prompt_length": 8,
             "max_response_length": 48,
-            "slots": 128,
+            "slots": TINY_SLOTS if tiny else 128,
         },
         "evaluation": evaluation,
         "attribution": True,

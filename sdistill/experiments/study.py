@@ -39,7 +39,6 @@ class Study(Generic[C]):
       base: The base model.
       chat: Tokenizer and chat template of all models.
       task: Verifies all responses.
-      slots: Responses decoded at a time.
     """
 
     config: C
@@ -48,7 +47,6 @@ class Study(Generic[C]):
     chat: Chat
     task: Task
     progress: Progress
-    slots: int = 256
 
     def directory(self, section: str, condition: Condition, seed: int) -> Path:
         """The directory of a condition."""
@@ -96,7 +94,7 @@ class Study(Generic[C]):
                     num_samples=1,
                     max_prompt_length=_round_up(max(map(sum, lengths)), prompt_multiple),
                     max_response_length=max_response_length,
-                    slots=self.slots,
+                    slots=self.config.evaluation.slots,
                 ),
             )
             name = f"{path.parent.parent.name} {path.stem}"
