@@ -222,6 +222,7 @@ def test_examples_do_not_depend_on_the_number_of_processes(packed):
 
 
 @pytest.mark.long
+@settings(max_examples=12)
 @given(PROCESSES, st.integers(1, 4), st.integers(5, 23), st.integers(0, 9), st.booleans())
 def test_no_examples_depend_on_the_number_of_processes(counts, steps, examples, seed, packed):
     check_examples(counts, steps, examples, seed, packed)

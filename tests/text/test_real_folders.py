@@ -24,6 +24,8 @@ MODES = [
     ("olmo3", False),
 ]
 """Folders with the values of `thinking` they can be asked for."""
+EVERY = {("qwen3", True): 1, ("r1", True): 1, ("olmo3", False): 1}
+"""Each tokenizer reads every problem once; with another template it reads every tenth."""
 
 DEMONSTRATION = "<think>\nWait, 1 || 2 < 3.\n</think>\n\nThe answer is \\boxed{4}."
 
@@ -86,9 +88,9 @@ def reference_prompt(reference, messages, thinking, **options):
 
 
 @pytest.mark.parametrize(("name", "thinking"), MODES)
-def test_every_problem_has_the_prompt_ids_of_transformers(opened, problems, name, thinking):
+def test_problems_have_the_prompt_ids_of_transformers(opened, problems, name, thinking):
     chat, reference = opened(name)
-    for messages in problems:
+    for messages in problems[:: EVERY.get((name, thinking), 10)]:
         expected = reference_prompt(reference, messages, thinking, return_dict=False)
         assert chat.prompt(messages, thinking=thinking) == expected
         text = messages[-1]["content"]
