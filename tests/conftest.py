@@ -46,11 +46,6 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("datasets")
-
-
-@pytest.fixture(scope="session")
 def forked_commands(data_dir):
     """Short commands of the package."""
     commands = ForkedCommands(data_dir)
@@ -59,9 +54,7 @@ def forked_commands(data_dir):
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> Path:
-    """A directory that all of pytest's worker processes have in common."""
+def data_dir(tmp_path_factory) -> Path:
+    """Data sets, prepared by the first test that opens one; all workers of pytest-xdist have it in common."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "datasets"

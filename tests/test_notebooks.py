@@ -16,11 +16,11 @@ from tests.processes import ROOT, Commands
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 
 
-def execute(name: str, folder: Path, shared: Path, then: str = "") -> list[nbformat.NotebookNode]:
+def execute(name: str, folder: Path, data_dir: Path, then: str = "") -> list[nbformat.NotebookNode]:
     """What a notebook, run in `folder`, puts out, and one cell more; a cell that fails is an error here."""
     notebook = nbformat.read(ROOT / "colab" / name, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(then))
-    commands = Commands(shared / "datasets", optimized=True, SIZE="tiny", RUNS=str(folder))
+    commands = Commands(data_dir, optimized=True, SIZE="tiny", RUNS=str(folder))
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
     client.execute(env=commands.environment)
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -35,8 +35,8 @@ def shown(outputs: list[nbformat.NotebookNode], kind: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_quickstart_ends_with_the_report(tmp_path, shared):
-    outputs = execute("quickstart.ipynb", tmp_path, shared)
+def test_quickstart_ends_with_the_report(tmp_path, data_dir):
+    outputs = execute("quickstart.ipynb", tmp_path, data_dir)
     page = (tmp_path / "study_tiny" / "report.html").read_text()
     framed = re.search(r'srcdoc="([^"]*)"', shown(outputs, "text/html")[-1])
     assert html.unescape(framed[1]) == page
@@ -49,7 +49,7 @@ def test_quickstart_ends_with_the_report(tmp_path, shared):
 
 
 @pytest.mark.long
-def test_understand_sdpo_shows_what_the_library_computes(tmp_path, shared):
+def test_understand_sdpo_shows_what_the_library_computes(tmp_path, data_dir):
     found = """import json
 figures = {
     "apart": float(apart),
@@ -59,7 +59,7 @@ figures = {
     "entropy": [float(entropy.mean()) for entropy in (student_entropy, teacher_entropy)],
 }
 print(json.dumps(figures))"""
-    outputs = execute("understand_sdpo.ipynb", tmp_path, shared, found)
+    outputs = execute("understand_sdpo.ipynb", tmp_path, data_dir, found)
     figures = json.loads(printed(outputs).splitlines()[-1])
     divergence = np.asarray(figures["divergence"])
     assert figures["apart"] < 1e-5  # from all logits, and by chunks
@@ -77,10 +77,10 @@ print(json.dumps(figures))"""
 
 
 @pytest.mark.long
-def test_your_model_measures_contexts_and_trains(tmp_path, shared):
+def test_your_model_measures_contexts_and_trains(tmp_path, data_dir):
     found = """import json
 print(json.dumps({step: [float(figure) for figure in figures] for step, figures in richness.items()}))"""
-    outputs = execute("your_model.ipynb", tmp_path, shared, found)
+    outputs = execute("your_model.ipynb", tmp_path, data_dir, found)
     bits = {step: np.asarray(of) for step, of in json.loads(printed(outputs).splitlines()[-1]).items()}
     assert list(bits) == ["unguided", "answer", "solution"]
     assert np.abs(bits["unguided"]).max() < 1e-3 and bits["solution"].mean() > bits["answer"].mean() > 1

@@ -1,7 +1,5 @@
 """The whole study in its smallest form, run as users run it: killed, continued, repeated, refused."""
 
-import contextlib
-import fcntl
 import os
 import random
 import re
@@ -28,24 +26,15 @@ def identity(m):
     return m.section, m.condition, m.seed, m.step, m.dataset, m.metric, m.baseline, m.group
 
 
-@contextlib.contextmanager
-def locked(path: Path):
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+@pytest.fixture(scope="module")
+def commands(data_dir) -> Commands:
+    return Commands(data_dir)
 
 
 @pytest.fixture(scope="module")
-def commands(shared) -> Commands:
-    return Commands(shared / "datasets")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(shared, commands) -> Path:
-    workdir = shared / "uninterrupted"
-    with locked(shared / "lock"):
-        if not (workdir / "report.html").exists():
-            commands.succeed("sdistill.study", TINY, f"--workdir={workdir}")
+def uninterrupted(tmp_path_factory, commands) -> Path:
+    workdir = tmp_path_factory.mktemp("studies") / "uninterrupted"
+    commands.succeed("sdistill.study", TINY, f"--workdir={workdir}")
     return workdir
 
 

@@ -135,14 +135,18 @@ def wide(size):
     return normal(D, size, rng=rng), (TEACHER_HIDDEN, normal(D + 2, size, rng=rng), jnp.asarray(ids))
 
 
-@pytest.mark.parametrize("size", [2 * 4096, 97 * 128, 12_301, 40_961])
+SIZES = [12_301, *(pytest.param(size, marks=pytest.mark.long) for size in (2 * 4096, 97 * 128, 40_961))]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("settings", [SETTINGS[4], SETTINGS[5], SAMPLED], ids=name_of)
 def test_any_cut_of_the_vocabulary_gives_the_same(settings, size):
-    """Two equal tiles; three of a multiple of 128, of which the last overlaps; primes, in three and eight."""
+    """Primes, in three and eight tiles; two equal tiles; three of a multiple of 128, the last overlapping."""
     head, fixed = wide(size)
     assert_as_defined(settings, 1, head, fixed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [{"alpha": 0.5, **FULL}, {"alpha": 0.5, **BUCKET, "top_k": 100}, SAMPLED],
