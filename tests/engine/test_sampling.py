@@ -88,6 +88,7 @@ def test_tokens_are_drawn_from_the_truncated_distribution_of_those_allowed(forbi
         check_draws(LOGITS, sampling, np.isin(np.arange(V), forbidden))
 
 
+@pytest.mark.long
 def test_a_large_vocabulary_is_truncated_and_drawn_from_exactly():
     """Several blocks, the last one not full."""
     logits = np.random.default_rng(0).normal(0, 3, 1000).astype(np.float32)
