@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from sdistill.config import AnyTrainConfig, SamplerConfig, SFTConfig
+from sdistill.config import AnyTrainConfig, GRPOConfig, SamplerConfig, SFTConfig
 from sdistill.distributed.mesh import AXES, MeshConfig, device_memory, make_mesh
 from sdistill.distributed.rules import SAMPLING, TRAINING, parameter_shardings
 from sdistill.engine.engine import PREFILL_TOKENS
@@ -40,7 +40,7 @@ class Workload:
 
     Attributes:
       model: Its shape, and how it is computed.
-      state_bytes: Bytes that are kept of a parameter: itself, moments, and the teacher's copy.
+      state_bytes: Bytes that are kept of a parameter: itself, moments, the teacher's and the KL term's copy.
       slots: Responses decoded at a time; 0 for a run that samples nothing.
       cached_tokens: Tokens of all of them together, at most.
       prefill_rows: Prompts prefilled at a time; at least one for each shard of the rows.
@@ -242,6 +242,8 @@ def training_workload(config: AnyTrainConfig, model: ModelConfig) -> Workload:
         if teacher is not None:
             longest = teacher.max_prompt_length + rollouts.max_response_length
             state += jnp.dtype(teacher.dtype).itemsize if teacher.weights != "live" else 0
+        if isinstance(config, GRPOConfig) and config.loss.kl_coefficient is not None:
+            state += own  # the initial weights
     return Workload(
         replace(model, compute=config.compute),
         state_bytes=state,

@@ -7,9 +7,10 @@ import pytest
 from configs.paper import section5_sdpo
 from configs.paper.common import MODELS
 from configs.paper.shapes import SHAPES
+from configs.signs import grpo
 from launch import compile_table
 from launch.compile_check import workload_of
-from sdistill.config import SamplerConfig, SDPOConfig
+from sdistill.config import GRPOConfig, SamplerConfig, SDPOConfig
 from sdistill.distributed.mesh import AXES, MeshConfig
 from sdistill.mesh_choice import (
     GIB,
@@ -19,6 +20,8 @@ from sdistill.mesh_choice import (
     training_mesh,
     training_workload,
 )
+from sdistill.model.folders import SIGNS_BASE
+from sdistill.model.hugging_face import from_hugging_face
 from sdistill.settings import ConfigError, parse
 
 TINY = parse(SDPOConfig, section5_sdpo.get_config("qwen3_8b:tiny").to_dict())
@@ -99,6 +102,16 @@ def test_a_generation_s_layout_is_what_would_be_chosen(where):
     run = compile_table.settings_of(f"section3.py:walk:{where}")
     chosen = choose_mesh(workload_of(run), int(where[-1]), MEMORY["v5e"])
     assert dataclasses.replace(chosen, tensor=chosen.context, context=1) == run.mesh
+
+
+def test_the_initial_weights_of_a_kl_term_are_counted():
+    settings = grpo.get_config("tiny").to_dict()
+    plain, penalised = (
+        parse(GRPOConfig, settings | {"loss": loss}) for loss in ({}, {"kl_coefficient": 0.1})
+    )
+    model = from_hugging_face(SIGNS_BASE / "config.json")
+    bytes_of = [training_workload(config, model).state_bytes for config in (plain, penalised)]
+    assert bytes_of[1] - bytes_of[0] == 4
 
 
 def test_a_generation_s_model_that_fits_is_not_split():
