@@ -196,9 +196,9 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=NamedSharding(mesh, BATCH))
 
-    # The batch, which weights the loss takes besides the student's, and the work of one micro-batch.
+    # The batch, the teacher's weights if the loss reads them, and the work of one micro-batch.
     batch: Any
-    weights: tuple[Shapes, ...] = (state.params,)
+    loss_teacher: Shapes | None = None
     resident = state.opt_state, teacher
     scored = scored_traffic = 0.0  # by the teacher
     if isinstance(config, SFTConfig):
@@ -221,7 +221,7 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
             scored_traffic = _weights_traffic(model, mesh)
         if isinstance(config, SDPOConfig):
             batch = SDPOBatch(sequences(length), sequences(teacher_length), array(), each, each, each)
-            weights, resident = (state.params, teacher), (state.opt_state, None)
+            loss_teacher, resident = teacher, (state.opt_state, None)
         else:
             has_reference = config.loss.kl_coefficient is not None
             batch = GRPOBatch(sequences(length), each, each, each, each if has_reference else None)
@@ -242,7 +242,7 @@ def training_programs(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
                 scored = scored_traffic = 0.0
     programs["gradient"] = Program(
         compiled_gradient(config, model, mesh),
-        (*weights, batch),
+        (state.params, loss_teacher, batch),
         resident,
         times=step_size / size,
         keywords={"accumulated": state.params},

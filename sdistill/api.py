@@ -32,6 +32,7 @@ from sdistill.model.decoder import Decoder, bind
 from sdistill.model.folders import load_chat
 from sdistill.model.weights import load_model
 from sdistill.sample import Query, Sampler, encode, queries_for
+from sdistill.step import init_teacher
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
 from sdistill.text.words import token_texts
@@ -215,7 +216,7 @@ class Trainer:
         self._mesh = training_mesh(config)
         model, self.state = initial_state(config, self._mesh, self.chat.tokenizer)
         self._run = OnPolicyRun(config, model, self._mesh, self.chat, problems, self.state.params)
-        self._teacher: nnx.State | None = None
+        self._teacher = init_teacher(config.teacher, self.state.params)
         self.metrics: list[dict[str, float]] = []
 
     def step(self, indices: Sequence[int]) -> tuple[dict[str, float], list[Response]]:

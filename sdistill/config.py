@@ -244,7 +244,8 @@ class SDPOLossConfig:
       importance_cap: Largest importance weight S/S_old of a token, S_old being the student that sampled it.
         None disables the weights.
       rollout_correction_cap: Largest weight S_old/S_rollout of a token, S_rollout being the distribution
-        that top-k, top-p and min-p leave to the sampler. None disables the weights.
+        that top-k, top-p and min-p leave to the sampler. The weight is the probability that truncation keeps,
+        so a cap of 1 or more caps nothing. None disables the weights.
       aggregation: From tokens to the objective. Rows without a teacher count as zero in `seq_mean_*`, and
         not at all in `token_mean`.
       masked_words: Words whose tokens get no loss; see `fixes.without_words`.

@@ -76,7 +76,7 @@ def evaluate(args: argparse.Namespace) -> None:
         Progress(transient=True) as progress,
         follow(progress, args.split, len(queries)) as show,
     ):
-        responses, _ = sampler(params, queries, task, seed=args.seed, step=0, progress=show)
+        responses, _ = sampler(params, queries, task, seed=args.seed, step=0, on_round=show)
     if not is_writer():
         return
     print_figures(responses, f"{args.model} on {args.split}")

@@ -170,7 +170,7 @@ def generate(config: GenerateConfig, workdir: Path, *, progress: Progress | None
                         seed=config.seed,
                         stop=stop,
                         on_completion=functools.partial(check_finite, config),
-                        progress=show,
+                        on_round=show,
                     )
                 journal.share()
                 known = journal_responses(journal)

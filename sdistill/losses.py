@@ -4,9 +4,25 @@
     GRPO            clipped policy gradient with group-relative advantages
     cross-entropy   pretraining and SFT
 
-The objective is Σ weight × token loss, with weights made on the host (`token_weights`). So micro-batches can
-be computed one after the other, and their gradients add up to that of the whole batch. Metrics are (sum,
-count) pairs, which add up in the same way before they are divided.
+The objective is Σ weight × token loss. Its weights are made on the host from all rows of an update, so the
+gradients of micro-batches add up to that of the whole batch. Metrics are (sum, count) pairs, which add up in
+the same way before they are divided.
+
+What a token counts. p is its probability under the student; factors of fixes are 1 unless configured:
+
+    SDPO   token_weights, on the host (`batch.sdpo_batch`)
+               response_mask × has_teacher × not in masked_words, normalised by `token_weights`
+             × pass-rate weight of its problem                                    fixes.pass_rate_weights
+             × min(p_full / p_sampled, rollout_correction_cap): p_full without top-k, top-p, min-p
+           in the graph (`sdpo_loss`)
+             × min(p / p_old, importance_cap), without a gradient of its own
+             × 1, or -repulsion at forks                                          fixes.fork_weights
+           token loss: D, each id's term at most `pointwise_clip`                 divergence/
+    GRPO   token_weights, on the host (`batch.grpo_batch`): response_mask, normalised by `token_weights`
+           token loss (`grpo_loss`): -min(r A, clip(r) A) + kl_coefficient × k3, r = p / p_old
+           A: the group's advantage, changed by contrastive_hints or anti_self_distillation
+    SFT    token_weights (`batch.packed_batch`): the example's weight / their sum
+           token loss: -log p
 """
 
 import functools
@@ -279,6 +295,7 @@ def sdpo_loss(
 
 def grpo_loss(
     params: nnx.State,
+    teacher_params: nnx.State | None,
     batch: GRPOBatch,
     perturbation_BTD: Float[Array, "B T D"] | None = None,
     *,
@@ -289,7 +306,7 @@ def grpo_loss(
 ) -> tuple[Float[Array, ""], LossReport]:
     """Clipped policy gradient with the batch's advantages, and a KL penalty if configured.
 
-    Arguments are those of `sdpo_loss`.
+    Arguments are those of `sdpo_loss`. The teacher's weights are not read: its scores are in the advantages.
     """
     # Log-probabilities of the rollouts under the current weights.
     student = bind(model, params)
@@ -329,9 +346,9 @@ def grpo_loss(
 
 
 def cross_entropy_loss(
-    params: nnx.State, batch: PackedBatch, *, model: ModelConfig, logits_chunk_size: int
+    params: nnx.State, teacher_params: None, batch: PackedBatch, *, model: ModelConfig, logits_chunk_size: int
 ) -> tuple[Float[Array, ""], LossReport]:
-    """Weighted cross-entropy of the targets, in nats."""
+    """Weighted cross-entropy of the targets, in nats. There is no teacher."""
     decoder = bind(model, params)
     hidden_BSD = decoder(batch.tokens, batch.positions, batch.segment_ids)
     head_DV = decoder.head()

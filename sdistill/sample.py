@@ -33,7 +33,7 @@ from sdistill.types import Response
 VERIFIERS = 4
 """Threads that wait for verdicts while other responses are decoded."""
 
-Progress = Callable[[EngineStats], None]
+OnRound = Callable[[EngineStats], None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Sampler:
         seed: int,
         step: int,
         forbidden: Sequence[int] = (),
-        progress: Progress | None = None,
+        on_round: OnRound | None = None,
     ) -> tuple[list[Response], Completions]:
         """Samples all queries, then verifies all responses; both in the order of the queries.
 
@@ -118,13 +118,13 @@ class Sampler:
         Args:
           seed, step: What all random streams depend on.
           forbidden: Token ids that are never drawn.
-          progress: Called after every round of decoding; may raise.
+          on_round: Called after every round of decoding; may raise.
         """
         mine = queries[process_slice(len(queries))]
         prefixes, requests = self._requests(mine)
         with self.clock.measure("generate"):
             completions = self.engine.generate(
-                params, requests, seed=seed, step=step, forbidden=forbidden, progress=self._observed(progress)
+                params, requests, seed=seed, step=step, forbidden=forbidden, on_round=self._observed(on_round)
             )
         with self.clock.measure("verify"):
             ids = [
@@ -148,7 +148,7 @@ class Sampler:
         seed: int,
         stop: StopFunction | None = None,
         on_completion: Callable[[Query, np.ndarray, Finish], None] | None = None,
-        progress: Progress | None = None,
+        on_round: OnRound | None = None,
     ) -> None:
         """Samples all queries, and verifies each response while others are decoded.
 
@@ -159,7 +159,7 @@ class Sampler:
             does this function.
           stop: Ends responses for reasons that single ids do not show, such as strings.
           on_completion: Called with each query and what was sampled, before it is verified; may raise.
-          progress: Called after every round of decoding; may raise.
+          on_round: Called after every round of decoding; may raise.
         """
         mine = queries[process_slice(len(queries))]
         prefixes, requests = self._requests(mine)
@@ -187,7 +187,7 @@ class Sampler:
                 step=0,
                 stop=stop,
                 on_completion=ended,
-                progress=self._observed(progress),
+                on_round=self._observed(on_round),
             )
         for verified in pending:
             verified.result()  # raises what its thread raised
@@ -231,11 +231,11 @@ class Sampler:
             num_epistemic_substrings=count_substrings(text),
         )
 
-    def _observed(self, progress: Progress | None) -> Progress:
+    def _observed(self, on_round: OnRound | None) -> OnRound:
         def observe(stats: EngineStats) -> None:
             self.clock.observe(stats)
-            if progress is not None:
-                progress(stats)
+            if on_round is not None:
+                on_round(stats)
 
         return observe
 

@@ -106,31 +106,35 @@ Loss = Callable[..., tuple[jax.Array, LossReport]]
 
 def compute_gradient(
     params: nnx.State,
-    *inputs: Any,
+    teacher_params: nnx.State | None,
+    batch: Any,
+    *,
     accumulated: nnx.State | None = None,
     loss: Loss,
     model: ModelConfig,
     attribution: bool = False,
 ) -> tuple[nnx.State, LossReport]:
-    """Gradient of `loss(params, *inputs)` in the parameters, added to what is accumulated.
+    """Gradient of the loss with respect to `params`, added to what is accumulated.
 
     Args:
-      inputs: The loss's other arguments, the batch last.
+      teacher_params: None for a loss without a teacher, and for one that has the student's weights.
       accumulated: The gradient of the micro-batches before.
       loss: One of `losses`, its settings bound.
       attribution: Report each token, with the norm of the objective's gradient in its final hidden state.
-        Zeros are added there, and the loss is differentiated in them as well, which the backward pass does
-        anyway.
+        Zeros are added there, and the loss is differentiated with respect to them as well, which the backward
+        pass does anyway.
     """
     if attribution:
-        zeros_BTD = jnp.zeros((*inputs[-1].token_weights.shape, model.hidden_size), model.dtype)
+        zeros_BTD = jnp.zeros((*batch.token_weights.shape, model.hidden_size), model.dtype)
         (gradient, signal_BTD), report = jax.grad(
-            lambda params, zeros_BTD: loss(params, *inputs, zeros_BTD, model=model), (0, 1), has_aux=True
+            lambda params, zeros_BTD: loss(params, teacher_params, batch, zeros_BTD, model=model),
+            (0, 1),
+            has_aux=True,
         )(params, zeros_BTD)
         signal_BT = jnp.linalg.norm(signal_BTD.astype(jnp.float32), axis=-1)
         report = report._replace(tokens={**report.tokens, "signal": signal_BT})
     else:
-        gradient, report = jax.grad(lambda params: loss(params, *inputs, model=model), has_aux=True)(params)
+        gradient, report = jax.grad(loss, has_aux=True)(params, teacher_params, batch, model=model)
     if accumulated is not None:
         gradient = jax.tree.map(jnp.add, accumulated, gradient)
     return gradient, report
@@ -194,17 +198,19 @@ def accumulate_gradients(
     gradient_of: Callable[..., tuple[nnx.State, LossReport]],
     mesh: Mesh,
     micro_batches: Iterable[MicroBatch],
-    *weights: nnx.State | None,
+    params: nnx.State,
+    teacher_params: nnx.State | None = None,
 ) -> tuple[nnx.State, MicroReports]:
     """The gradient of an update from those of its micro-batches, and their reports.
 
     Args:
       gradient_of: As `jit_gradient` makes it.
-      weights: The student's parameters, and the teacher's where the loss takes them.
+      teacher_params: None for a loss without a teacher, and for one that has the student's weights.
     """
     gradient, reports = None, []
     for rows, micro_batch in micro_batches:
-        gradient, report = gradient_of(*weights, place_batch(micro_batch, mesh), accumulated=gradient)
+        placed = place_batch(micro_batch, mesh)
+        gradient, report = gradient_of(params, teacher_params, placed, accumulated=gradient)
         reports.append((rows, report))
     if gradient is None:
         raise ValueError("a batch without rows has no gradient")
@@ -279,10 +285,9 @@ def teacher_shapes(config: TeacherConfig | None, student: nnx.State) -> nnx.Stat
 
 
 def init_teacher(config: TeacherConfig | None, student: nnx.State) -> nnx.State | None:
-    """A copy of the student's weights; None where none is kept.
+    """The teacher before the first step: a copy of the student's weights, whose buffers updates are given.
 
-    It is made just before the first update, which takes the student's buffers. Until then the teacher is the
-    student, and no second copy exists.
+    None without a teacher, and for `live`, which has the student's weights.
     """
     if config is None or config.weights == "live":
         return None

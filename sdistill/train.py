@@ -12,19 +12,20 @@ One on-policy step (`on_policy_step`):
     6. update      AdamW, once a mini-batch, from gradients of micro-batches     step.py
     7. teacher     its weights follow: fixed, EMA, live or trust region          step.py
 
-Evaluations, checkpoints and records come between steps. docs/files.md lists what a run directory holds.
-Random streams are functions of seed, step, problem and sample, so a run killed at any moment resumes to the
-same bits.
+Steps 4 and 5 depend on the objective: the section "The objectives" below is the one place that tells them
+apart, and says how to add another. `train` lists what is written, and when. Random streams are functions of
+seed, step, problem and sample, so a run killed at any moment resumes to the same bits.
 """
 
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import cycle, islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import grain
 import jax
@@ -83,95 +84,83 @@ WAY_OUT = (
 def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = None) -> Decoder:
     """Runs, or resumes, the training that `config` describes; returns the trained model.
 
+    Into `workdir` it writes (docs/files.md):
+
+        at the start                   config.json
+        before a step, where due       DATASET-STEP.jsonl.gz, one for each evaluation data set
+        after every step               tensorboard/
+        every `checkpoint_every` steps train-STEP.jsonl.gz, metrics.jsonl, checkpoints/STEP, in this order
+        at the end                     model/, whose config.json is the last file: then the run is finished
+
     Raises:
-      ConfigError: before any work, if the settings cannot be used or `workdir` holds another run.
+      ConfigError: before anything is written, if the settings cannot be used or `workdir` holds another run.
       FloatingPointError: naming step, metrics and rows, if the loss or the gradient is not finite.
+      OSError: at the end, if metrics or rollouts cannot be written.
       Preempted: after everything was kept, if the process received SIGTERM.
     """
     # Refuse what cannot work, before anything is written.
     check_agreement(to_json(config))
     storage.check_workdir(workdir, to_json(config), may_differ=PLACEMENT)
-    if (workdir / "model" / folders.CONFIG_FILE).exists():  # the last file that a run writes
-        return weights.load_pretrained(workdir / "model")
+    mesh = training_mesh(config)
+    if (workdir / "model" / folders.CONFIG_FILE).exists():
+        finished = weights.load_pretrained(workdir / "model", mesh=mesh, dtype=config.param_dtype)
+        return bind(replace(finished.config, compute=config.compute), nnx.state(finished, nnx.Param))
     chat = folders.load_chat(config.tokenizer or config.init_from)
     check_thinking(config, chat)
-    mesh = training_mesh(config)
 
     # Data: an iterator whose position is part of every checkpoint.
     problems = () if isinstance(config, SFTConfig) else training_problems(config.rollouts, config.data_dir)
     iterator = open_iterator(config, problems, chat.tokenizer)
 
-    # Model and state: from a checkpoint, else from init_from, else drawn.
+    # The model, from init_from or drawn, and what all steps share.
     model, state = initial_state(config, mesh, chat.tokenizer)
-    # All checks passed: the directory is ours.
-    storage.write_atomically(workdir / storage.CONFIG_FILE, to_json(config).encode())
     notice = PreemptionNotice()
     run: Run
     if isinstance(config, SFTConfig):
         run = Run(config, model, mesh, chat, on_round=notice.check)
     else:
         run = OnPolicyRun(config, model, mesh, chat, problems, state.params, on_round=notice.check)
+
+    # All checks passed: the directory is ours. A checkpoint in it replaces the state.
+    storage.write_atomically(workdir / storage.CONFIG_FILE, to_json(config).encode())
     checkpoints = Checkpoints(workdir / "checkpoints")
-    start, state, teacher, metrics = resume(config, workdir, checkpoints, state, iterator)
-
-    # What is kept between steps.
+    step, state, teacher, metrics = resume(config, workdir, checkpoints, state, iterator)
+    records = Records(workdir, config.checkpoint_every, checkpoints, step, metrics)
     monitor, profiler = Monitor(workdir, asdict(config), mesh), Profiler(workdir, config.profile_steps)
-    rollouts: dict[int, list[Response]] = {}  # not yet on disk, by the step at which they are due
     progress = progress or Progress(disable=True)
-    bar = progress.add_task(workdir.name, total=config.steps, completed=start)
+    bar = progress.add_task(workdir.name, total=config.steps, completed=step)
 
-    def keep(step: int, position: dict[str, Any]) -> None:
-        """Writes what there is of the run; if that fails, all of it stays for the next time."""
-        failed = False
-        try:
-            for due in sorted(rollouts):
-                path = storage.responses_file(workdir, "train", min(due, step))
-                storage.write_responses(path, rollouts[due])
-                del rollouts[due]
-            storage.write_records(workdir / "metrics.jsonl", metrics)
-        except OSError as error:
-            failed = True
-            logger.warning("step %d is not kept: %s; make room, the next one is tried as usual", step, error)
-        if not any_process(failed):  # a run cannot resume from a checkpoint without its records
-            checkpoints.save(step, (state, teacher), position)
-
-    step, kept = start, start
-    with jax.set_mesh(mesh), notice, contextlib.closing(monitor):
+    position = iterator.get_state()
+    with jax.set_mesh(mesh), notice, contextlib.closing(monitor), contextlib.closing(checkpoints):
         try:
             while step < config.steps:
-                position = iterator.get_state()
                 notice.check()
                 run.evaluate(state.params, step, workdir)
                 with profiler.step(step + 1):
                     responses: list[Response] = []
                     if isinstance(run, OnPolicyRun):
                         state, teacher, record, responses = on_policy_step(
-                            run, state, teacher, next(iterator), step, metrics
+                            run, state, teacher, next(iterator), step, records.metrics
                         )
-                        warn_if_nothing_is_solved(run.config, workdir, [*metrics, record])
                     else:
                         state, record = example_step(run, state, next(iterator))
-                step += 1
-                metrics.append({"step": step, **record})
-                if responses:
-                    due = -(-step // config.checkpoint_every) * config.checkpoint_every
-                    rollouts.setdefault(due, []).extend(responses)
+                step, position = step + 1, iterator.get_state()
+                records.add(step, record, responses)
+                if isinstance(run, OnPolicyRun):
+                    warn_if_nothing_is_solved(run.config, workdir, records.metrics)
                 monitor.show(step, record, run.clock.read())
                 if step % config.checkpoint_every == 0 or step == config.steps:
-                    keep(step, iterator.get_state())
-                    kept = step
+                    records.save(step, (state, teacher), position)
                 shown = "train_accuracy" if "train_accuracy" in record else "loss"
                 name = f"{workdir.parent.name}/{workdir.name}"
                 progress.update(bar, completed=step, description=f"{name} {shown} {record[shown]:.3f}")
             run.evaluate(state.params, config.steps, workdir)
+            records.save(step, (state, teacher), position, final=True)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step + 1}: {error}; {WAY_OUT}") from error
         except Preempted:
-            if step > kept:
-                keep(step, position)
-            checkpoints.close()
+            records.save(step, (state, teacher), position, final=True)
             raise
-    checkpoints.close()
 
     # The final weights are written last: a run that has them is finished.
     final = bind(model, state.params)
@@ -180,6 +169,56 @@ def train(config: AnyTrainConfig, workdir: Path, *, progress: Progress | None = 
     weights.save_pretrained(final, workdir / "model")
     progress.remove_task(bar)
     return final
+
+
+class Records:
+    """Metrics, rollouts and checkpoints of a run, which are written together.
+
+    Attributes:
+      metrics: Of all steps so far.
+    """
+
+    def __init__(
+        self, workdir: Path, every: int, checkpoints: Checkpoints, saved: int, metrics: list[dict[str, Any]]
+    ):
+        """Those of a run in `workdir` that has saved `saved` steps, and saves after `every` more."""
+        self.metrics = metrics
+        self._workdir, self._every, self._checkpoints, self._saved = workdir, every, checkpoints, saved
+        self._rollouts: dict[int, list[Response]] = {}  # not yet on disk, by the step that names their file
+
+    def add(self, step: int, record: Mapping[str, float], responses: Sequence[Response]) -> None:
+        """Adds what a step reports."""
+        self.metrics.append({"step": step, **record})
+        if responses:
+            last = math.ceil(step / self._every) * self._every
+            self._rollouts.setdefault(last, []).extend(responses)
+
+    def save(self, step: int, arrays: Any, position: dict[str, Any], *, final: bool = False) -> None:
+        """Writes what is not on disk yet, then a checkpoint. What cannot be written is tried again next time.
+
+        Raises:
+          OSError: if this is the last time, and records cannot be written.
+        """
+        if step == self._saved:
+            return
+        failed = False
+        try:
+            for last in sorted(self._rollouts):
+                path = storage.responses_file(self._workdir, "train", min(last, step))
+                storage.write_responses(path, self._rollouts[last])
+                del self._rollouts[last]
+            storage.write_records(self._workdir / "metrics.jsonl", self.metrics)
+        except OSError as error:
+            failed = True
+            logger.warning("step %d is not kept: %s; make room, it is tried again", step, error)
+        if not any_process(failed):  # a run cannot resume from a checkpoint without its records
+            self._checkpoints.save(step, arrays, position)
+            self._saved = step
+        elif final:
+            raise OSError(
+                f"{self._workdir}: the records of step {step} cannot be written; make room, and run the same "
+                f"command again: it goes on from step {self._saved}"
+            )
 
 
 # ── One step ─────────────────────────────────────────────────────────────────────────────────────
@@ -221,16 +260,16 @@ class Run:
 
     def evaluate(self, params: nnx.State, step: int, workdir: Path) -> None:
         """Writes the evaluations that are due at this step."""
-        due, seed = self.config.evaluation, self.config.seed
-        if due is None or self.evaluator is None or (step % due.every and step != self.config.steps):
+        settings, last = self.config.evaluation, self.config.steps
+        if settings is None or self.evaluator is None or (step % settings.every and step != last):
             return
-        for name in due.at_start if step == 0 else due.datasets:
+        for name in settings.at_start if step == 0 else settings.datasets:
             path = storage.responses_file(workdir, name, step)
             if not path.exists():
                 problems, task = self.datasets[name]
-                queries = queries_for(problems, due.num_samples)
+                queries = queries_for(problems, settings.num_samples)
                 responses, _ = self.evaluator(
-                    params, queries, task, seed=seed, step=step, progress=self.on_round
+                    params, queries, task, seed=self.config.seed, step=step, on_round=self.on_round
                 )
                 storage.write_responses(path, responses)
 
@@ -263,31 +302,17 @@ class OnPolicyRun(Run):
         self.sampler = Sampler(model, mesh, chat, config.rollouts, self.clock)
         self.task = task_of(config.rollouts.split)
         has_reference = isinstance(config, GRPOConfig) and config.loss.kl_coefficient is not None
-        self.reference = steps.copy_params(initial) if has_reference else None
-
-
-def compiled_gradient(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) -> Callable[..., Any]:
-    """The compiled gradient of the run's objective."""
-    chunk = {"logits_chunk_size": config.logits_chunk_size}
-    if isinstance(config, SFTConfig):
-        return steps.jit_gradient(losses.cross_entropy_loss, model, mesh, **chunk)
-    settings = {
-        "config": config.loss,
-        "temperature": config.rollouts.sampling.temperature,
-        "attribution": config.attribution,
-        **chunk,
-    }
-    if isinstance(config, SDPOConfig):
-        return steps.jit_gradient(losses.sdpo_loss, model, mesh, mix=config.teacher.mix, **settings)
-    return steps.jit_gradient(losses.grpo_loss, model, mesh, **settings)
+        self.reference = steps.copy_params(initial, config.param_dtype) if has_reference else None
 
 
 def update(
-    run: Run, state: steps.TrainState, batch: Any, *weights: nnx.State | None
+    run: Run, state: steps.TrainState, batch: Any, teacher_params: nnx.State | None = None
 ) -> tuple[steps.TrainState, steps.UpdateReport]:
-    """One update from the gradients of micro-batches; `weights` are the teacher's if the loss takes them."""
+    """One update from the gradients of micro-batches. The state is donated."""
     micro = batches.micro_batches(batch, run.config.micro_batch_size or run.config.update_size)
-    gradient, reports = steps.accumulate_gradients(run.gradient, run.mesh, micro, state.params, *weights)
+    gradient, reports = steps.accumulate_gradients(
+        run.gradient, run.mesh, micro, state.params, teacher_params
+    )
     state, metrics = run.update(state, gradient)
     return state, steps.UpdateReport(reports, metrics)
 
@@ -295,7 +320,7 @@ def update(
 def example_step(
     run: Run, state: steps.TrainState, rows: Mapping[str, Any]
 ) -> tuple[steps.TrainState, dict[str, float]]:
-    """A step of pretraining or SFT: one update. The state's buffers are given away."""
+    """A step of pretraining or SFT: one update. The state is donated."""
     batch = batches.packed_batch(rows)
     run.clock.add_flops("train", (1 + BACKWARD) * forward_flops_of(run.model, batches.example_lengths(batch)))
     with run.clock.measure("train"):
@@ -314,57 +339,44 @@ def on_policy_step(
     """A step of GRPO or SDPO: state, teacher, metrics and rollouts after it.
 
     Args:
-      state: Its buffers are given away.
-      teacher: The copy of weights that is kept; None before the first step, and where none is.
+      state: Donated.
+      teacher: Its weights (`init_teacher`); None without a teacher, and for one with the student's own.
+      indices: Numbers of the step's problems.
       step: Number of the step, from 0.
       past: Metrics of the steps before.
     """
     config = run.config
-    # Sample and verify.
+    # 1. Sample. 2. Verify.
     problems = [run.problems[i] for i in indices]
     queries = queries_for(problems, config.rollouts.num_samples)
     responses, completions = run.sampler(
-        state.params, queries, run.task, seed=config.seed, step=step, progress=run.on_round
+        state.params, queries, run.task, seed=config.seed, step=step, on_round=run.on_round
     )
 
-    # Teacher weights: copied before the first update takes the student's buffers.
-    if teacher is None:
-        teacher = steps.init_teacher(config.teacher, state.params)
-    teacher_params = steps.on_device(config.teacher, teacher)  # None: the student's own
-
-    # Contexts and batch.
-    batch: batches.OnPolicyBatch
+    # 3. Contexts. 4. Batch.
+    teacher_params = steps.on_device(config.teacher, teacher)
     with run.clock.measure("layout"):
         rollouts = batches.ScoredRollouts.of(config, problems, responses, completions, run.chat)
-        if isinstance(config, SDPOConfig):
-            batch, metrics = batches.sdpo_batch(config, rollouts, run.chat)
-        else:
-            batch, metrics = batches.grpo_batch(
-                config,
-                rollouts,
-                run.chat,
-                score_teacher=scorer(run, state.params if teacher_params is None else teacher_params),
-                score_reference=scorer(run, run.reference),
-                past=past,
-            )
+        batch, metrics = make_batch(run, rollouts, state.params, teacher_params, past)
     add_flops(run, batch)
 
-    # Loss, gradient and update: once a mini-batch, from gradients of micro-batches.
+    # 5. Loss and gradient of each micro-batch. 6. One update per mini-batch.
     reports = []
     with run.clock.measure("train"):
-        teacher_weights = (teacher_params,) if isinstance(config, SDPOConfig) else ()
         for mini_batch in batches.mini_batches(batch, config.update_size):
-            state, report = update(run, state, mini_batch, *teacher_weights)
+            state, report = update(run, state, mini_batch, teacher_params)
             reports.append(report)
         metrics |= steps.summarize(reports, batches.row_names(responses))
 
-    # Where the signal fell, and the teacher's next weights.
+    # 7. The teacher's next weights.
+    teacher = steps.update_teacher(config.teacher, teacher, state.params)
+
+    # Where the training signal falls, for analysis.
     if config.attribution:
         with run.clock.measure("attribution"):
             has_teacher = np.asarray(batch.has_teacher) if isinstance(batch, SDPOBatch) else None
             responses, shares = attribute(responses, completions, has_teacher, reports, run.chat.tokenizer)
             metrics |= shares
-    teacher = steps.update_teacher(config.teacher, teacher, state.params)
     return state, teacher, metrics, [replace(response, step=step + 1) for response in responses]
 
 
@@ -399,6 +411,55 @@ def add_flops(run: OnPolicyRun, batch: batches.OnPolicyBatch) -> None:
     if isinstance(batch, SDPOBatch):
         lengths = zip(batches.sequence_lengths(batch.teacher), np.asarray(batch.has_teacher), strict=True)
         run.clock.add_flops("train", forward_flops_of(run.model, (row for row, has in lengths if has)))
+
+
+# ── The objectives ───────────────────────────────────────────────────────────────────────────────
+
+# To add one: its settings and a subclass of OnPolicyConfig in config.py, its loss and the NamedTuple of its
+# batch in losses.py, the function that makes this batch in batch.py, and a case in each function here.
+
+
+def compiled_gradient(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled gradient of the run's loss."""
+    settings: dict[str, Any] = {"logits_chunk_size": config.logits_chunk_size}
+    if isinstance(config, OnPolicyConfig):
+        settings["temperature"] = config.rollouts.sampling.temperature
+        settings["attribution"] = config.attribution
+    loss: steps.Loss
+    match config:
+        case SFTConfig():
+            loss = losses.cross_entropy_loss
+        case SDPOConfig():
+            loss, settings = losses.sdpo_loss, settings | {"config": config.loss, "mix": config.teacher.mix}
+        case GRPOConfig():
+            loss, settings = losses.grpo_loss, settings | {"config": config.loss}
+        case _:
+            assert_never(config)
+    return steps.jit_gradient(loss, model, mesh, **settings)
+
+
+def make_batch(
+    run: OnPolicyRun,
+    rollouts: batches.ScoredRollouts,
+    params: nnx.State,
+    teacher_params: nnx.State | None,
+    past: Sequence[Mapping[str, float]],
+) -> tuple[batches.OnPolicyBatch, dict[str, float]]:
+    """The batch of the run's loss, and metrics of it; arguments are those of `on_policy_step`."""
+    match config := run.config:
+        case SDPOConfig():
+            return batches.sdpo_batch(config, rollouts, run.chat)
+        case GRPOConfig():
+            return batches.grpo_batch(
+                config,
+                rollouts,
+                run.chat,
+                score_teacher=scorer(run, params if teacher_params is None else teacher_params),
+                score_reference=scorer(run, run.reference),
+                past=past,
+            )
+        case _:
+            assert_never(config)
 
 
 # ── Data ─────────────────────────────────────────────────────────────────────────────────────────
@@ -496,7 +557,7 @@ def resume(
     teacher = steps.teacher_shapes(config.teacher, state.params)
     restored = checkpoints.restore((state, teacher))
     if restored is None:
-        return 0, state, None, []
+        return 0, state, steps.init_teacher(config.teacher, state.params), []
     start, (state, teacher), position = restored
     iterator.set_state(position)
     metrics = [r for r in storage.read_records(workdir / "metrics.jsonl") if r["step"] <= start]

@@ -29,7 +29,7 @@ BATCH = sdpo_batch(*map(random_ids, (LENGTHS, (3, 8, 5, 5), (9, 12, 3, 6))), has
 MASK = np.asarray(BATCH.student.response_mask)
 RUNS = {
     "sdpo": (SDPO, (PARAMS, TEACHER, BATCH)),
-    "grpo": (GRPO, (PARAMS, grpo_batch(BATCH, (1, -0.5, 0, 0.3)))),
+    "grpo": (GRPO, (PARAMS, None, grpo_batch(BATCH, (1, -0.5, 0, 0.3)))),
 }
 
 

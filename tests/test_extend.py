@@ -163,7 +163,7 @@ def test_the_objective_has_one_ratio_a_response(extended):
             token_weights(student.response_mask, loss.aggregation),
             log_probs - change,
         )
-        value, report = grpo_loss(params, batch, config=loss, **shared)
+        value, report = grpo_loss(params, None, batch, config=loss, **shared)
         expected = -(np.exp(0.2) * 1.0 + np.exp(-0.3) * -2.0) / 2
         print(abs(float(value) - expected) < 1e-5)
         """,

@@ -183,11 +183,11 @@ def sdpo(batch=BATCH, teacher=TEACHER, config=FULL_SDPO, chunk=4):
 
 
 def grpo(batch, config=GRPO, chunk=4):
-    return evaluated(grpo_loss, PARAMS, batch, config=config, logits_chunk_size=chunk, **SHARED)
+    return evaluated(grpo_loss, PARAMS, None, batch, config=config, logits_chunk_size=chunk, **SHARED)
 
 
 def cross_entropy(batch, chunk=5):
-    return evaluated(cross_entropy_loss, PARAMS, batch, model=MODEL, logits_chunk_size=chunk)
+    return evaluated(cross_entropy_loss, PARAMS, None, batch, model=MODEL, logits_chunk_size=chunk)
 
 
 # ── SDPO ─────────────────────────────────────────────────────────────────────────────────────────

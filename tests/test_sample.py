@@ -128,7 +128,7 @@ def test_a_stream_hands_out_the_same_responses_and_raises_what_its_callbacks_rai
     for callbacks in (
         {"on_response": refuse},
         {"on_response": streamed.append, "on_completion": refuse},
-        {"on_response": streamed.append, "progress": refuse},
+        {"on_response": streamed.append, "on_round": refuse},
     ):
         with pytest.raises(FloatingPointError, match="refused"):
             sampler.stream(params, queries, SignsTask(), seed=3, **callbacks)

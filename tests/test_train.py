@@ -5,9 +5,12 @@ That every config and objective trains is in test_golden_runs.py.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +23,7 @@ from flax import nnx
 
 from configs.signs import pretrain
 from configs.signs.common import CONTEXT, FULL_DIVERGENCE, MODEL, TINY_SLOTS
+from sdistill.checkpoints import Preempted
 from sdistill.config import AnyTrainConfig
 from sdistill.distributed.rules import TRAINING, parameter_shardings
 from sdistill.model.decoder import bind
@@ -420,6 +424,79 @@ def test_nothing_compiles_after_the_second_step_of_grpo(tmp_path, tiny_folder, d
         train(parse(AnyTrainConfig, values), tmp_path, progress=watcher)
     assert counts[1]  # the listener works
     assert counts[4][len(counts[2]) :] == []
+
+
+def refuse_writes(monkeypatch, times: int) -> None:
+    """The next writes of metrics fail, so many of them."""
+    refused = iter(range(times))
+
+    def write(path, records):
+        if path.name == "metrics.jsonl" and next(refused, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_records(path, records)
+
+    monkeypatch.setattr("sdistill.storage.write_records", write)
+
+
+def test_records_that_fail_at_the_last_step_are_written_before_the_model(
+    tmp_path, tiny_folder, data_dir, monkeypatch
+):
+    changes = {"init_from": str(tiny_folder), "steps": 2}
+    config = sft_config(data_dir, tmp_path / "examples.jsonl.gz", **changes)
+    refuse_writes(monkeypatch, 1)
+    train(config, tmp_path / "run")
+    assert [record["step"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_run_whose_records_cannot_be_written_is_not_finished(tmp_path, tiny_folder, data_dir, monkeypatch):
+    changes = {"init_from": str(tiny_folder), "steps": 2, "checkpoint_every": 1}
+    config = sft_config(data_dir, tmp_path / "examples.jsonl.gz", **changes)
+
+    def after_step(completed: int) -> None:
+        if completed == 1:
+            refuse_writes(monkeypatch, 2)
+
+    with pytest.raises(OSError, match=r"the records of step 2 cannot be written; .* goes on from step 1"):
+        train(config, tmp_path / "run", progress=Watcher(after_step))
+    assert not (tmp_path / "run" / "model").exists()
+    train(config, tmp_path / "run")
+    assert [record["step"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_run_told_to_end_keeps_what_could_not_be_written_before(
+    tmp_path, tiny_folder, data_dir, monkeypatch
+):
+    config = sft_config(data_dir, tmp_path / "examples.jsonl.gz", init_from=str(tiny_folder))
+    refuse_writes(monkeypatch, 1)
+    watcher = Watcher(lambda completed: os.kill(os.getpid(), signal.SIGTERM) if completed == 2 else None)
+    with pytest.raises(Preempted):
+        train(config, tmp_path / "run", progress=watcher)
+    assert [record["step"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "run" / "checkpoints" / "2").exists()
+
+
+def test_a_finished_model_is_read_as_the_run_computed_it(tmp_path, tiny_folder, data_dir):
+    changes = {"init_from": str(tiny_folder), "steps": 1, "param_dtype": "bfloat16"}
+    changes |= {"compute": {"dtype": "bfloat16"}}
+    config = sft_config(data_dir, tmp_path / "examples.jsonl.gz", **changes)
+    trained, read = train(config, tmp_path / "run"), train(config, tmp_path / "run")
+    assert read.config == trained.config
+    tiny.assert_same_bits(nnx.state(read, nnx.Param), nnx.state(trained, nnx.Param))
+    for ours, theirs in zip(
+        *(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (read, trained)), strict=True
+    ):
+        assert (ours.dtype, ours.sharding) == (theirs.dtype, theirs.sharding)
+
+
+def test_a_config_that_is_refused_leaves_the_directory_to_the_corrected_one(tmp_path, data_dir):
+    """The evaluation's data set, and the engine's sizes, are checked when the run is made."""
+    config = config_of(data_dir)
+    datasets = dataclasses.replace(config.evaluation, datasets=("no_such_split",))
+    slots = dataclasses.replace(config.evaluation, max_response_length=10**6)
+    for evaluation in (datasets, slots):
+        with pytest.raises(ConfigError):
+            train(dataclasses.replace(config, evaluation=evaluation), tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_more_problems_than_there_are_is_refused(tmp_path, data_dir):

@@ -83,7 +83,7 @@ class Script:
     def __init__(self, chat, problems):
         self.chat, self.order = chat, [problems[i].id for i in BATCH]
 
-    def __call__(self, params, queries, task, *, seed, step, progress):
+    def __call__(self, params, queries, task, *, seed, step, on_round):
         responses, ids = [], []
         for query in queries:
             group = self.order.index(query.problem.id)
@@ -143,7 +143,7 @@ def start(tokenizer, problems):
 
 def queries_and_rollouts(run, state):
     posed = [run.problems[i] for i in BATCH]
-    options = {"seed": run.config.seed, "step": 0, "progress": None}
+    options = {"seed": run.config.seed, "step": 0, "on_round": None}
     responses, completions = run.sampler(state.params, queries_for(posed, SAMPLES), run.task, **options)
     return ScoredRollouts.of(run.config, posed, responses, completions, run.chat)
 
@@ -154,10 +154,10 @@ def by_hand(run, state):
     first = jax.tree.map(jnp.array, state.params)
     at_once = dataclasses.replace(config, rollouts=dataclasses.replace(config.rollouts, mini_batch_size=None))
     rollouts = queries_and_rollouts(run, state)
-    weights = ()
+    weights = None
     if isinstance(config, SDPOConfig):
         whole, _ = sdpo_batch(at_once, rollouts, run.chat)
-        weights = (None if config.teacher.weights == "live" else first,)
+        weights = None if config.teacher.weights == "live" else first
     else:
         score = scorer(run, first)
         whole, _ = grpo_batch(
@@ -171,7 +171,7 @@ def by_hand(run, state):
         gradient, sums = None, np.zeros(2)
         for _, micro in micro_batches(part, config.micro_batch_size or ROWS):
             placed = place_batch(micro, MESH)
-            gradient, report = run.gradient(state.params, *weights, placed, accumulated=gradient)
+            gradient, report = run.gradient(state.params, weights, placed, accumulated=gradient)
             sums += report.metrics["logprob_diff"]
         gaps.append(sums[0] / sums[1])
         state, _ = run.update(state, gradient)
@@ -193,7 +193,8 @@ def test_a_step_of_two_mini_batches_is_two_updates_made_by_hand(name, start):
     """The teacher and the sampler's log-probabilities are the same for both; the teacher moves once."""
     run, state = start(CASES[name])
     expected, first, gaps = by_hand(run, start(CASES[name])[1])
-    state, teacher, metrics, responses = on_policy_step(run, state, None, BATCH, 0, [])
+    teacher = steps.init_teacher(run.config.teacher, state.params)
+    state, teacher, metrics, responses = on_policy_step(run, state, teacher, BATCH, 0, [])
     assert int(state.step) == 2
     tiny.assert_same_bits(state, expected)
     if name == "ema":
@@ -218,8 +219,9 @@ def named(responses):
 
 
 def failure(run, state):
+    teacher = steps.init_teacher(run.config.teacher, state.params)
     with pytest.raises(FloatingPointError) as error:
-        on_policy_step(run, state, None, BATCH, 0, [])
+        on_policy_step(run, state, teacher, BATCH, 0, [])
     return str(error.value)
 
 

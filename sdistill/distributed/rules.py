@@ -1,4 +1,9 @@
-"""From the logical axes of arrays to the axes of the mesh: one table for training, one for sampling.
+"""Which device holds which part of a weight.
+
+    model/decoder.py      names the axes of every parameter:  `axes=("vocab", "embed")`
+    TRAINING, SAMPLING    name the mesh axis that splits each, here
+    mesh_choice.py        chooses how many devices each mesh axis has, unless `config.mesh` says so
+    distributed/mesh.py   arranges the devices
 
 In training, `context` splits sequences, and splits parameters and their optimizer state as `fsdp` does.
 Sampling has one token a row and no sequence to split: there `context` splits heads, feed-forward and

@@ -138,7 +138,7 @@ class SlotEngine:
         forbidden: Sequence[int] = (),
         stop: StopFunction | None = None,
         on_completion: Callable[[int, np.ndarray, Finish], None] | None = None,
-        progress: Callable[[EngineStats], None] | None = None,
+        on_round: Callable[[EngineStats], None] | None = None,
     ) -> Completions:
         """Samples a completion of each request.
 
@@ -149,7 +149,7 @@ class SlotEngine:
           forbidden: Tokens that are never drawn; the same on all processes.
           stop: Ends completions for reasons that single ids do not show, such as strings.
           on_completion: Called with (index of the request, tokens, why it ended) as each ends, in any order.
-          progress: Called after each round of decoding.
+          on_round: Called after each round of decoding.
 
         Raises:
           ConfigError: for an empty or too long prompt, a token that the model does not have, a limit outside
@@ -172,11 +172,11 @@ class SlotEngine:
                 # While the round runs on the device, the host completes what the previous one ended.
                 generation.complete(recorded, stop, on_completion)
                 recorded = generation.record(jax.device_get(decoded))
-                if progress:
-                    progress(generation.stats(reshard_seconds))
+                if on_round:
+                    on_round(generation.stats(reshard_seconds))
             generation.complete(recorded, stop, on_completion)
-            if progress:
-                progress(generation.stats(reshard_seconds))
+            if on_round:
+                on_round(generation.stats(reshard_seconds))
         own = generation.own
         return Completions(*(x[own.start : own.stop] for x in generation.completions))
 

@@ -100,7 +100,7 @@ class Study(Generic[C]):
             name = f"{path.parent.parent.name} {path.stem}"
             with follow(self.progress, name, len(queries)) as show:
                 sampled, completions = sampler(
-                    params, queries, self.task, seed=seed, step=step, forbidden=forbidden, progress=show
+                    params, queries, self.task, seed=seed, step=step, forbidden=forbidden, on_round=show
                 )
             if with_bits:
                 plain = [self.chat.prompt(query.problem.messages, thinking=True) for query in queries]

@@ -22,7 +22,7 @@ from sdistill.config import SDPOConfig
 from sdistill.data.pipelines import problem_batches
 from sdistill.distributed.mesh import make_mesh
 from sdistill.settings import parse
-from sdistill.step import TrainState
+from sdistill.step import TrainState, init_teacher
 from sdistill.storage import to_lines
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
@@ -43,8 +43,9 @@ class Side:
     def step(self, state: TrainState, problems: list[int], step: int) -> TrainState:
         """One step, from a copy of the state."""
         state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+        teacher = init_teacher(self.run.config.teacher, state.params)
         start, cpu_start = time.perf_counter(), time.process_time()
-        state, _, _, responses = on_policy_step(self.run, state, None, problems, step, [])
+        state, _, _, responses = on_policy_step(self.run, state, teacher, problems, step, [])
         content = gzip.compress(to_lines(response.to_json() for response in responses), 6, mtime=0)
         jax.block_until_ready(state)
         self.seconds.append(time.perf_counter() - start)

@@ -85,7 +85,7 @@ def ours(dtype: str, slots: int, repeats: int) -> None:
 
     def run(lengths: np.ndarray, sampling: Sampling = PLAIN) -> EngineStats:
         seen: list[EngineStats] = []
-        found = engine.generate(params, requests(lengths, sampling), seed=0, step=0, progress=seen.append)
+        found = engine.generate(params, requests(lengths, sampling), seed=0, step=0, on_round=seen.append)
         assert (found.lengths == lengths).all()
         return seen[-1]
 

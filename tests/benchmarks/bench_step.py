@@ -18,6 +18,7 @@ from sdistill.config import SDPOConfig
 from sdistill.data.pipelines import problem_batches
 from sdistill.distributed.mesh import make_mesh
 from sdistill.settings import parse
+from sdistill.step import init_teacher
 from sdistill.text.chat import SignsChat
 from sdistill.text.tokenizer import SIGNS_TOKENIZER, SentencePieceTokenizer
 from sdistill.train import OnPolicyRun, initial_state, on_policy_step, training_problems
@@ -38,7 +39,7 @@ def main() -> None:
     problems = training_problems(config.rollouts, None)
     model, state = initial_state(config, mesh, tokenizer)
     run = OnPolicyRun(config, model, mesh, SignsChat(tokenizer), problems, state.params)
-    teacher = None
+    teacher = init_teacher(config.teacher, state.params)
     batches = problem_batches(problems, batch_size=config.rollouts.num_prompts, seed=0)
 
     compilations: list[str] = []

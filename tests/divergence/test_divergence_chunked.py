@@ -345,14 +345,14 @@ def test_no_array_of_a_training_step_holds_the_vocabulary_of_all_positions(name)
     top_k = SDPOLossConfig(DivergenceConfig(top_k=7))
     full = SDPOLossConfig(DivergenceConfig(support="full", top_k=None, tail=None))
     sampled = {"temperature": 1.0, "logits_chunk_size": 1}
-    loss, *arguments = {
+    loss, teacher_params, batch = {
         "sdpo": (functools.partial(sdpo_loss, config=top_k, **sampled), teacher, sdpo_batch()),
         "full": (functools.partial(sdpo_loss, config=full, **sampled), teacher, sdpo_batch()),
-        "grpo": (functools.partial(grpo_loss, config=GRPOLossConfig(), **sampled), grpo_batch()),
-        "cross_entropy": (functools.partial(cross_entropy_loss, logits_chunk_size=1), packed_batch()),
+        "grpo": (functools.partial(grpo_loss, config=GRPOLossConfig(), **sampled), None, grpo_batch()),
+        "cross_entropy": (functools.partial(cross_entropy_loss, logits_chunk_size=1), None, packed_batch()),
     }[name]
     gradient = jax.jit(functools.partial(compute_gradient, loss=loss, model=MODEL))
-    found = elements(gradient.lower(params, *arguments).compile().as_text())
+    found = elements(gradient.lower(params, teacher_params, batch).compile().as_text())
     assert ROWS * MODEL.vocab_size in found  # a chunk: one position of every row
     assert max(found) < ROWS * RESPONSE * MODEL.vocab_size
 

@@ -232,7 +232,7 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other(sampled):
     broken = TABLE.copy()
     broken[6] = np.nan
     seen: list[EngineStats] = []
-    found = generate(table_engine(slots=3), params=broken, progress=seen.append)
+    found = generate(table_engine(slots=3), params=broken, on_round=seen.append)
     hit = 0
     for i, request in enumerate(REQUESTS):
         row = [request.prompt[-1], *sampled.ids[i, : sampled.lengths[i]]]
@@ -338,7 +338,7 @@ def test_slots_are_kept_busy_while_responses_wait():
     lengths = np.random.default_rng(0).lognormal(np.log(15), 0.8, 150).astype(int).clip(1, 56)
     requests = [Request([1, i % 8], f"p{i}", 0, limit=int(n)) for i, n in enumerate(lengths)]
     seen: list[EngineStats] = []
-    generate(table_engine(stop_ids=[], slots=12, max_response_length=56), requests, progress=seen.append)
+    generate(table_engine(stop_ids=[], slots=12, max_response_length=56), requests, on_round=seen.append)
     assert seen[-1].occupancy > 0.9
     assert seen[-1].tokens == lengths.sum()
     assert seen[-1].steps < 1.2 * lengths.sum() / 12 + 56  # the longest may come last
@@ -346,7 +346,7 @@ def test_slots_are_kept_busy_while_responses_wait():
 
 def test_progress_counts_what_has_ended(sampled):
     seen: list[EngineStats] = []
-    generate(progress=seen.append)
+    generate(on_round=seen.append)
     completed = [s.completed for s in seen]
     assert completed == sorted(completed) and completed[-1] == seen[-1].total == 15
     assert seen[-1].tokens == sampled.lengths.sum() and seen[-1].errors == 0

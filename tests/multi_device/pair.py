@@ -49,7 +49,7 @@ def sample(mesh: Mesh) -> tuple[Completions, dict[str, float]]:
     stats: list[EngineStats] = []
     params = place(tiny.parameters(CONFIG), mesh, TRAINING)
     own = requests[first : first + shares[index]]
-    found = engine.generate(params, own, seed=0, step=0, progress=stats.append)
+    found = engine.generate(params, own, seed=0, step=0, on_round=stats.append)
     again = engine.generate(params, requests[:3] if index == 0 else [], seed=0, step=0)
     assert len(again.ids) == (3 if index == 0 else 0)
     assert (again.ids == found.ids[: len(again.ids)]).all()
