@@ -9,6 +9,7 @@ longest rows and the fullest cache that the config allows. Exit code 1 if one of
 figures mean is in docs/scale.md, whose table `launch/compile_table.py` writes.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -22,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
@@ -358,28 +358,25 @@ def without_tpu() -> None:
 def main() -> None:
     """Checks as the command line says."""
     without_tpu()
-    topology = flags.DEFINE_string("topology", None, "Slice to compile for, such as v5p:2x2x2.")
-    program = flags.DEFINE_string("program", None, "Compile this program only.")
-    as_json = flags.DEFINE_bool("json", False, "Print one line of JSON a program.")
+    parser = command.Parser(AnyTrainConfig, GenerateConfig)
+    parser.add_argument("--topology", required=True, help="Slice to compile for, such as v5p:2x2x2.")
+    parser.add_argument("--program", help="Compile this program only.")
+    parser.add_argument("--json", action="store_true", help="Print one line of JSON per program.")
+    command.start(parser, compile_and_print)
 
-    def compile_and_print(values: dict[str, Any]) -> None:
-        reports = []
-        for found in check(settings_of(values), str(topology.value), program.value):
-            reports.append(found)
-            if as_json.value:
-                print(json.dumps(found.to_json()), flush=True)
-        if not as_json.value:
-            Console(width=200).print(table(reports))
-            if program.value is None:
-                print(f"A step takes at least {step_hours(reports):.2f} h if all responses are cut.")
-        sys.exit(0 if all(found.memory.fits for found in reports) else 1)
 
-    command.start(
-        compile_and_print,
-        (AnyTrainConfig, GenerateConfig),
-        required=("topology",),
-        optional=("program", "json"),
-    )
+def compile_and_print(values: dict[str, Any], given: argparse.Namespace) -> None:
+    """Prints the table, or lines of JSON, and exits with 1 if a program does not fit."""
+    reports = []
+    for found in check(settings_of(values), given.topology, given.program):
+        reports.append(found)
+        if given.json:
+            print(json.dumps(found.to_json()), flush=True)
+    if not given.json:
+        Console(width=200).print(table(reports))
+        if given.program is None:
+            print(f"A step takes at least {step_hours(reports):.2f} h if all responses are cut.")
+    sys.exit(0 if all(found.memory.fits for found in reports) else 1)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import pytest
 
 from configs.signs import study as study_config
 from sdistill import study
+from sdistill.command import load_config
+from sdistill.config import SDPOConfig
 from sdistill.model.folders import SIGNS_BASE
-from sdistill.settings import ConfigError
+from sdistill.settings import ConfigError, parse, to_json
 
 SDPO = "--config=configs/signs/sdpo.py:tiny"
 
@@ -31,12 +33,14 @@ def complaint(commands, *arguments) -> str:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([SDPO, "--config.optimizer.learing_rate=1"], ["optimizer.learing_rate", '"learning_rate"']),
+        ([SDPO, "--config.optimizer.learing_rate=1"], ["config.optimizer.learing_rate", "'learning_rate'"]),
         ([SDPO, "--config.steps=many"], ["config.steps", "'many'"]),
         ([SDPO, "--config.steps=-1"], ["config.steps=-1 must be positive"]),
         ([SDPO, "--config.rollouts.split=k9_pool"], ["'k9_pool'", "k3_pool, k4_pool"]),
         ([SDPO, "--config.init_from=/nowhere"], ["/nowhere", "not a model folder"]),
-        ([SDPO, "--wrkdir=x"], ["'wrkdir'", "workdir"]),
+        ([SDPO, "--config.steps.more=1"], ["--config.steps.more=1", "steps is 2"]),
+        ([SDPO, "--config.teacher.weights=ema"], ["teacher.ema_rate=None goes with weights='ema'"]),
+        ([SDPO, "--wrkdir=x"], ["--wrkdir=x: not understood"]),
         ([SDPO, "steps=3"], ["steps=3"]),
         ([], ["--config"]),
         (["--config=configs/signs/nothing.py"], ["configs/signs/nothing.py"]),
@@ -57,6 +61,27 @@ def test_the_mistake_can_be_mended_in_the_same_directory(commands, tmp_path):
     complaint(commands, "sdistill.train", SDPO, workdir, "--config.init_from=/nowhere")
     line = complaint(commands, "sdistill.train", SDPO, workdir, "--config.init_from=/elsewhere")
     assert "no folder /elsewhere" in line
+
+
+def test_fields_that_the_file_leaves_out_are_set_too(tmp_path):
+    """In sections that it leaves out, with values of any form; config.json of a run is a config file."""
+    overrides = {
+        "loss.divergence.pointwise_clip": "0.05",
+        "teacher.weights": "ema",
+        "teacher.ema_rate": "1e-2",
+        "rollouts.sampling.top_p": "1",
+        "loss.masked_words": "('wait', 'maybe')",
+        "attribution": "true",
+        "evaluation": "None",
+    }
+    given = [f"--config.{name}={value}" for name, value in overrides.items()]
+    config = parse(SDPOConfig, load_config("configs/signs/sdpo.py:tiny", given))
+    assert (config.loss.divergence.pointwise_clip, config.loss.divergence.support) == (0.05, "full")
+    assert (config.teacher.weights, config.teacher.ema_rate) == ("ema", 0.01)
+    assert config.rollouts.sampling.top_p == 1 and config.loss.masked_words == ("wait", "maybe")
+    assert config.attribution and config.evaluation is None
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert parse(SDPOConfig, load_config(str(tmp_path / "config.json"), [])) == config
 
 
 def test_a_missing_workdir_is_named(commands):
