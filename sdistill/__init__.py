@@ -12,6 +12,8 @@ _HOME = {
     "Response": "types",
     "open_problems": "data.catalogue",
     "task_of": "data.catalogue",
+    "Task": "tasks.problem",
+    "Verdict": "tasks.problem",
     "Sampling": "engine.sampling",
     "ContextConfig": "config",
     "GRPOConfig": "config",

@@ -103,11 +103,12 @@ class Policy:
 
         Args:
           problems: What to respond to.
-          task: What verifies.
-          num_samples: Responses a problem.
+          task: What verifies: `task_of(split)`, or a subclass of `Task` for problems of one's own.
+          num_samples: Responses per problem.
           contents: User turns in the place of the problems' own, such as `guided_content` makes; None for no
             context.
-          max_response_length: Tokens after which a response is cut.
+          max_response_length: Tokens after which a response is cut. The default suits the puzzle; other tasks
+            need more.
           sampling: How tokens are drawn; None for temperature 1 without truncation.
           seed: Of all random streams.
           slots: Responses decoded at a time.
@@ -230,5 +231,5 @@ class Trainer:
 
     @property
     def policy(self) -> Policy:
-        """The model as trained so far. The next step takes its buffers: use it before."""
+        """The model as trained so far. The next step donates its buffers: use it before."""
         return Policy(bind(self._run.model, self.state.params), self.chat, self._mesh)

@@ -3,8 +3,8 @@
     rollouts with verdicts
       → contexts          what the teacher sees of the siblings                    contexts.py
       → sequences         student and teacher prompts, the same responses          `layout`
-      → token weights     what each token counts in the objective                  `losses.token_weights`
-      → mini-batches      one an update                                            `mini_batches`
+      → token weights     weight of each token in the objective                    `losses.token_weights`
+      → mini-batches      one per update                                           `mini_batches`
       → micro-batches     rows whose gradient is computed at a time                `micro_batches`
 
 Arrays stay on the host until `place_batch` puts a micro-batch on the mesh; annotations name what they become.
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 QUARTERS = 4
 """A micro-batch keeps as many quarters of its columns as its longest row needs: four shapes at most."""
 
-Score = Callable[[Sequences], TokenScores]
+TokenScorer = Callable[[Sequences], TokenScores]
 """Scores the response tokens of sequences, at the temperature of the rollouts; arrays on the host."""
 
 Metrics = dict[str, float]
@@ -76,11 +76,11 @@ MAX_NAMED_ROWS = 8
 
 
 @dataclass(frozen=True)
-class ScoredRollouts:
+class Rollouts:
     """The rollouts of a step: Q problems × G samples = B rows, those of a problem adjacent.
 
     Attributes:
-      problems: One a group.
+      problems: One per group.
       responses: Text and verdict of each row.
       completions: Tokens and the sampler's log-probabilities of each row.
       student: Prompts without context, and responses.
@@ -99,7 +99,7 @@ class ScoredRollouts:
         responses: Sequence[Response],
         completions: Completions,
         chat: Chat,
-    ) -> "ScoredRollouts":
+    ) -> "Rollouts":
         """Lays out what was sampled in response to the problems.
 
         Raises:
@@ -203,7 +203,7 @@ def layout(
 
 
 def teacher_sequences(
-    rollouts: ScoredRollouts, contents: Sequence[str | None], teacher: TeacherConfig, chat: Chat
+    rollouts: Rollouts, contents: Sequence[str | None], teacher: TeacherConfig, chat: Chat
 ) -> TeacherSequences:
     """The rollouts after the teacher's prompts, whose user turns are `contents`; None for no context.
 
@@ -256,14 +256,14 @@ def check_same_responses(student: Sequences, teacher: Sequences) -> None:
 # ── SDPO ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def sdpo_batch(config: SDPOConfig, rollouts: ScoredRollouts, chat: Chat) -> tuple[SDPOBatch, Metrics]:
+def sdpo_batch(config: SDPOConfig, rollouts: Rollouts, chat: Chat) -> tuple[SDPOBatch, Metrics]:
     """The rollouts with the teacher's view of them, and metrics of both."""
     loss, completions = config.loss, rollouts.completions
     contents = sibling_contents(config.teacher.context, rollouts.problems, rollouts.groups)
     teacher = teacher_sequences(rollouts, contents, config.teacher, chat)
     word_mask = functools.partial(token_mask, chat.tokenizer, completions.ids, completions.lengths)
 
-    # What each token counts, with fixes and the correction for truncated sampling.
+    # Weight of each token, with fixes and the correction for truncated sampling.
     mask_BT = rollouts.mask_BT * teacher.has_teacher_B[:, None]
     if loss.masked_words:
         mask_BT = without_words(mask_BT, word_mask(loss.masked_words))
@@ -300,11 +300,11 @@ def _update_weights(
 
 def grpo_batch(
     config: GRPOConfig,
-    rollouts: ScoredRollouts,
+    rollouts: Rollouts,
     chat: Chat,
     *,
-    score_teacher: Score,
-    score_reference: Score,
+    score_teacher: TokenScorer,
+    score_reference: TokenScorer,
     past: Sequence[Mapping[str, float]],
 ) -> tuple[GRPOBatch, Metrics]:
     """The rollouts with their advantages, and metrics.
@@ -321,7 +321,8 @@ def grpo_batch(
         scores = _checked_scores(rollouts, score_reference, rollouts.student, 1.0, "the initial weights")
         reference_log_probs = np.asarray(scores.log_prob_BT)
     advantages_QG = group_advantages(rollouts.correct_QG.astype(np.float32), loss.divide_by_std)
-    advantages_BT, metrics = advantages_QG.reshape(-1, 1) * mask_BT, Metrics()
+    advantages_BT = advantages_QG.reshape(-1, 1) * mask_BT
+    metrics: Metrics = {}
     if hints := loss.contrastive_hints:
         advantages_BT, metrics = _contrastive(advantages_BT, hints, rollouts, chat, score_teacher)
     elif anti := loss.anti_self_distillation:
@@ -339,9 +340,9 @@ def grpo_batch(
 def _contrastive(
     advantages_BT: Float[np.ndarray, "B T"],
     config: ContrastiveHints,
-    rollouts: ScoredRollouts,
+    rollouts: Rollouts,
     chat: Chat,
-    score: Score,
+    score: TokenScorer,
 ) -> tuple[Float[np.ndarray, "B T"], Metrics]:
     """Advantages changed by hints. A rollout without a correct and a wrong hint keeps its own."""
     contents = contrastive_contents(config.teacher.context, rollouts.problems, rollouts.groups, config.hints)
@@ -367,9 +368,9 @@ def _contrastive(
 def _anti_distilled(
     advantages_BT: Float[np.ndarray, "B T"],
     config: AntiSelfDistillation,
-    rollouts: ScoredRollouts,
+    rollouts: Rollouts,
     chat: Chat,
-    score: Score,
+    score: TokenScorer,
     past: Sequence[Mapping[str, float]],
 ) -> tuple[Float[np.ndarray, "B T"], Metrics]:
     """Advantages moved away from the teacher while the gate is open, in rows that have one.
@@ -392,7 +393,7 @@ def _anti_distilled(
 
 
 def _checked_scores(
-    rollouts: ScoredRollouts, score: Score, sequences: Sequences, counted_B: Any, whose: str
+    rollouts: Rollouts, score: TokenScorer, sequences: Sequences, counted_B: Any, whose: str
 ) -> TokenScores:
     """Scores of sequences, refused if one that counts is not finite."""
     scores = score(sequences)
@@ -414,7 +415,7 @@ def take_rows(batch: Rows, rows: slice | Int[np.ndarray, " b"]) -> Rows:
 
 
 def mini_batches(batch: OnPolicyBatch, size: int) -> Iterator[OnPolicyBatch]:
-    """The batch in parts of `size` rows, one an update, in its order, which is shuffled already."""
+    """The batch in parts of `size` rows, one per update, in its order, which is shuffled already."""
     for start in range(0, len(batch.token_weights), size):
         yield take_rows(batch, slice(start, start + size))
 

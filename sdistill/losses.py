@@ -39,7 +39,7 @@ from sdistill.divergence.chunked import chunked_token_divergence
 from sdistill.fixes import fork_weights
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import Decoder, bind
-from sdistill.model.scoring import TokenScores, summarise
+from sdistill.model.scoring import TokenScores, summarize
 
 MAX_LOG_RATIO = 20.0  # keeps importance ratios finite
 
@@ -73,7 +73,7 @@ class SDPOBatch(NamedTuple):
       student: Prompts without context, and responses.
       teacher: Prompts with context, and the same responses.
       has_teacher: 1 where there is a context. Elsewhere the teacher's sequence is filler.
-      token_weights: What each response token counts in the objective.
+      token_weights: Weight of each response token in the objective.
       rollout_log_probs: Log-probabilities of the response tokens under the student that sampled them.
       epistemic_mask: 1 on tokens of epistemic words.
     """
@@ -91,7 +91,7 @@ class GRPOBatch(NamedTuple):
 
     Attributes:
       advantages: Of each response token.
-      token_weights: What each response token counts in the objective.
+      token_weights: Weight of each response token in the objective.
       rollout_log_probs: Log-probabilities of the response tokens under the student that sampled them.
       reference_log_probs: The same under the initial weights; only with a KL term.
     """
@@ -108,7 +108,7 @@ class PackedBatch(NamedTuple):
 
     Attributes:
       targets: The id to predict at each column.
-      token_weights: What each target counts in the objective; they sum to 1 over a batch.
+      token_weights: Weight of each target in the objective; they sum to 1 over a batch.
       segment_ids: Which example a column belongs to, from 1; 0 on padding.
       positions: Position in the example.
     """
@@ -134,8 +134,8 @@ def response_hidden(model: Decoder, sequences: Sequences) -> Float[Array, "B T D
 
 # ── Reports ──────────────────────────────────────────────────────────────────────────────────────
 
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name → (sum, count). The objective of an update is a sum without a count: 0."""
+MetricSums = dict[str, tuple[jax.Array, jax.Array]]
+"""Name → (sum, count). The objective of an update is a sum without a count: 0. So is an empty metric."""
 
 
 class LossReport(NamedTuple):
@@ -149,7 +149,7 @@ class LossReport(NamedTuple):
         adds `signal`, its norm in the final hidden state that predicts the token (`step.compute_gradient`).
     """
 
-    metrics: Metrics
+    metrics: MetricSums
     finite: dict[str, Bool[Array, " B"]]
     tokens: dict[str, Float[Array, "B T"]] | None = None
 
@@ -165,7 +165,7 @@ def masked_sum(values: Float[Array, "..."], mask: Float[Array, "..."]) -> tuple[
 
 
 def weighted_sum(values_BT: Float[Array, "B T"], weights_BT: Float[Array, "B T"]) -> Float[Array, ""]:
-    """Σ weight × value. A value with weight 0 does not count, even if it is NaN."""
+    """Σ weight × value. A value with weight 0 does not count, even if NaN; its gradient may be NaN."""
     return jnp.sum(weights_BT * jnp.where(weights_BT != 0, values_BT, 0.0))
 
 
@@ -173,7 +173,7 @@ def weighted_sum(values_BT: Float[Array, "B T"], weights_BT: Float[Array, "B T"]
 
 
 def token_weights(mask_BT: Float[np.ndarray, "B T"], mode: Aggregation) -> Float[np.ndarray, "B T"]:
-    """What each token counts in the objective Σ weight × loss of an update of B rows; 0 where masked.
+    """Weight of each token in the objective Σ weight × loss of an update of B rows; 0 where masked.
 
     - `seq_mean_token_mean`: mean over all B rows of each row's mean over its tokens. Empty rows contribute 0
       and stay in the denominator, as in the released code.
@@ -251,7 +251,7 @@ def sdpo_loss(
     divergence_BT, student_scores, teacher_scores = chunked_token_divergence(
         student_BTD,
         student.head(),
-        *jax.lax.stop_gradient(teacher_outputs),
+        *teacher_outputs,
         response_ids(batch.student),
         config.divergence,
         temperature=temperature,
@@ -263,16 +263,16 @@ def sdpo_loss(
     mask_BT = response_BT * batch.has_teacher[:, None]
     log_ratio_BT = student_scores.log_prob_BT - batch.rollout_log_probs
     ratio_BT = jax.lax.stop_gradient(jnp.exp(jnp.clip(log_ratio_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
-    loss_BT, metrics = divergence_BT, Metrics()
+    loss_BT, metrics = divergence_BT, {}
     if config.importance_cap is not None:
         loss_BT = divergence_BT * jnp.minimum(ratio_BT, config.importance_cap)
         metrics["is_clipped_frac"] = masked_sum(ratio_BT > config.importance_cap, mask_BT)
     if config.divergence.pointwise_clip is not None:
         metrics["negative"] = masked_sum(divergence_BT < 0, mask_BT)
     if config.fork_aware is not None:
-        signs_BT = fork_weights(student_scores.entropy_BT, config.fork_aware)
-        loss_BT = loss_BT * signs_BT
-        metrics["forks"] = masked_sum(signs_BT < 1, mask_BT)
+        fork_weights_BT = fork_weights(student_scores.entropy_BT, config.fork_aware)
+        loss_BT = loss_BT * fork_weights_BT
+        metrics["forks"] = masked_sum(fork_weights_BT < 1, mask_BT)
     loss = weighted_sum(loss_BT, batch.token_weights)
 
     metrics |= {
@@ -314,7 +314,7 @@ def grpo_loss(
     if perturbation_BTD is not None:
         hidden_BTD = hidden_BTD + perturbation_BTD
     ids_BT, mask_BT = response_ids(batch.student), batch.student.response_mask
-    scores = summarise(
+    scores = summarize(
         hidden_BTD, student.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
     ).scores()
 
@@ -323,7 +323,7 @@ def grpo_loss(
     ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped_BT = jnp.clip(ratio_BT, 1 - config.clip_low, 1 + config.clip_high)
     gain_BT = jnp.minimum(ratio_BT * batch.advantages, clipped_BT * batch.advantages)
-    loss_BT, metrics = -gain_BT, Metrics()
+    loss_BT, metrics = -gain_BT, {}
     if config.kl_coefficient is not None and batch.reference_log_probs is not None:
         kl_BT = k3(scores.log_prob_BT, batch.reference_log_probs)
         loss_BT = loss_BT + config.kl_coefficient * kl_BT
@@ -352,7 +352,7 @@ def cross_entropy_loss(
     decoder = bind(model, params)
     hidden_BSD = decoder(batch.tokens, batch.positions, batch.segment_ids)
     head_DV = decoder.head()
-    scores = summarise(hidden_BSD, head_DV, batch.targets, logits_chunk_size=logits_chunk_size).scores()
+    scores = summarize(hidden_BSD, head_DV, batch.targets, logits_chunk_size=logits_chunk_size).scores()
     loss = weighted_sum(-scores.log_prob_BT, batch.token_weights)
     mask_BS = (batch.token_weights > 0).astype(jnp.float32)
     metrics = {"loss": (loss, jnp.zeros(())), "entropy": masked_sum(scores.entropy_BT, mask_BS)}
@@ -377,6 +377,6 @@ def score_responses(
     decoder = bind(model, params)
     hidden_BTD = response_hidden(decoder, sequences)
     ids_BT = response_ids(sequences)
-    return summarise(
+    return summarize(
         hidden_BTD, decoder.head(), ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
     ).scores()

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from sdistill.batch import MicroBatch, list_rows
 from sdistill.config import OptimizerConfig, TeacherConfig
 from sdistill.distributed.rules import TRAINING, parameter_shardings, place_batch
-from sdistill.losses import LossReport, Metrics
+from sdistill.losses import LossReport, MetricSums
 from sdistill.model.config import ModelConfig
 from sdistill.model.decoder import is_matrix
 from sdistill.model.weights import parameter_shapes
@@ -142,7 +142,7 @@ def compute_gradient(
 
 def apply_gradient(
     state: TrainState, gradient: nnx.State, *, optimizer: OptimizerConfig
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, MetricSums]:
     """One optimizer update; none if the gradient is not finite."""
     norm = optax.tree.norm(gradient)
     updates, opt_state = make_optimizer(optimizer).update(gradient, state.opt_state, state.params)
@@ -174,7 +174,7 @@ def jit_gradient(
 @functools.cache
 def jit_update(
     model: ModelConfig, mesh: Mesh, optimizer: OptimizerConfig
-) -> Callable[[TrainState, nnx.State], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, nnx.State], tuple[TrainState, MetricSums]]:
     """`apply_gradient`, compiled; the state is donated."""
     return jax.jit(
         functools.partial(apply_gradient, optimizer=optimizer),
@@ -191,7 +191,7 @@ class UpdateReport(NamedTuple):
     """What one update reports: its micro-batches, and metrics of its own."""
 
     micro: MicroReports
-    metrics: Metrics
+    metrics: MetricSums
 
 
 def accumulate_gradients(
@@ -232,7 +232,7 @@ def summarize(updates: Sequence[UpdateReport], names: Sequence[str]) -> dict[str
       FloatingPointError: if a metric is not finite; names it, the update and the rows.
     """
     updates = jax.device_get(list(updates))
-    size, metrics = len(names) // len(updates), list[Metrics]()
+    size, metrics = len(names) // len(updates), list[MetricSums]()
     for number, update in enumerate(updates):
         found = [*(report.metrics for _, report in update.micro), update.metrics]
         which = f" in update {number + 1} of {len(updates)}" if len(updates) > 1 else ""
@@ -244,8 +244,11 @@ def summarize(updates: Sequence[UpdateReport], names: Sequence[str]) -> dict[str
     return to_floats(metrics, len(updates))
 
 
-def to_floats(metrics: Sequence[Metrics], updates: int = 1) -> dict[str, float]:
-    """Σ sum / Σ count of each metric; those without a count are averaged over updates."""
+def to_floats(metrics: Sequence[MetricSums], updates: int = 1) -> dict[str, float]:
+    """Σ sum / Σ count of each metric. Those with count 0, such as the loss, are averaged over updates.
+
+    So an empty metric, such as the divergence in a step without a teacher, is 0.
+    """
     totals: dict[str, Any] = {}
     for part in jax.device_get(metrics):
         for name, pair in part.items():

@@ -9,7 +9,7 @@ One on-policy step (`on_policy_step`):
     3. context     the teacher sees a sibling's success                          contexts.py
     4. batch       student and teacher sequences with token weights              batch.py
     5. loss        divergence from the teacher, or clipped policy gradient       losses.py
-    6. update      AdamW, once a mini-batch, from gradients of micro-batches     step.py
+    6. update      AdamW, once per mini-batch, from gradients of micro-batches   step.py
     7. teacher     its weights follow: fixed, EMA, live or trust region          step.py
 
 Steps 4 and 5 depend on the objective: the section "The objectives" below is the one place that tells them
@@ -64,14 +64,18 @@ from sdistill.types import Response
 logger = logging.getLogger(__name__)
 
 PLACEMENT = (
-    *("mesh", "micro_batch_size", "logits_chunk_size", "rollouts.slots", "evaluation.slots"),
+    "mesh",
+    "micro_batch_size",
+    "logits_chunk_size",
+    "rollouts.slots",
+    "evaluation.slots",
     "profile_steps",
 )
 """Settings of how a run is computed, not of what: a run may resume under others, on another slice."""
 STEPS_WITHOUT_SUCCESS = 20
-"""A run is warned of when no rollout was correct for so many steps."""
+"""Warn after this many steps without a correct rollout."""
 TRAINED = "trained"
-"""Names the run's own training problems as an evaluation data set."""
+"""The name of the run's own training problems as an evaluation data set."""
 WAY_OUT = (
     "lower optimizer.learning_rate or clip_norm, or look at the weights of init_from. Nothing of this step "
     "was kept: the last checkpoint is from before"
@@ -356,7 +360,7 @@ def on_policy_step(
     # 3. Contexts. 4. Batch.
     teacher_params = steps.on_device(config.teacher, teacher)
     with run.clock.measure("layout"):
-        rollouts = batches.ScoredRollouts.of(config, problems, responses, completions, run.chat)
+        rollouts = batches.Rollouts.of(config, problems, responses, completions, run.chat)
         batch, metrics = make_batch(run, rollouts, state.params, teacher_params, past)
     add_flops(run, batch)
 
@@ -380,7 +384,7 @@ def on_policy_step(
     return state, teacher, metrics, [replace(response, step=step + 1) for response in responses]
 
 
-def scorer(run: OnPolicyRun, params: nnx.State | None) -> batches.Score:
+def scorer(run: OnPolicyRun, params: nnx.State | None) -> batches.TokenScorer:
     """Scores responses with these weights, as many at a time as gradients are computed for."""
     config = run.config
     size = config.micro_batch_size or config.update_size
@@ -440,7 +444,7 @@ def compiled_gradient(config: AnyTrainConfig, model: ModelConfig, mesh: Mesh) ->
 
 def make_batch(
     run: OnPolicyRun,
-    rollouts: batches.ScoredRollouts,
+    rollouts: batches.Rollouts,
     params: nnx.State,
     teacher_params: nnx.State | None,
     past: Sequence[Mapping[str, float]],

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdistill.batch import (
-    ScoredRollouts,
+    Rollouts,
     check_same_responses,
     example_lengths,
     grpo_batch,
@@ -114,7 +114,7 @@ def batch_of(values, chat, rollouts, past=(), found=None):
     """The batch and its metrics, and what scored it as the teacher and as the reference."""
     teacher, reference = Scorer(1), Scorer(2)
     config = parse(AnyTrainConfig, VALUES | values)
-    scored = ScoredRollouts.of(config, PROBLEMS, found or responses(), rollouts, chat)
+    scored = Rollouts.of(config, PROBLEMS, found or responses(), rollouts, chat)
     if isinstance(config, SDPOConfig):
         batch, metrics = sdpo_batch(config, scored, chat)
     else:
@@ -261,7 +261,7 @@ def test_scores_that_are_not_finite_are_refused_before_they_become_advantages(lo
             return scores
 
     config = parse(AnyTrainConfig, VALUES | grpo(**loss))
-    scored = ScoredRollouts.of(config, PROBLEMS, responses(), rollouts, chat)
+    scored = Rollouts.of(config, PROBLEMS, responses(), rollouts, chat)
     # The first rollout has no correct hint: its scores do not count.
     bad = ([0] if whose == "the initial weights" else []) + [4]
     names = ", ".join(f"{PROBLEMS[row // 3].id!r} (sample {row % 3})" for row in bad)

@@ -114,7 +114,7 @@ def test_the_fix_changes_the_loss(extended):
         from configs.signs import sdpo
         from sdistill.settings import parse
         from sdistill.tasks.signs_puzzle import SignsTask, make_problem
-        from sdistill.batch import ScoredRollouts, sdpo_batch
+        from sdistill.batch import Rollouts, sdpo_batch
         from sdistill.config import SDPOConfig
         from tests import tiny
         problem, chat, settings = make_problem((8, 4, 7), 5), load_chat("signs_base"), sdpo.get_config("tiny")
@@ -128,7 +128,7 @@ def test_the_fix_changes_the_loss(extended):
         for failures_only in (False, True):
             settings.loss.failures_only = failures_only
             config = parse(SDPOConfig, settings.to_dict())
-            scored = ScoredRollouts.of(config, [problem], responses, completions, chat)
+            scored = Rollouts.of(config, [problem], responses, completions, chat)
             print(*sdpo_batch(config, scored, chat)[0].token_weights.sum(axis=1))
         """,
     )

@@ -12,7 +12,7 @@ import pytest
 
 from configs.signs.common import CONTEXT, FULL_DIVERGENCE
 from sdistill import step as steps
-from sdistill.batch import ScoredRollouts, grpo_batch, micro_batches, sdpo_batch
+from sdistill.batch import Rollouts, grpo_batch, micro_batches, sdpo_batch
 from sdistill.config import AnyTrainConfig, SDPOConfig
 from sdistill.data.catalogue import open_problems
 from sdistill.distributed.rules import TRAINING, place, place_batch
@@ -104,7 +104,7 @@ class OnPolicy(Script):
     def __call__(self, params, queries, task, **options):
         responses, completions = super().__call__(params, queries, task, **options)
         problems = [query.problem for query in queries[::SAMPLES]]
-        student = ScoredRollouts.of(self.run.config, problems, responses, completions, self.run.chat).student
+        student = Rollouts.of(self.run.config, problems, responses, completions, self.run.chat).student
         settings = {
             "model": MODEL,
             "temperature": 1.0,
@@ -145,7 +145,7 @@ def queries_and_rollouts(run, state):
     posed = [run.problems[i] for i in BATCH]
     options = {"seed": run.config.seed, "step": 0, "on_round": None}
     responses, completions = run.sampler(state.params, queries_for(posed, SAMPLES), run.task, **options)
-    return ScoredRollouts.of(run.config, posed, responses, completions, run.chat)
+    return Rollouts.of(run.config, posed, responses, completions, run.chat)
 
 
 def by_hand(run, state):

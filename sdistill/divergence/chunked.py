@@ -21,7 +21,7 @@ from sdistill.divergence.definition import (
     with_bucket,
 )
 from sdistill.model.chunked_vocab import ColumnsOf, reduce_logits, sum_ids
-from sdistill.model.scoring import Summary, TokenScores, add, summarise, summary_of_logits
+from sdistill.model.scoring import Summary, TokenScores, add, summarize, summary_of_logits
 from sdistill.settings import require
 
 
@@ -78,7 +78,7 @@ def chunked_token_divergence(
             jnp.float32(temperature),
         )
     summary = functools.partial(
-        summarise, ids_BT=ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
+        summarize, ids_BT=ids_BT, logits_chunk_size=logits_chunk_size, temperature=temperature
     )
     s = summary(student_hidden_BTD, student_head_DV, top_k=config.top_k or 0)
     t = summary(*teacher, top_ids_BTK=s.ids_BTK)

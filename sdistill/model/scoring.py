@@ -60,7 +60,7 @@ class Summary(NamedTuple):
         return jnp.concatenate([self.top_BTK, self.rest_BT[..., None]], axis=-1)
 
 
-def summarise(
+def summarize(
     hidden_BTD: Float[Array, "B T D"],
     head_DV: Float[Array, "D V"],
     ids_BT: Int[Array, "B T"],
@@ -83,11 +83,11 @@ def summarise(
       top_ids_BTK: The K ids, instead of `top_k`.
     """
 
-    def summarise_chunk(logits: tuple[Array], inputs: Any, temperature: Array) -> tuple[Summary, Array]:
+    def summarize_chunk(logits: tuple[Array], inputs: Any, temperature: Array) -> tuple[Summary, Array]:
         return summary_of_logits(logits[0], inputs[0], inputs[1], temperature, top_k)
 
     return reduce_logits(
-        summarise_chunk,
+        summarize_chunk,
         _summary_gradient,
         logits_chunk_size,
         ((hidden_BTD, head_DV),),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.special import logsumexp
 
-from sdistill.model.scoring import summarise, top_ids_of
+from sdistill.model.scoring import summarize, top_ids_of
 
 B, T, D, V = 3, 5, 6, 40
 RNG = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def exact(hidden, head, ids=IDS, temperature=1.0):
 
 def assert_exact(head, ids, chunk, temperature, tolerance=1e-6):
     def total(hidden, head):
-        scores = summarise(
+        scores = summarize(
             hidden, head, jnp.asarray(ids), logits_chunk_size=chunk, temperature=temperature
         ).scores()
         return jnp.sum(scores.log_prob_BT * WEIGHTS), scores
@@ -67,7 +67,7 @@ def test_the_gradient_of_the_head_adds_up_in_float32():
     ids = jnp.zeros((1, 1000), jnp.int32)
 
     def total(head):
-        return summarise(hidden, head, ids, logits_chunk_size=1).scores().log_prob_BT.sum()
+        return summarize(hidden, head, ids, logits_chunk_size=1).scores().log_prob_BT.sum()
 
     gradient = jit(jax.grad(total))(head)
     assert gradient.dtype == jnp.bfloat16
@@ -76,13 +76,13 @@ def test_the_gradient_of_the_head_adds_up_in_float32():
 
 def test_entropy_has_no_gradient():
     def total(head):
-        return summarise(HIDDEN, head, jnp.asarray(IDS), logits_chunk_size=2).scores().entropy_BT.sum()
+        return summarize(HIDDEN, head, jnp.asarray(IDS), logits_chunk_size=2).scores().entropy_BT.sum()
 
     gradient = jit(jax.grad(total))(HEAD)
     assert not np.any(gradient)
 
 
-summary_of = jit(summarise, static_argnames=("logits_chunk_size", "top_k"))
+summary_of = jit(summarize, static_argnames=("logits_chunk_size", "top_k"))
 
 
 @given(
