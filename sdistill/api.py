@@ -105,7 +105,7 @@ class Policy:
           problems: What to respond to.
           task: What verifies: `task_of(split)`, or a subclass of `Task` for problems of one's own.
           num_samples: Responses per problem.
-          contents: User turns in the place of the problems' own, such as `guided_content` makes; None for no
+          contents: User turns in the place of the problems' own, such as `teacher_turn` makes; None for no
             context.
           max_response_length: Tokens after which a response is cut. The default suits the puzzle; other tasks
             need more.
@@ -142,7 +142,7 @@ class Policy:
         Args:
           problems: What is responded to.
           responses: A response to each. The end token is scored as well, unless the response was cut.
-          contents: The teacher's user turn for each, such as `guided_content` makes; None for no context.
+          contents: The teacher's user turn for each, such as `teacher_turn` makes; None for no context.
           divergence: How both are compared.
           temperature: Divides the logits of both.
           thinking: Whether prompts ask for thinking.

@@ -30,7 +30,7 @@ from sdistill.config import (
     SDPOConfig,
     TeacherConfig,
 )
-from sdistill.contexts import contrastive_contents, sibling_contents
+from sdistill.contexts import contrastive_turns, teacher_turns
 from sdistill.engine.types import Completions
 from sdistill.fixes import (
     anti_advantages,
@@ -259,7 +259,7 @@ def check_same_responses(student: Sequences, teacher: Sequences) -> None:
 def sdpo_batch(config: SDPOConfig, rollouts: Rollouts, chat: Chat) -> tuple[SDPOBatch, Metrics]:
     """The rollouts with the teacher's view of them, and metrics of both."""
     loss, completions = config.loss, rollouts.completions
-    contents = sibling_contents(config.teacher.context, rollouts.problems, rollouts.groups)
+    contents = teacher_turns(config.teacher.context, rollouts.problems, rollouts.groups)
     teacher = teacher_sequences(rollouts, contents, config.teacher, chat)
     word_mask = functools.partial(token_mask, chat.tokenizer, completions.ids, completions.lengths)
 
@@ -345,7 +345,7 @@ def _contrastive(
     score: TokenScorer,
 ) -> tuple[Float[np.ndarray, "B T"], Metrics]:
     """Advantages changed by hints. A rollout without a correct and a wrong hint keeps its own."""
-    contents = contrastive_contents(config.teacher.context, rollouts.problems, rollouts.groups, config.hints)
+    contents = contrastive_turns(config.teacher.context, rollouts.problems, rollouts.groups, config.hints)
     hinted = [
         teacher_sequences(rollouts, column, config.teacher, chat) for column in zip(*contents, strict=True)
     ]
@@ -378,7 +378,7 @@ def _anti_distilled(
     The gate's state is the teacher's entropy at every step, which is in the metrics. So a resumed run reads
     it back exactly, and no checkpoint has to hold it.
     """
-    contents = sibling_contents(config.teacher.context, rollouts.problems, rollouts.groups)
+    contents = teacher_turns(config.teacher.context, rollouts.problems, rollouts.groups)
     teacher = teacher_sequences(rollouts, contents, config.teacher, chat)
     scores = _checked_scores(rollouts, score, teacher.sequences, teacher.has_teacher_B, "the teacher")
     mask_BT = rollouts.mask_BT * teacher.has_teacher_B[:, None]

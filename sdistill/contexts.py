@@ -27,7 +27,7 @@ def demonstration(config: ContextConfig, response: str) -> str:
     return " ".join(words[:count] + blanks)
 
 
-def guided_content(
+def teacher_turn(
     config: ContextConfig, problem: Problem, response: str, source: Problem | None = None, feedback: str = ""
 ) -> str:
     """The teacher's user turn: the problem, with a correct response to it or to `source`.
@@ -56,7 +56,7 @@ def first_other_success(correct: Sequence[bool], own: int | None) -> int | None:
     return next((i for i, success in enumerate(correct) if success and i != own), None)
 
 
-def sibling_contents(config: ContextConfig, problems: Sequence[Problem], groups: Groups) -> list[str | None]:
+def teacher_turns(config: ContextConfig, problems: Sequence[Problem], groups: Groups) -> list[str | None]:
     """The teacher's user turn for every rollout, group after group; None where it has no teacher.
 
     A rollout sees the first success of its group that is not its own; for `other_problem`, that of the next
@@ -74,7 +74,7 @@ def sibling_contents(config: ContextConfig, problems: Sequence[Problem], groups:
                 success = first_other_success(correct[source], own if source == index else None)
             if source is not None and success is not None:
                 text = groups[source][success].text
-                contents.append(guided_content(config, problem, text, problems[source], feedback))
+                contents.append(teacher_turn(config, problem, text, problems[source], feedback))
             elif config.feedback is not None and feedback:
                 prompt = problem.messages[-1]["content"]
                 contents.append(config.feedback.template.format(prompt=prompt, feedback=feedback))
@@ -83,7 +83,7 @@ def sibling_contents(config: ContextConfig, problems: Sequence[Problem], groups:
     return contents
 
 
-def contrastive_contents(
+def contrastive_turns(
     config: ContextConfig, problems: Sequence[Problem], groups: Groups, hints: int
 ) -> list[list[str | None]]:
     """For every rollout, the user turns with the correct hint and with `hints` wrong ones.
@@ -98,7 +98,7 @@ def contrastive_contents(
             wrong = [i for i, success in enumerate(correct) if not success and i != own][:hints]
             chosen = [first_other_success(correct, own), *wrong, *[None] * (hints - len(wrong))]
             contents.append(
-                [None if i is None else guided_content(config, problem, group[i].text) for i in chosen]
+                [None if i is None else teacher_turn(config, problem, group[i].text) for i in chosen]
             )
     return contents
 

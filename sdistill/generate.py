@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from sdistill import command
 from sdistill.config import ContextConfig, SamplerConfig
-from sdistill.contexts import guided_content
+from sdistill.contexts import teacher_turn
 from sdistill.data.catalogue import open_problems, task_of
 from sdistill.distributed.mesh import MeshConfig
 from sdistill.distributed.processes import check_agreement, is_writer
@@ -246,10 +246,10 @@ def prompts_of(config: GenerateConfig) -> list[Prompted]:
 def guided_prompts(context: ContextConfig, solved: Sequence[tuple[Problem, str]]) -> list[Prompted]:
     """Solved problems, each with its solution in the user turn; for `other_problem`, with the next one's."""
     if context.kind != "other_problem":
-        return [(problem, guided_content(context, problem, text)) for problem, text in solved]
+        return [(problem, teacher_turn(context, problem, text)) for problem, text in solved]
     require(len(solved) > 1, "context.kind='other_problem' needs two solved problems; give more problems")
     return [
-        (problem, guided_content(context, problem, text, other))
+        (problem, teacher_turn(context, problem, text, other))
         for (problem, _), (other, text) in zip(solved, [*solved[1:], solved[0]], strict=True)
     ]
 

@@ -51,7 +51,7 @@ def test_samples_are_verified_and_measured(responses, problems):
 def test_a_context_changes_what_the_teacher_says(policy, problems, responses):
     problem, solved = problems[0], next(r for r in responses if r.correct)
     context = sdistill.ContextConfig("solution", template="{prompt} solution {solution}")
-    turn = sdistill.guided_content(context, problem, solved.text)
+    turn = sdistill.teacher_turn(context, problem, solved.text)
     told, untold = policy.compare([problem] * 2, [solved.text] * 2, [turn, None])
     ids = [*policy.chat.tokenizer.encode(solved.text), policy.chat.tokenizer.eos_id]
     assert len(told.tokens) == len(ids) == len(told.divergence)

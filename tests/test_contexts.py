@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from sdistill.config import ContextConfig, FeedbackConfig
 from sdistill.contexts import (
-    contrastive_contents,
+    contrastive_turns,
     demonstration,
     first_other_success,
-    guided_content,
-    sibling_contents,
+    teacher_turn,
+    teacher_turns,
 )
 from sdistill.settings import ConfigError
 from sdistill.tasks.signs_puzzle import problem_from_text
@@ -64,35 +64,35 @@ def test_partial_rounds_up(words, percent):
 
 def test_guided_content():
     assert (
-        guided_content(ContextConfig("answer", **TEMPLATES), FIRST, "so </think> + -")
+        teacher_turn(ContextConfig("answer", **TEMPLATES), FIRST, "so </think> + -")
         == "1 1 1 = 1 solution + -"
     )
-    other = guided_content(ContextConfig("other_problem", **TEMPLATES), FIRST, "so </think> + -", SECOND)
+    other = teacher_turn(ContextConfig("other_problem", **TEMPLATES), FIRST, "so </think> + -", SECOND)
     assert other == "8 4 7 = 5 solution so </think> + - ; 1 1 1 = 1"
 
 
 def test_templates_are_the_users():
     config = ContextConfig("answer", template="{solution} solves {prompt}")
-    assert guided_content(config, FIRST, "</think> + -") == "+ - solves 1 1 1 = 1"
+    assert teacher_turn(config, FIRST, "</think> + -") == "+ - solves 1 1 1 = 1"
     config = ContextConfig(
         "other_problem", template="<{prompt}: {solution}>", example_template="{prompt}! {example}"
     )
-    assert guided_content(config, FIRST, "a", SECOND) == "1 1 1 = 1! <8 4 7 = 5: a>"
+    assert teacher_turn(config, FIRST, "a", SECOND) == "1 1 1 = 1! <8 4 7 = 5: a>"
 
 
 def test_braces_in_responses_are_text():
     assert (
-        guided_content(ContextConfig("solution", **TEMPLATES), FIRST, "{0} {prompt} }")
+        teacher_turn(ContextConfig("solution", **TEMPLATES), FIRST, "{0} {prompt} }")
         == "1 1 1 = 1 solution {0} {prompt} }"
     )
-    shown = guided_content(ContextConfig("other_problem", **TEMPLATES), FIRST, "{x}", SECOND)
+    shown = teacher_turn(ContextConfig("other_problem", **TEMPLATES), FIRST, "{x}", SECOND)
     assert shown == "8 4 7 = 5 solution {x} ; 1 1 1 = 1"
 
 
 @pytest.mark.parametrize("source", [None, FIRST])
 def test_another_problem_must_be_another(source):
     with pytest.raises(ConfigError, match="needs another problem"):
-        guided_content(ContextConfig("other_problem", **TEMPLATES), FIRST, "a", source)
+        teacher_turn(ContextConfig("other_problem", **TEMPLATES), FIRST, "a", source)
 
 
 def groups(*rows):
@@ -101,17 +101,17 @@ def groups(*rows):
 
 
 def test_siblings_are_shown_and_the_lone_success_is_left_alone():
-    contents = sibling_contents(ContextConfig("solution", **TEMPLATES), [FIRST, SECOND], groups("aBC", "deF"))
+    contents = teacher_turns(ContextConfig("solution", **TEMPLATES), [FIRST, SECOND], groups("aBC", "deF"))
     first, second = "1 1 1 = 1 solution ", "8 4 7 = 5 solution "
     assert contents == [first + "b", first + "c", first + "b", second + "f", second + "f", None]
 
 
 def test_nobody_solved_it():
-    assert sibling_contents(ContextConfig("answer"), [FIRST], groups("ab")) == [None, None]
+    assert teacher_turns(ContextConfig("answer"), [FIRST], groups("ab")) == [None, None]
 
 
 def test_another_problem_is_the_next_solved_one_going_round():
-    contents = sibling_contents(
+    contents = teacher_turns(
         ContextConfig("other_problem", **TEMPLATES),
         [FIRST, FIRST, SECOND, THIRD],
         groups("aB", "CD", "ef", "gH"),
@@ -125,12 +125,12 @@ def test_another_problem_is_the_next_solved_one_going_round():
 
 
 def test_no_other_problem_was_solved():
-    contents = sibling_contents(ContextConfig("other_problem"), [FIRST, FIRST], groups("A", "B"))
+    contents = teacher_turns(ContextConfig("other_problem"), [FIRST, FIRST], groups("A", "B"))
     assert contents == [None, None]
 
 
 def test_hints_are_the_first_other_success_and_the_other_failures_in_order():
-    contents = contrastive_contents(
+    contents = contrastive_turns(
         ContextConfig("answer", **TEMPLATES), [FIRST, SECOND], groups("aBcd", "EFGh"), hints=2
     )
     first = [
@@ -153,6 +153,6 @@ def test_only_failures_are_shown_feedback_and_only_their_own(with_solution):
         for group, texts in zip(groups("aB", "cd"), said, strict=True)
     ]
     context = ContextConfig("solution", feedback=feedback, **TEMPLATES)
-    contents = sibling_contents(context, [FIRST, SECOND], rows)
+    contents = teacher_turns(context, [FIRST, SECOND], rows)
     both = "1 1 1 = 1 solution b" if with_solution is None else "1 1 1 = 1: b, cut"
     assert contents == [both, None, None, "8 4 7 = 5! late"]

@@ -94,11 +94,11 @@ def test_the_context_is_rendered(extended):
         "context",
         """
         from sdistill.config import ContextConfig
-        from sdistill.contexts import guided_content
+        from sdistill.contexts import teacher_turn
         from sdistill.tasks.signs_puzzle import make_problem
         problem = make_problem((8, 4, 7), 5)
         config = ContextConfig("shuffled", template="{prompt} solution {solution}")
-        print(guided_content(config, problem, "so </think> - +"))
+        print(teacher_turn(config, problem, "so </think> - +"))
         """,
     )
     assert printed == ["8 4 7 = 5 solution + -"]
