@@ -62,10 +62,10 @@ def teacher_turns(config: ContextConfig, problems: Sequence[Problem], groups: Gr
     A rollout sees the first success of its group that is not its own; for `other_problem`, that of the next
     group with a success. Without one it sees the verifier's feedback on itself, if that is configured.
     """
+    other = config.kind == "other_problem"
     correct = [[response.correct for response in group] for group in groups]
     contents: list[str | None] = []
     for index, (problem, group) in enumerate(zip(problems, groups, strict=True)):
-        other = config.kind == "other_problem"
         source = _next_solved(problems, correct, index) if other else index
         for own, rollout in enumerate(group):
             feedback = "" if rollout.correct else rollout.feedback

@@ -1,7 +1,7 @@
 """The one sampler: problems in, verified responses out.
 
 Training, evaluation, generation, the study and the probes all sample through `Sampler`. The engine below it
-knows token ids only; here are chat templates, contexts, verification and processes.
+knows token ids only; chat templates, contexts, verification and processes are handled here.
 """
 
 from collections.abc import Callable, Sequence

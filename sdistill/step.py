@@ -41,10 +41,10 @@ class TrainState(NamedTuple):
 # ── Optimizer and layout ─────────────────────────────────────────────────────────────────────────
 
 
-def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate as a function of the number of updates made."""
     peak, warmup = config.learning_rate, config.warmup_steps
-    if config.decay_steps is not None:
+    if config.decay_steps is not None:  # `cosine`; a config refuses one without the other
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.decay_steps, peak / 100)
     schedules = [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak)]
     return optax.join_schedules(schedules, [warmup])
@@ -56,7 +56,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate(config),
+            learning_rate_schedule(config),
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,

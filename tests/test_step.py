@@ -23,7 +23,7 @@ from sdistill.step import (
     init_teacher,
     jit_gradient,
     jit_update,
-    learning_rate,
+    learning_rate_schedule,
     make_optimizer,
     on_device,
     state_shardings,
@@ -46,7 +46,7 @@ LOSS = {"config": SDPOLossConfig(FULL), "temperature": 0.8, "logits_chunk_size":
 
 
 def rates(steps, **settings):
-    schedule = learning_rate(OptimizerConfig(**settings))
+    schedule = learning_rate_schedule(OptimizerConfig(**settings))
     return [float(schedule(step)) for step in steps]
 
 
@@ -90,7 +90,7 @@ def variables(values):
 
 def adamw(params, gradients, config):
     means, squares = ({k: np.zeros_like(v) for k, v in params.items()} for _ in range(2))
-    schedule = learning_rate(config)
+    schedule = learning_rate_schedule(config)
     for step, gradient in enumerate(gradients):
         norm = math.sqrt(sum(np.sum(g**2) for g in gradient.values()))
         scale = min(1.0, config.clip_norm / norm) if norm else 1.0
