@@ -35,6 +35,9 @@ sets one from the command line, and `--help` lists them. A field that is not kno
 others, is an error that says so. The resolved settings are kept in a run's directory, as `config.json`.
 
 Made by `python launch/config_docs.py` from the docstrings: change those, not this page.
+
+Config files and their arguments: [signs.md](signs.md#configs) for the puzzle, the first lines of each file in
+`configs/paper/` and `configs/one_chip/` for the others.
 """
 
 

@@ -32,6 +32,7 @@ from sdistill.model.decoder import Decoder, bind
 from sdistill.model.folders import load_chat
 from sdistill.model.weights import load_model
 from sdistill.sample import Query, Sampler, encode, queries_for
+from sdistill.settings import require
 from sdistill.step import init_teacher
 from sdistill.tasks.problem import Problem, Task
 from sdistill.text.chat import Chat
@@ -113,7 +114,14 @@ class Policy:
           seed: Of all random streams.
           slots: Responses decoded at a time.
           thinking: Whether prompts ask for thinking.
+
+        Raises:
+          ConfigError: if there is nothing to sample, or there are not as many contents as problems.
         """
+        require(len(problems) > 0, "problems=[]: there is nothing to respond to")
+        require(num_samples > 0, f"num_samples={num_samples} must be positive")
+        if contents is not None:
+            _require_as_many(problems=problems, contents=contents)
         queries = queries_for(problems, num_samples, contents)
         config = SamplerConfig(
             num_samples=num_samples,
@@ -146,7 +154,12 @@ class Policy:
           divergence: How both are compared.
           temperature: Divides the logits of both.
           thinking: Whether prompts ask for thinking.
+
+        Raises:
+          ConfigError: if there are not as many of the one as of the other, or none.
         """
+        _require_as_many(problems=problems, responses=responses, contents=contents)
+        require(len(responses) > 0, "responses=[]: there is nothing to compare")
         tokenizer = self.chat.tokenizer
         rows = []
         for response in responses:
@@ -173,6 +186,12 @@ class Policy:
             TokenComparison(token_texts(tokenizer, row), *(x[i, : len(row)] for x in scores))
             for i, row in enumerate(rows)
         ]
+
+
+def _require_as_many(**given: Sequence[object]) -> None:
+    lengths = [f"{len(values)} {name}" for name, values in given.items()]
+    as_many = len({len(values) for values in given.values()}) == 1
+    require(as_many, f"{', '.join(lengths)}: give one of each for every problem")
 
 
 def _compared(
@@ -221,7 +240,17 @@ class Trainer:
         self.metrics: list[dict[str, float]] = []
 
     def step(self, indices: Sequence[int]) -> tuple[dict[str, float], list[Response]]:
-        """One step on these problems: sample, verify, update. Returns its metrics and rollouts."""
+        """One step on these problems: sample, verify, update. Returns its metrics and rollouts.
+
+        Args:
+          indices: Of the problems that the trainer was made with.
+
+        Raises:
+          ConfigError: if there is no index, or no problem of an index.
+        """
+        total = len(self._run.problems)
+        known = len(indices) > 0 and all(0 <= index < total for index in indices)
+        require(known, f"indices={list(indices)} must be of the {total} problems: 0 to {total - 1}")
         with jax.set_mesh(self._mesh):
             self.state, self._teacher, metrics, responses = on_policy_step(
                 self._run, self.state, self._teacher, indices, len(self.metrics), self.metrics

@@ -6,7 +6,7 @@ Defaults suit real models. What the puzzle needs instead is in `configs/signs/`.
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from sdistill.distributed.mesh import MeshConfig
 from sdistill.divergence.definition import DivergenceConfig
@@ -42,7 +42,7 @@ class SamplerConfig:
     """How responses are sampled.
 
     Attributes:
-      num_samples: Responses a problem; for rollouts, the group size G.
+      num_samples: Responses per problem; for rollouts, the group size G.
       max_prompt_length: Longest prompt without context, in tokens.
       max_response_length: Tokens after which a response is cut.
       sampling: How tokens are drawn. Objectives use the distribution at this temperature.
@@ -67,11 +67,12 @@ class RolloutsConfig(SamplerConfig):
 
     Attributes:
       split: Training problems, such as `dapo_math_17k`.
-      num_prompts: Problems a step. If there are fewer distinct problems, some occur more than once.
+      num_prompts: Problems per step. If there are fewer distinct problems, some occur more than once.
       num_problems: Distinct training problems |D|: the first of the split. None takes all.
-      mini_batch_size: Problems an update, with all of their rollouts, in the order of the batch. None makes
-        one update a step. Contexts, advantages and teacher scores are computed once a step, with the weights
-        that sampled; importance ratios are relative to those weights. Each update has its own objective.
+      mini_batch_size: Problems per update, with all of their rollouts, in the order of the batch. None makes
+        one update per step. Contexts, advantages and teacher scores are computed once per step, with the
+        weights that sampled; importance ratios are relative to those weights. Each update has its own
+        objective.
     """
 
     split: str
@@ -100,7 +101,7 @@ class EvaluationConfig(SamplerConfig):
       every: Steps between evaluations. The last step is always evaluated.
       datasets: Splits of problems. `trained` stands for the run's own training problems.
       at_start: Data sets to evaluate before the first step.
-      num_problems: Problems a data set. If there are fewer `trained` ones, they are repeated.
+      num_problems: Problems per data set. If there are fewer `trained` ones, they are repeated.
     """
 
     every: int
@@ -170,6 +171,8 @@ class ContextConfig:
     thinking: bool = True
 
     def __post_init__(self) -> None:
+        kinds = get_args(Kind)
+        require(self.kind in kinds, f"kind={self.kind!r} must be one of {', '.join(map(repr, kinds))}")
         require_together(self, "fraction", "kind", *PARTIAL)
         require_fraction(self, "fraction")
         _check_template("template", self.template, {"prompt", "solution"})

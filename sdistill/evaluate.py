@@ -27,35 +27,44 @@ from sdistill.engine.sampling import Sampling
 from sdistill.engine.types import follow
 from sdistill.model.folders import load_chat
 from sdistill.sample import open_sampler, queries_for
-from sdistill.settings import ConfigError
+from sdistill.settings import ConfigError, require
 from sdistill.types import Response
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m sdistill.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("--model", required=True, help="model folder, Hugging Face name, or signs_base (shipped)")
     add("--tokenizer", help="where its tokenizer is, if not with the model")
     add("--split", required=True, help="problems, such as math500 or k4_test")
-    add("--num_problems", type=int, default=256, help="the first of the split")
-    add("--num_samples", type=int, default=4, help="responses a problem")
+    add("--num_problems", type=int, default=256, help="the first of the split (default %(default)s)")
+    add("--num_samples", type=int, default=4, help="responses per problem (default %(default)s)")
     add("--max_prompt_length", type=int, help="in tokens; by default that of the longest prompt")
-    add("--max_response_length", type=int, default=8192, help="in tokens")
-    add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy")
-    add("--top_p", type=float, default=1.0, help="nucleus sampling")
+    add("--max_response_length", type=int, default=8192, help="in tokens (default %(default)s)")
+    add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default %(default)s)")
+    add("--top_p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
     add("--top_k", type=int, help="sample from the k likeliest tokens only")
     add("--no_thinking", action="store_true", help="the prompt asks for no thinking")
-    add("--slots", type=int, default=64, help="responses decoded at a time")
-    add("--seed", type=int, default=0, help="of sampling")
+    add("--slots", type=int, default=64, help="responses decoded at a time (default %(default)s)")
+    add("--seed", type=int, default=0, help="of sampling (default %(default)s)")
     dtypes = ["float32", "bfloat16"]
-    add("--dtype", default="float32", choices=dtypes, help="of weights, activations and cache")
+    of_dtype = "of weights, activations and cache (default %(default)s)"
+    add("--dtype", default="float32", choices=dtypes, help=of_dtype)
     add("--data_dir", help="where data sets are prepared; default: TFDS's")
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a model on problems and prints a table."""
+    for name in ("num_problems", "num_samples"):
+        value = getattr(args, name)
+        require(value > 0, f"--{name}={value} must be positive")
     check_agreement("\n".join(f"--{name}={value}" for name, value in vars(args).items()))
     chat = load_chat(args.tokenizer or args.model)
     problems = open_problems(args.split, args.data_dir)[: args.num_problems]

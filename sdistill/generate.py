@@ -1,7 +1,9 @@
 """Samples responses to problems, with or without a context, verifies them, and keeps them.
 
-    python -m sdistill.generate --config configs/signs/generate.py --workdir runs/plain
+    python -m sdistill.generate --config configs/signs/generate.py:walk --workdir runs/walk
     python -m sdistill.generate --config configs/signs/generate.py:solution --workdir runs/guided
+
+The second shows correct responses of the first, which it finds in `after`.
 
 A response depends on its settings, problem and sample only. So an interrupted generation continues with the
 missing responses, and ends with the same files (docs/files.md). Of several processes each verifies its share.

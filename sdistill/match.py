@@ -73,9 +73,11 @@ def match(directories: Sequence[Path], out: Path, *, responses: int, per_problem
     """Writes the sets of these generations; returns how many responses, and to how many problems, each has.
 
     Raises:
-      ConfigError: if a generation is not complete, if they are of different problems or models, or if they
-        have no problem in common.
+      ConfigError: if a generation is not complete, if they are of different problems or models, if they
+        have no problem in common, or if a number is not positive.
     """
+    require(responses > 0, f"--responses={responses} must be positive")
+    require(per_problem > 0, f"--per_problem={per_problem} must be positive")
     require(len(directories) > 1, "give two generations or more")
     require(not (out.exists() and any(out.iterdir())), f"{out} is not empty; give a new folder")
     groups = {directory.name: responses_by_problem(directory) for directory in directories}
@@ -127,10 +129,16 @@ def write_json(path: Path, content: Any) -> None:
 
 def main() -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m sdistill.match",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("generations", nargs="+", type=Path, help="directories of complete generations")
-    parser.add_argument("--responses", type=int, default=800, help="of each set, at most")
-    parser.add_argument("--per_problem", type=int, default=8, help="responses to one problem, at most")
+    of_set, of_problem = "of each set, at most", "responses to one problem, at most"
+    parser.add_argument("--responses", type=int, default=800, help=f"{of_set} (default %(default)s)")
+    parser.add_argument("--per_problem", type=int, default=8, help=f"{of_problem} (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     args = parser.parse_args()
     try:

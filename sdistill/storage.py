@@ -100,8 +100,9 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, gzip.compress(lines, 6, mtime=0) if path.suffix == ".gz" else lines)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: str | Path) -> list[dict[str, Any]]:
     """Reads what `write_records` wrote; no file means no records."""
+    path = Path(path)
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -115,7 +116,7 @@ def write_responses(path: Path, responses: Iterable[Response]) -> None:
     write_records(path, (response.to_json() for response in responses))
 
 
-def read_responses(path: Path) -> list[Response]:
+def read_responses(path: str | Path) -> list[Response]:
     """`read_records` of responses."""
     return [Response.from_json(record) for record in read_records(path)]
 

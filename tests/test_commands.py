@@ -121,6 +121,8 @@ def test_a_directory_with_other_settings_is_refused(commands, tmp_path):
     [
         (["--model=/nowhere", "--split=k3_test"], "not a model folder"),
         (["--model=signs_base", "--split=k9"], "k3_pool, k4_pool"),
+        (["--model=signs_base", "--split=k3_test", "--num_problems=0"], "--num_problems=0 must be positive"),
+        (["--model=signs_base", "--split=k3_test", "--num_samples=-1"], "--num_samples=-1 must be positive"),
     ],
 )
 def test_evaluate_says_what_is_wrong(arguments, part, commands):

@@ -70,7 +70,23 @@ def test_the_real_form_names_a_model(name):
     assert real.model is None and real.init_from.count("/") == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "known"),
+    [
+        ("signs.sdpo", "'solution', 'answer', 'tiny'"),
+        ("signs.grpo", "'', 'tiny', 'dr_grpo', 'dapo'"),
+        *((f"signs.{name}", "'', 'tiny'") for name in ("sft", "pretrain")),
+        *((f"signs.{name}", "'', 'quick', 'tiny'") for name in ("study", "fixes", "probes")),
+        ("signs.generate", "'plain', 'walk', .*'tiny'"),
+        ("one_chip.sdpo", "'', 'tiny'"),
+    ],
+)
+def test_an_unknown_argument_of_a_config_is_refused_with_those_that_it_knows(recipe, known):
+    with pytest.raises(ValueError, match=f"^unknown argument 'foo'; known: {known}$"):
+        importlib.import_module(f"configs.{recipe}").get_config("foo")
+
+
 @ALL
 def test_other_arguments_are_refused(name):
-    with pytest.raises(ValueError, match="unknown argument 'small' .*; known: '', 'tiny'"):
+    with pytest.raises(ValueError, match="unknown argument 'small'; known: '', 'tiny'"):
         preset(name, "small")

@@ -5,6 +5,7 @@ Each preset says which model it names and how its tiny form differs from `TINY`.
 
 from ml_collections import ConfigDict
 
+from configs.signs.common import check_argument
 from sdistill.model.hugging_face import FAMILIES
 
 TINY = {
@@ -31,8 +32,7 @@ def preset(arg: str, name: str, family: str, **fields: object) -> ConfigDict:
     Raises:
       ValueError: if `arg` is anything else.
     """
-    if arg not in ("", "tiny"):
-        raise ValueError(f"unknown argument {arg!r} of the preset of {name}; known: '', 'tiny'")
+    check_argument(arg, ("", "tiny"))
     start: dict[str, object] = {"init_from": name}
     if arg == "tiny":
         start = {"init_from": None, "model": {**TINY, **FAMILIES[family].flags, **fields}}

@@ -18,12 +18,12 @@ from configs.models import qwen3_0p6b
 from configs.one_chip.generate import ONE, SPLIT
 from configs.paper.common import TEMPLATE
 from configs.signs import sdpo
+from configs.signs.common import check_argument
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings of one run; `tiny` for two steps on a laptop."""
-    if arg not in ("", "tiny"):
-        raise ValueError(f"unknown argument {arg!r} of sdpo.py; known: '', 'tiny'")
+    check_argument(arg, ("", "tiny"))
     if arg == "tiny":
         config = sdpo.get_config("tiny")
         config.evaluation = None

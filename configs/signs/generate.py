@@ -20,7 +20,7 @@ Each takes seconds to a minute on a laptop's CPU. The argument `tiny` asks for 1
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import CONTEXT, MODEL, TINY_SLOTS
+from configs.signs.common import CONTEXT, MODEL, TINY_SLOTS, check_argument
 
 KINDS = ("solution", "answer", "partial", "other_problem")
 STEPS = ("plain", "walk", "unguided", *KINDS, "regenerated", "tiny")
@@ -28,8 +28,7 @@ STEPS = ("plain", "walk", "unguided", *KINDS, "regenerated", "tiny")
 
 def get_config(arg: str = "plain") -> ConfigDict:
     """Settings of one generation; `arg` is a step, or `tiny`."""
-    if arg not in STEPS:
-        raise ValueError(f"unknown argument {arg!r} of generate.py; known: {', '.join(map(repr, STEPS))}")
+    check_argument(arg, STEPS)
     config = ConfigDict(
         {
             "split": "k3_pool" if arg == "tiny" else "k4_pool",  # the base solves most of three numbers

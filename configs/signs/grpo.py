@@ -12,15 +12,13 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs.signs import sdpo
+from configs.signs.common import check_argument
 from sdistill.config import GRPO_PRESETS as PRESETS
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings of one run; `arg` is a preset or `tiny`."""
-    if arg not in ("", "tiny", *PRESETS):
-        raise ValueError(
-            f"unknown argument {arg!r} of grpo.py; known: 'tiny', {', '.join(map(repr, PRESETS))}"
-        )
+    check_argument(arg, ("", "tiny", *PRESETS))
     config = sdpo.get_config("tiny" if arg == "tiny" else "solution")
     config.objective = "grpo"
     config.loss = ConfigDict(dataclasses.asdict(PRESETS[arg]) if arg in PRESETS else {})

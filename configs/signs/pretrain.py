@@ -9,11 +9,12 @@ of 40 packed rows of 192 tokens. The result is shipped in `sdistill/model/assets
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import MODEL
+from configs.signs.common import MODEL, check_argument
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings; `tiny` for two steps of a small batch."""
+    check_argument(arg, ("", "tiny"))
     tiny = arg == "tiny"
     steps = 2 if tiny else 1000
     return ConfigDict(

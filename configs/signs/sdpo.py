@@ -10,11 +10,12 @@ makes two steps of a small batch.
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL, TINY_SLOTS
+from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL, TINY_SLOTS, check_argument
 
 
 def get_config(arg: str = "solution") -> ConfigDict:
     """Settings of one run; `arg` is the context or `tiny`."""
+    check_argument(arg, ("solution", "answer", "tiny"))
     tiny = arg == "tiny"
     kind = "solution" if tiny else arg
     return ConfigDict(

@@ -10,11 +10,12 @@ pretraining corpus.
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import EVALUATION, MODEL, TINY_SLOTS
+from configs.signs.common import EVALUATION, MODEL, TINY_SLOTS, check_argument
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings of one run; `tiny` for two steps of a small batch."""
+    check_argument(arg, ("", "tiny"))
     tiny = arg == "tiny"
     return ConfigDict(
         {

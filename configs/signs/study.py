@@ -9,7 +9,7 @@ exercises the code. What comes out of the full study, and what both take, is in 
 
 from ml_collections import ConfigDict
 
-from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL, TINY_SLOTS
+from configs.signs.common import CONTEXT, EVALUATION, FULL_DIVERGENCE, MODEL, TINY_SLOTS, check_argument
 
 SIZES = {
     "": {
@@ -56,8 +56,7 @@ SIZES = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """Settings of the study; `arg` is a key of `SIZES`."""
-    if arg not in SIZES:
-        raise ValueError(f"unknown argument {arg!r} of study.py; known: {', '.join(map(repr, SIZES))}")
+    check_argument(arg, SIZES)
     size = SIZES[arg]
     tiny = arg == "tiny"
     evaluation = {

@@ -63,12 +63,15 @@ def checksum(path: Path) -> str:
 
 
 def obtain(source: Source, folder: Path, name: str, progress: Progress) -> Path:
-    """The file of a source of the data set `name`, verified; downloaded to `folder` if it is not there.
+    """The file of a source of the data set `name`, verified; downloaded if it is not there.
+
+    `folder` is `DATA_DIR/downloads/name`.
 
     Raises:
       ConfigError: if the download fails, with the ways to do without; or if it is not the pinned file.
     """
     path = folder / source.url.rpartition("/")[2]
+    command = f"python -m sdistill.data.prepare {name} --data_dir {folder.parents[1]} --from"
     if not path.exists():
         try:
             _download(source.url, path, progress)
@@ -76,13 +79,13 @@ def obtain(source: Source, folder: Path, name: str, progress: Progress) -> Path:
             raise ConfigError(
                 f"{name} is not prepared, and {source.url} cannot be downloaded ({error}). Get the file on "
                 f"another machine and put it at {path}, or give it by hand:\n"
-                f"  python -m sdistill.data.prepare {name} --from {path.name}"
+                f"  {command} {path.name}"
             ) from error
     found = checksum(path)
     if source.sha256 not in (None, found):
         raise ConfigError(
             f"{path} has SHA-256 {found}, and the pinned file {source.sha256}; remove it to download it "
-            f"again, or use it as it is with: python -m sdistill.data.prepare {name} --from {path}"
+            f"again, or use it as it is with: {command} {path}"
         )
     return path
 

@@ -18,7 +18,7 @@ class RichnessConfig:
     Attributes:
       splits: The walk takes a problem of each in turns.
       walk: Which problems it keeps.
-      walk_samples: Responses a problem on the walk.
+      walk_samples: Responses per problem on the walk.
       num_samples: Fresh responses to a kept problem, under each context.
       answer_fractions: Shares of the answer that contexts show, besides all of it. 0 shows its form alone.
       solution_fractions: Shares of a worked solution that contexts show, besides all of it.
@@ -50,7 +50,7 @@ class SFTStudyConfig:
       split: Problems to sample training responses from.
       responses: Size of each training set.
       per_problem: Largest number of responses to one problem in a training set.
-      num_samples: Responses sampled a problem. The correct ones can be used.
+      num_samples: Responses sampled per problem. The correct ones can be used.
       train: The SFT runs. `examples.source` and the seed are filled in.
     """
 
@@ -193,7 +193,7 @@ class ProbingConfig:
     Attributes:
       split: Problems, harder than those trained on.
       num_problems: The first of the split. None takes all.
-      num_samples: Responses a problem.
+      num_samples: Responses per problem.
       max_response_length: Tokens after which a response is cut, with all that is forced on it.
       cue: The epistemic word that is put into responses.
       extra_attempts: Largest number of times that a response is kept from ending its thinking.

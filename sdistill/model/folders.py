@@ -37,11 +37,13 @@ def find_model(source: str | Path) -> Path:
     """The folder of a model: a local one, `signs_base`, or the download of a name such as `Qwen/Qwen3-8B`.
 
     Raises:
-      FileNotFoundError: if it is neither; says how to get the files here.
+      FileNotFoundError: if it is neither, or a run's directory; says how to get a model here, or where it is.
     """
     if source == "signs_base":
         return SIGNS_BASE
     if Path(source).is_dir():
+        if (Path(source) / "checkpoints").is_dir() or (Path(source) / "model" / CONFIG_FILE).is_file():
+            raise FileNotFoundError(f"{source} is a run; its model is in {source}/model once it has ended")
         return finish_exchange(source)
     if not re.fullmatch(r"[\w-]+/[\w.-]+", str(source)):
         raise FileNotFoundError(f"no folder {source}: not a model folder, nor a name of Hugging Face's")

@@ -57,7 +57,13 @@ def read_run(path: Path, name: str = "") -> Run:
     elif (path / "runs").is_dir():
         notes.append(f"No {RESULTS}: the study was interrupted before its first section was complete.")
     else:
-        raise FileNotFoundError(f"neither {RESULTS} nor runs/ in {path}: not the directory of a study")
+        message = f"neither {RESULTS} nor runs/ in {path}: not the directory of a study"
+        if (path / "checkpoints").is_dir():
+            message += (
+                f"; it is a training run: `tensorboard --logdir {path}` shows its curves, and "
+                f"`python -m sdistill.evaluate --model {path}/model` measures its model"
+            )
+        raise FileNotFoundError(message)
     unknown = sorted({m.section for m in measurements} - {*HEADINGS})
     if unknown:
         notes.append(f"Sections that this version does not know, and does not show: {', '.join(unknown)}.")
@@ -83,7 +89,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     parts = [path.resolve().parts for path in paths]
     if len(set(parts)) < len(parts):
-        raise ValueError(f"{', '.join(map(str, paths))}: name each run once")
+        raise ValueError(f"{', '.join(map(str, paths))}: name each study once")
     depth = next(d for d in itertools.count(1) if len({part[-d:] for part in parts}) == len(parts))
     return [read_run(path, "/".join(part[-depth:])) for path, part in zip(paths, parts, strict=True)]
 

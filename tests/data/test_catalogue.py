@@ -95,6 +95,7 @@ def test_what_cannot_be_had_is_refused_with_the_way_out(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="aime25 is not prepared, and .* cannot be downloaded") as error:
         open_problems("aime25", tmp_path)
     assert f"put it at {tmp_path}/downloads/aime25/test.jsonl" in str(error.value)
+    assert f"prepare aime25 --data_dir {tmp_path} --from test.jsonl" in str(error.value)
 
 
 def test_of_two_runs_that_prepare_at_the_same_time_the_slower_reads_what_the_other_made(

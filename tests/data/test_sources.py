@@ -89,7 +89,7 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
     for part in (
         source.url,
         f"put it at {tmp_path}/there/rows.jsonl",
-        "python -m sdistill.data.prepare aime25 --from rows.jsonl",
+        f"python -m sdistill.data.prepare aime25 --data_dir {tmp_path.parent} --from rows.jsonl",
     ):
         assert part in str(error.value)
 

@@ -382,3 +382,9 @@ def test_a_copy_of_a_model_folder_is_the_same_model(tmp_path):
     params = save(tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
     tiny.assert_same_bits(nnx.state(load_pretrained(str(tmp_path / "there")), nnx.Param), params)
+
+
+def test_the_directory_of_a_run_is_told_from_that_of_a_model(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a run; its model is in {tmp_path}/model"):
+        find_model(tmp_path)

@@ -442,18 +442,20 @@ def test_runs_are_named_apart_and_once(tmp_path):
         write_run(tmp_path / name, [], responses=False)
     names = [run.name for run in read_runs([tmp_path / "a/run", tmp_path / "b/run", tmp_path / "b/other"])]
     assert names == ["a/run", "b/run", "b/other"]
-    with pytest.raises(ValueError, match="name each run once"):
+    with pytest.raises(ValueError, match="name each study once"):
         read_runs([tmp_path / "a/run", tmp_path / "b/../a/run"])
 
 
 def test_command_line(tmp_path, capsys):
     run = write_run(tmp_path / "run", fixes_measurements(), responses=False)
+    (tmp_path / "sdpo" / "checkpoints").mkdir(parents=True)
     main([str(run)])
     assert (run / "report.html").is_file()
     for arguments, message in [
         ([str(tmp_path)], "neither results.jsonl nor runs/"),
-        ([str(run), "--out", str(tmp_path)], "--out goes with several runs"),
-        ([str(run), str(run)], "--out goes with several runs"),
+        ([str(tmp_path / "sdpo")], f"sdistill.evaluate --model {tmp_path}/sdpo/model` measures its model"),
+        ([str(run), "--out", str(tmp_path)], "--out goes with several studies"),
+        ([str(run), str(run)], "--out goes with several studies"),
     ]:
         with pytest.raises(SystemExit):
             main(arguments)
