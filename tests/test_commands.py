@@ -44,7 +44,7 @@ def complaint(commands, *arguments) -> str:
         ([SDPO, "steps=3"], ["steps=3"]),
         ([], ["--config"]),
         (["--config=configs/signs/nothing.py"], ["configs/signs/nothing.py"]),
-        (["--config=configs/signs/sdpo.py:nonsense"], ["teacher.context.kind='nonsense'", "'answer'"]),
+        (["--config=configs/signs/sdpo.py:nonsense"], ["'nonsense'", "'answer'"]),
         (["--config=configs/signs/study.py:nonsense"], ["'nonsense'", "quick"]),
     ],
     ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else None,

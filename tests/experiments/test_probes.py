@@ -74,7 +74,7 @@ def subject(tmp_path_factory):
     config = parse(ProbesConfig, values)
     shape = olmo3_7b.get_config("tiny").model.to_dict() | {"vocab_size": 384}
     model = new_model(parse(ModelConfig, shape), 0)
-    study = Study(config, folder / "study", model, chat, Sum(), Progress(disable=True), slots=4)
+    study = Study(config, folder / "study", model, chat, Sum(), Progress(disable=True))
     plain = [
         tiny.response(PROBLEMS[i // 2].id, text, i == 1, sample=i % 2, finish="length" if i == 3 else "stop")
         for i, text in enumerate(RESPONSES)
