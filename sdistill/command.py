@@ -69,17 +69,18 @@ def load_config(path: str, overrides: Iterable[str]) -> dict[str, Any]:
     """The values of a config file, with fields set as `--config.FIELD=VALUE`.
 
     Raises:
-      ConfigError: if the file refuses its argument, or for an override of another form.
+      ConfigError: if the file is damaged or refuses its argument, or for an override of another form.
     """
     file, _, argument = path.partition(":")
-    if file.endswith(".json"):
-        config = ConfigDict(json.loads(Path(file).read_text(encoding="utf-8")))
-    else:
-        get_config = runpy.run_path(file)["get_config"]
-        try:
+    try:
+        if file.endswith(".json"):
+            config = ConfigDict(json.loads(Path(file).read_text(encoding="utf-8")))
+        elif get_config := runpy.run_path(file).get("get_config"):
             config = ConfigDict(get_config(*[argument] if argument else []))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"--config={path}: {error}") from error
+        else:
+            raise ConfigError("there is no function get_config")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--config={path}: {error}") from error
     with config.unlocked():
         for override in overrides:
             name, is_given, text = override.partition("=")

@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> None:
     longest = max(len(chat.prompt(problem.messages, thinking=thinking)) for problem in problems)
     config = SamplerConfig(
         num_samples=args.num_samples,
-        max_prompt_length=args.max_prompt_length or longest,
+        max_prompt_length=longest if args.max_prompt_length is None else args.max_prompt_length,
         max_response_length=args.max_response_length,
         sampling=Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p),
         thinking=thinking,

@@ -213,7 +213,7 @@ def check_finite(config: GenerateConfig, query: Query, ids: np.ndarray, finish: 
     """Refuses a response that ended because logits were not finite, if the settings say so."""
     if finish == Finish.ERROR and config.stop_on_error:
         raise FloatingPointError(
-            f"logits of {query.problem.id!r}, sample {query.sample} are no numbers after "
+            f"logits of {query.problem.id!r}, sample {query.sample} are not finite after "
             f"{len(ids)} tokens; look at the weights of init_from={config.init_from!r}, or "
             "set stop_on_error=False to go on without such responses"
         )

@@ -179,7 +179,7 @@ class Records:
     """Metrics, rollouts and checkpoints of a run, which are written together.
 
     Attributes:
-      metrics: Of all steps so far.
+      metrics: The metrics of all steps so far.
     """
 
     def __init__(
@@ -232,11 +232,11 @@ class Run:
     """What all steps of a run share.
 
     Attributes:
-      gradient: Of a micro-batch, compiled.
-      update: With the gradient of all micro-batches, compiled.
-      evaluator: Samples evaluations; None where there are none.
+      gradient: The compiled gradient of one micro-batch.
+      update: The compiled optimizer update.
+      evaluator: Samples evaluations; None if there are none.
       datasets: Problems and verifier of each evaluation data set.
-      clock: Stages: generate, reshard, verify, layout, score, train, attribution.
+      clock: Times the stages generate, reshard, verify, layout, score, train, attribution.
     """
 
     def __init__(
@@ -282,8 +282,8 @@ class OnPolicyRun(Run):
     """What all steps of GRPO or SDPO share.
 
     Attributes:
-      sampler: Of rollouts.
-      task: Verifies them.
+      sampler: Samples rollouts.
+      task: Verifies rollouts.
       reference: A copy of the initial weights, for a KL term; None without one.
     """
 

@@ -43,6 +43,7 @@ def complaint(commands, *arguments) -> str:
         ([SDPO, "--wrkdir=x"], ["--wrkdir=x: not understood"]),
         ([SDPO, "steps=3"], ["steps=3"]),
         ([], ["--config"]),
+        (["--config=configs/signs/common.py"], ["configs/signs/common.py", "get_config"]),
         (["--config=configs/signs/nothing.py"], ["configs/signs/nothing.py"]),
         (["--config=configs/signs/sdpo.py:nonsense"], ["'nonsense'", "'answer'"]),
         (["--config=configs/signs/study.py:nonsense"], ["'nonsense'", "quick"]),
@@ -82,6 +83,9 @@ def test_fields_that_the_file_leaves_out_are_set_too(tmp_path):
     assert config.attribution and config.evaluation is None
     (tmp_path / "config.json").write_text(to_json(config))
     assert parse(SDPOConfig, load_config(str(tmp_path / "config.json"), [])) == config
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json: Expecting"):
+        load_config(str(tmp_path / "config.json"), [])
 
 
 def test_a_missing_workdir_is_named(commands):
@@ -121,6 +125,7 @@ def test_a_directory_with_other_settings_is_refused(commands, tmp_path):
     [
         (["--model=/nowhere", "--split=k3_test"], "not a model folder"),
         (["--model=signs_base", "--split=k9"], "k3_pool, k4_pool"),
+        (["--model=signs_base", "--split=k3_test", "--max_prompt_length=0"], "max_prompt_length=0"),
         (["--model=signs_base", "--split=k3_test", "--num_problems=0"], "--num_problems=0 must be positive"),
         (["--model=signs_base", "--split=k3_test", "--num_samples=-1"], "--num_samples=-1 must be positive"),
     ],

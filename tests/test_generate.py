@@ -178,7 +178,7 @@ def test_logits_that_are_no_numbers_stop_a_generation_or_are_counted(config_of, 
     model.norm_D[...] = jnp.full_like(model.norm_D[...], jnp.nan)
     save_pretrained(model, tmp_path / "broken")
     config = config_of(init_from=str(tmp_path / "broken"))
-    with pytest.raises(FloatingPointError, match=r"sample \d are no numbers after 0 tokens"):
+    with pytest.raises(FloatingPointError, match=r"sample \d are not finite after 0 tokens"):
         generate(config, tmp_path / "stopped")
     found = generate(dataclasses.replace(config, stop_on_error=False), tmp_path / "counted")
     assert {r.finish for r in found} == {"error"}

@@ -2,8 +2,8 @@
 
     python -m sdistill.train --config configs/one_chip/sdpo.py --workdir runs/one_chip/sdpo
 
-8 problems × 4 rollouts of at most 2,048 tokens a step, an update from one row after the other. The teacher is
-a frozen copy in bfloat16, as is Adam's mean of gradients; the rest is float32.
+A step has 8 problems × 4 rollouts of at most 2,048 tokens, and its gradient comes from one row after another.
+The teacher is a frozen copy in bfloat16, as is Adam's mean of gradients; the rest is float32.
 
 Nothing here ran on a chip; that it fits:
 

@@ -98,7 +98,7 @@ class Results:
     def add_training(
         self, condition: Condition, seed: int, metrics: Sequence[Mapping[str, float]], every: int, n: int
     ) -> None:
-        """Adds training metrics as means over each `every` steps, `n` responses a step, without interval."""
+        """Adds means of training metrics over `every` steps each, of `n` responses per step; no intervals."""
         for start in range(0, len(metrics), every):
             window = metrics[start : start + every]
             cell = Cell(condition, int(window[-1]["step"]), "train")

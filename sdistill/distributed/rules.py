@@ -6,7 +6,7 @@
     distributed/mesh.py   arranges the devices
 
 In training, `context` splits sequences, and splits parameters and their optimizer state as `fsdp` does.
-Sampling has one token a row and no sequence to split: there `context` splits heads, feed-forward and
+Sampling has one token per row and no sequence to split: there `context` splits heads, feed-forward and
 vocabulary, as `tensor` does. Losses need all ids of few positions: there it splits ids, too.
 """
 

@@ -71,7 +71,7 @@ class CachedDecoder:
     def decode(
         self, params: nnx.State, tokens_B: Int[Array, " B"], cache: Cache, lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits after one more token a row, and the cache with it. Before, rows have `lengths_B` tokens."""
+        """Logits after one more token per row, and the cache with it; `lengths_B` tokens are before it."""
         decoder = bind(self.config, params)
         hidden_BD, cache = decoder.decode(tokens_B, cache, lengths_B)
         logits_BV = jnp.einsum("bd,dv->bv", hidden_BD, decoder.head(), preferred_element_type=jnp.float32)

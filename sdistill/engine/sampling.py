@@ -1,4 +1,4 @@
-"""Draws one token a row from logits: temperature, top-k, top-p, min-p, and log-probabilities.
+"""Draws one token per row from logits: temperature, top-k, top-p, min-p, and log-probabilities.
 
 All three truncations keep the tokens above some probability, so each row has one threshold. It is found by
 halving an interval: exactly, in 30 passes over the vocabulary, which cost far less than sorting it.
@@ -68,7 +68,7 @@ class SamplingArrays(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """One token a row.
+    """One token per row.
 
     Attributes:
       ids_B: The tokens.

@@ -103,7 +103,7 @@ already been called with the first `seen` ids."""
 
 @contextlib.contextmanager
 def follow(progress: Progress, name: str, total: int) -> Iterator[Callable[[EngineStats], None]]:
-    """A callback that shows completions, tokens a second, busy slots and failures in a bar of its own."""
+    """A callback that shows completions, tokens per second, busy slots and failures in a bar of its own."""
     bar = progress.add_task(name, total=total)
 
     def show(stats: EngineStats) -> None:

@@ -203,7 +203,7 @@ class Layer(nnx.Module):
     def decode(
         self, x_B1D: Float[Array, "B 1 D"], rope: Rope, cache: LayerCache, lengths_B: Int[Array, " B"]
     ) -> tuple[Float[Array, "B 1 D"], LayerCache]:
-        """The same for one more token a row, and the cache with that token's key and value."""
+        """The same for one more token per row, and the cache with that token's key and value."""
         q_B1NH, k_B1KH, v_B1KH = self.attention.project(self._pre_norm(x_B1D, self.attention_norm_D), rope)
         cache = append_token(cache, k_B1KH[:, 0], v_B1KH[:, 0], lengths_B)
         y_BNH = attend_cached(q_B1NH[:, 0], cache, lengths_B + 1, window=self.attention.window)
